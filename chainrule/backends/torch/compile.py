@@ -1,0 +1,60 @@
+"""Emitted source as a callable whose tracebacks show its lines, and a graph run on tensors."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import linecache
+import weakref
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
+
+import torch
+
+from chainrule.backends.torch.emit import emit
+from chainrule.errors import BackendError
+from chainrule.ir import Graph, Node
+
+
+class Compiled:
+    """A graph as a callable of tensors in the order of its inputs, without autograd's tape; ``source`` is its text."""
+
+    def __init__(self, graph: Graph, source: str, function: Callable[..., Any]) -> None:
+        self.graph, self.source, self._function = graph, source, function
+
+    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            return self._function(*tensors)
+
+
+def compile(graph: Graph, name: str = "forward", free: bool = True) -> Compiled:
+    """The graph as a callable.
+
+    Raises:
+        BackendError: it cannot be written in torch.
+    """
+    source = emit(graph, name, free)
+    file = f"<chainrule {name} {hashlib.blake2b(source.encode(), digest_size=6).hexdigest()}>"
+    namespace: dict[str, Any] = {"torch": torch}  # the text is ours, made from the graph alone
+    try:
+        exec(builtins.compile(source, file, "exec"), namespace)
+    except SyntaxError as error:  # a template that does not give Python
+        raise BackendError(f"the emitted source is not Python: {error}", given=error.text or "") from error
+    function = next(f for f in reversed(namespace.values()) if isinstance(f, FunctionType))
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    compiled = Compiled(graph, source, function)
+    weakref.finalize(compiled, linecache.cache.pop, file, None)
+    return compiled
+
+
+def run(graph: Graph, values: Mapping[Node, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The outputs of a graph for given tensors of its inputs.
+
+    Raises:
+        BackendError: an input without a tensor, or a graph that cannot be written in torch.
+    """
+    missing = [str(i.params["name"]) for i in graph.inputs if i not in values]
+    if missing:
+        raise BackendError(f"no value for input {', '.join(missing)}", required="a tensor for every input of the graph")
+    return compile(graph)(*(values[i] for i in graph.inputs))

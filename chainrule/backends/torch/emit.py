@@ -1,0 +1,204 @@
+"""A graph as straight-line Python: one assignment per node, in the words of torch.
+
+Every op says in its ``torch`` field how it is written; a composite without one is written as its expansion. What does not
+depend on an input is computed once, above the function. The text is made from the graph alone: names are reduced to
+identifiers, and no text of a user's is ever part of an expression.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from chainrule.errors import BackendError
+from chainrule.ir import Graph, Literal, Node, TensorType, apply, describe, rebuild, shape_text
+
+_WIDTH = 100  # columns, beyond which a signature is broken into lines and a comment is left out
+_RESERVED = frozenset(("torch", "float"))
+
+
+def emit(graph: Graph, name: str = "forward", free: bool = True) -> str:
+    """Python source of a function of the graph's inputs that returns the tuple of its outputs.
+
+    Args:
+        graph: all inputs with numbers for sizes.
+        name: of the function.
+        free: whether intermediates are deleted after their last use.
+    Raises:
+        BackendError: an op without a ``torch`` field, or a leaf that is no input of the graph.
+    """
+    graph = inline_composites(graph)
+    return _Writer(graph, _Identifiers(graph)).source(_identifier(name), free)
+
+
+def inline_composites(graph: Graph) -> Graph:
+    """The graph with composites that have no ``torch`` field replaced by their expansions."""
+
+    def expand(node: Node, inputs: tuple[Node, ...]) -> Node:
+        if node.op.torch is not None or node.op.expansion is None:
+            return node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
+        body = node.op.expansion(*inputs, **node.params)
+        return rebuild([body], expand)[body]
+
+    return graph.map(rebuild(graph.outputs, expand))
+
+
+def _identifier(text: str) -> str:
+    # NFKC is what Python itself does with names: two that it would merge must not count as different.
+    name = re.sub(r"\W", "_", unicodedata.normalize("NFKC", text))
+    if not name.isidentifier() or keyword.iskeyword(name) or name in _RESERVED:
+        name = f"v_{name}"
+    return name
+
+
+class _Identifiers:
+    """One Python name per node: the user's first name for it, or ``t0``, ``t1``, ...; ``c0``, ... for constants."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._names: dict[Node, str] = {}
+        self._taken: set[str] = set()
+        self._counters = {"t": 0, "c": 0}
+        for node in graph.inputs:
+            self._give(node, str(node.params.get("name", "x")))
+        for node, name in graph.name_of().items():
+            if node not in self._names:
+                self._give(node, name)
+
+    def of(self, node: Node, prefix: str = "t") -> str:
+        """The name of a node, made at the first request."""
+        if node not in self._names:
+            while True:
+                name = f"{prefix}{self._counters[prefix]}"
+                self._counters[prefix] += 1
+                if name not in self._taken:
+                    break
+            self._names[node] = name
+            self._taken.add(name)
+        return self._names[node]
+
+    def _give(self, node: Node, wanted: str) -> None:
+        base = name = _identifier(wanted)
+        count = 1
+        while name in self._taken:
+            count += 1
+            name = f"{base}_{count}"
+        self._names[node] = name
+        self._taken.add(name)
+
+
+class _Writer:
+    def __init__(self, graph: Graph, names: _Identifiers) -> None:
+        self.graph, self.names = graph, names
+        self.inputs = set(graph.inputs)
+        self.nodes = graph.nodes
+        self.device = next((i.type.device for i in graph.inputs if i.type.device not in ("cpu", "meta")), None)
+        self.fixed = self._independent()
+        self.above: list[str] = []
+        self.body: list[str] = []
+        self.tensors: set[Node] = set()  # scalar constants that are needed as tensors
+
+    def source(self, name: str, free: bool) -> str:
+        last = self._last_uses() if free else {}
+        for node in self.nodes:
+            if node in self.inputs:
+                continue
+            if "name" in node.params and node.is_leaf:
+                raise BackendError(
+                    f"{describe(node)} is read but is no input of the graph", required="every leaf among graph.inputs"
+                )
+            if node.number is not None:
+                continue  # written where it is used
+            self._line(node)
+            dead = [self.names.of(n) for n in last.get(node, ())]
+            if dead:
+                self.body.append(f"del {', '.join(dead)}")
+        returned = ", ".join(self._operand(o, as_tensor=True) for o in self.graph.outputs)
+        comma = "," if len(self.graph.outputs) == 1 else ""
+        self.body.append(f"return ({returned}{comma})")
+        head = _signature(name, [self.names.of(i) for i in self.graph.inputs])
+        return "\n".join([*self.above, *([""] if self.above else []), head, *(f"    {b}" for b in self.body), ""])
+
+    def _independent(self) -> set[Node]:
+        """Nodes that no input reaches: computed once, above the function."""
+        fixed: set[Node] = set()
+        for node in self.nodes:
+            if node not in self.inputs and node.op.pure and all(i in fixed for i in node.inputs):
+                fixed.add(node)
+        return fixed
+
+    def _last_uses(self) -> dict[Node, list[Node]]:
+        """node -> intermediates that nobody needs once it is computed."""
+        last: dict[Node, Node] = {}
+        for node in self.nodes:
+            for i in node.inputs:
+                last[i] = node
+        kept = {*self.inputs, *self.graph.outputs, *self.fixed}
+        dying: dict[Node, list[Node]] = {}
+        for node, user in last.items():
+            if node not in kept and user not in self.fixed:
+                dying.setdefault(user, []).append(node)
+        return dying
+
+    def _line(self, node: Node) -> None:
+        above = node in self.fixed
+        name = self.names.of(node, "c" if above else "t")
+        expression = self._expression(node)
+        if above and self.device is not None and not node.inputs:
+            expression = f"{expression}.to({self.device!r})"
+        shape = f"  # {shape_text(node.shape)}" if isinstance(node.type, TensorType) else ""
+        (self.above if above else self.body).append(f"{name} = {expression}{shape}")
+
+    def _expression(self, node: Node) -> str:
+        written = node.op.torch
+        if written is None:
+            raise BackendError(
+                f"op {node.op.name!r} cannot be written in torch",
+                given=describe(node),
+                required="a `torch` field, or an expansion",
+                instead="declare it in chainrule/ops (docs/adding-an-op.md)",
+            )
+        # An infix operator takes numbers as they are, beside at least one tensor; a function wants tensors.
+        infix = isinstance(written, str) and "(" not in written and any(i.number is None for i in node.inputs)
+        operands = [self._operand(i, as_tensor=not infix) for i in node.inputs]
+        return written.format(*operands) if isinstance(written, str) else str(written(node, operands))
+
+    def _operand(self, node: Node, as_tensor: bool) -> str:
+        if node.number is None:
+            return self.names.of(node)
+        if not as_tensor:
+            text = _number(node)
+            return f"({text})" if text.startswith("-") else text
+        name = self.names.of(node, "c")
+        if node not in self.tensors:
+            self.tensors.add(node)
+            device = f", device={self.device!r}" if self.device else ""
+            self.above.append(f"{name} = torch.tensor({_number(node)}, dtype=torch.{node.type.dtype}{device})")
+        return name
+
+
+def _number(node: Node) -> str:
+    """A scalar constant as the shortest Python number that rounds to it in its dtype."""
+    literal: Literal = node.params["literal"]
+    value = literal.array[()]
+    if isinstance(value, np.floating):
+        return str(value) if np.isfinite(value) else f'float("{value}")'
+    return repr(value.item())
+
+
+def _signature(name: str, arguments: Sequence[str]) -> str:
+    line = f"def {name}({', '.join(arguments)}):"
+    if len(line) <= _WIDTH:
+        return line
+    lines, row = [], ""
+    for argument in arguments:
+        if row and len(row) + len(argument) > _WIDTH - 8:
+            lines.append(row)
+            row = ""
+        row += f"{argument}, "
+    return "\n".join([f"def {name}(", *(f"    {r.rstrip()}" for r in [*lines, row]), "):"])
+
+

@@ -1,0 +1,15 @@
+"""torch functions, modules and training cases as graphs.
+
+    trace       a function or module with example arguments -> Trace
+    trace_case  a model, a batch and a loss -> Trace
+    eager       the same program run as it is, for comparison
+
+``record`` runs and records, ``lower`` knows what each aten op is called here, ``untouched`` keeps the promise that the
+model is as it was.
+"""
+
+from chainrule.frontends.torch.modules import ModuleCall as ModuleCall
+from chainrule.frontends.torch.trace import Trace as Trace
+from chainrule.frontends.torch.trace import eager as eager
+from chainrule.frontends.torch.trace import trace as trace
+from chainrule.frontends.torch.trace import trace_case as trace_case

@@ -1,0 +1,190 @@
+"""The lowering table: one call of an aten op becomes nodes.
+
+What an op is called in torch is part of its declaration (``Op.aten``); this file reads those declarations and adds only
+what has no op of its own: copies that keep the value, in-place variants, and tensors whose numbers do not depend on the
+numbers of their arguments. ``record`` calls :func:`lower` for every call that it sees.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from chainrule.errors import UnsupportedOpError
+from chainrule.ir import OPS, Node, Op, TensorType, apply, as_node, constant
+from chainrule.ops.casts import cast
+from chainrule.ops.movement import broadcast
+
+Lowered = "Node | list[Node]"
+
+
+def _dropout(x: Node, p: float, train: bool) -> Node:
+    if train and p > 0:
+        raise UnsupportedOpError(
+            "dropout in training mode draws random numbers, which is not supported yet",
+            given=f"p={p}",
+            instead="model.eval(), or p=0",
+        )
+    return x
+
+
+def _same(x: Node, *_: Any, **__: Any) -> Node:
+    return x
+
+
+# The value is that of the first argument: copies, and dropout that does nothing.
+_IDENTITIES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("alias", "clone", "contiguous", "lift_fresh", "lift_fresh_copy"), _same),
+    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), _dropout),
+}
+
+# In-place ops without a functional twin in the table.
+_WRITES: dict[str, Callable[..., Any]] = {
+    "copy_": lambda x, source, non_blocking=False: broadcast(cast(source, x.type.dtype), x.shape),
+    "fill_.Scalar": lambda x, value: broadcast(constant(value, x.type.dtype), x.shape),
+    "fill_.Tensor": lambda x, value: broadcast(cast(value, x.type.dtype), x.shape),
+    "zero_": lambda x: broadcast(constant(0, x.type.dtype), x.shape),
+}
+
+# Only shape, dtype and device of the argument matter: the result is a constant.
+VALUE_FREE = frozenset(
+    ("zeros_like", "ones_like", "full_like", "empty_like", "empty_strided")
+    + ("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
+)
+
+
+@cache
+def _table() -> Mapping[str, tuple[Op, Callable[..., Any] | None]]:
+    """aten name, with or without overload -> the op and its adaptor."""
+    table: dict[str, tuple[Op, Callable[..., Any] | None]] = {}
+    for op in OPS.values():
+        for key, adaptor in op.aten.items():
+            if key in table:
+                raise ValueError(f"aten.{key} is declared by {table[key][0].name!r} and {op.name!r}")
+            table[key] = (op, adaptor)
+    return table
+
+
+def key_of(func: Any) -> tuple[str, str]:
+    """Name and overload of an aten op: ``("add", "Tensor")``; the default overload is ``""``."""
+    return func._schema.name.removeprefix("aten::"), func._schema.overload_name
+
+
+def is_in_place(func: Any) -> bool:
+    """Whether the op writes into its first argument and returns it."""
+    name, _ = key_of(func)
+    return name.endswith("_") and not name.endswith("__") and func._schema.is_mutable
+
+
+def rule_for(func: Any) -> Callable[..., Any] | None:
+    """The function ``(*args, **kwargs) -> Node | list[Node]`` of an aten op, or None if it is not declared."""
+    name, overload = key_of(func)
+    full = f"{name}.{overload}" if overload else name
+    for key in (full, name):
+        if key in _WRITES:
+            return _WRITES[key]
+    if is_in_place(func):
+        base, name = full.replace(name, name[:-1], 1), name[:-1]
+    elif func._schema.is_mutable:
+        return None  # out= variants
+    else:
+        base = full
+    if name in _IDENTITIES:
+        return _IDENTITIES[name]
+    found = _table().get(base) or _table().get(name)
+    if found is None:
+        return None
+    op, adaptor = found
+    return adaptor or _positional(op)
+
+
+@cache
+def _positional(op: Op) -> Callable[..., Any]:
+    def rule(*args: Any) -> Node:
+        first = next((a for a in args if isinstance(a, Node)), None)
+        return apply(op, *(as_node(a, like=first) for a in args))
+
+    return rule
+
+
+@cache
+def _signature(rule: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(rule)
+
+
+def lower(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: str | None) -> Any:
+    """The nodes of one call.
+
+    Args:
+        func: the aten overload.
+        args, kwargs: nodes for tensors, names for dtypes, Python values for the rest.
+        dtype: of the result, where there is one.
+    Returns:
+        A node, or a list of nodes for several outputs.
+    Raises:
+        UnsupportedOpError: not declared, or not with these arguments.
+        ShapeError: the op's shape rule refuses the operands.
+    """
+    rule = rule_for(func)
+    if rule is None:
+        raise UnsupportedOpError(
+            f"{func} is not declared",
+            required="an op of chainrule/ops whose `aten` field names it",
+            instead="the same in declared ops, or a declaration (docs/adding-an-op.md)",
+        )
+    kwargs = {key: value for key, value in kwargs.items() if value is not None and not _placement(key)}
+    try:
+        _signature(rule).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UnsupportedOpError(f"{func} is not declared with these arguments", given=str(error)) from None
+    if torch.Tag.pointwise in func.tags and dtype is not None and "float" in dtype:
+        args = _promoted(func, args, dtype)
+    return rule(*args, **kwargs)
+
+
+def _placement(key: str) -> bool:
+    return key in ("layout", "device", "pin_memory", "non_blocking", "memory_format", "copy", "implicit")
+
+
+def _promoted(func: Any, args: Sequence[Any], dtype: str) -> list[Any]:
+    """Integers take part in floating-point arithmetic in the dtype of the result, as torch does it."""
+    if any(isinstance(a, Node) and a.type.is_float for a in args):
+        return list(args)
+    conditions = [a.name == "condition" for a in func._schema.arguments]
+    return [
+        cast(a, dtype) if isinstance(a, Node) and not condition else a
+        for a, condition in zip(args, conditions, strict=False)
+    ]
+
+
+def plain(value: Any) -> Any:
+    """An argument that is no tensor, in words that ops understand: a dtype is its name."""
+    return dtype_name(value) if isinstance(value, torch.dtype) else value
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` of ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def type_of(tensor: torch.Tensor) -> TensorType:
+    """The type of a leaf: shape, dtype, strides and device of a tensor."""
+    return TensorType(
+        tuple(tensor.shape), dtype_name(tensor.dtype), tuple(tensor.stride()), str(tensor.device)
+    )
+
+
+def constant_of(tensor: torch.Tensor) -> Node:
+    """The numbers of a tensor as a constant; equal numbers everywhere as one number, broadcast."""
+    dtype = dtype_name(tensor.dtype)
+    held = tensor.detach().to(device="cpu")
+    array = (held.float() if dtype == "bfloat16" else held).numpy().copy()
+    flat = array.reshape(-1)
+    if flat.size > 1 and flat.tobytes() == flat[:1].tobytes() * flat.size:
+        return broadcast(constant(flat[0], dtype), array.shape)
+    return constant(np.ascontiguousarray(array).reshape(array.shape), dtype)

@@ -1,0 +1,74 @@
+"""The promise that looking at a model changes nothing: snapshot before, restore after, also when the model raises.
+
+What is kept: attributes of every module and the containers in them (hooks, parameters, buffers), ``requires_grad`` and
+``.grad`` of the parameters, and the state of every global random generator. The bytes of parameters, buffers and batch
+need no copy: ``record`` refuses a write into them before it happens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Restores the modules' state and the random generators when the block ends, however it ends."""
+    held = [_ModuleState(m) for root in modules for m in root.modules()]
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        for state in held:
+            state.restore()
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+class _ModuleState:
+    """One module's attributes, with the contents of the containers among them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attributes = dict(module.__dict__)
+        self.contents = {
+            key: type(value)(value)
+            for key, value in self.attributes.items()
+            if type(value) is dict or type(value) is list or type(value) is set or key in _ORDERED
+        }
+        self.parameters = [(p, p.requires_grad, p.grad) for p in module.parameters(recurse=False)]
+
+    def restore(self) -> None:
+        """Puts everything back in place; containers keep their identity."""
+        # __dict__ itself, because nn.Module's own __setattr__ sorts and checks what it is given.
+        self.module.__dict__.clear()
+        self.module.__dict__.update(self.attributes)
+        for key, content in self.contents.items():
+            _refill(self.attributes[key], content)
+        for parameter, requires_grad, grad in self.parameters:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+
+
+# OrderedDicts of nn.Module itself: hooks and such. Handles refer to them, so they must stay the same objects.
+_ORDERED = frozenset(key for key, value in nn.Module().__dict__.items() if isinstance(value, dict))
+
+
+def _refill(container: Any, content: Any) -> None:
+    if isinstance(container, list):
+        container[:] = content
+    else:
+        container.clear()
+        container.update(content)

@@ -1,0 +1,216 @@
+"""Derivatives: reverse mode and forward mode over the same local rules, as graphs.
+
+Reads ``Op.vjp`` and ``Op.jvp``. A composite without its own rule is expanded first; an op with a vjp but no jvp is
+moved forward by transposing its vjp twice. Broadcasting is summed back here, once, not in the rules. A missing rule
+raises; it never returns zero. Where no path leads from a variable to an output the result is None, and the caller
+says so: a zero is never silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from chainrule.errors import ShapeError, UnsupportedOpError
+from chainrule.ir import (
+    Graph,
+    Node,
+    TensorType,
+    TupleType,
+    apply,
+    constant,
+    rebuild,
+    rule_of,
+    shape_text,
+    toposort,
+    variable,
+)
+from chainrule.ops.movement import broadcast, unbroadcast
+
+Cotangent = Any  # a Node, or a tuple of Node | None for a node with several outputs
+
+
+def expand_composites(outputs: Sequence[Node], keep_named: bool = True) -> tuple[Node, ...]:
+    """``outputs`` with composites replaced by their expansions; those with a derivative of their own stay."""
+    return tuple(_expansion_image(outputs, keep_named)[node] for node in outputs)
+
+
+def _expansion_image(outputs: Sequence[Node], keep_named: bool) -> dict[Node, Node]:
+    def expand(node: Node, inputs: tuple[Node, ...]) -> Node:
+        if node.op.expansion is None or (keep_named and node.op.vjp is not None):
+            return node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
+        (inner,) = expand_composites([node.op.expansion(*inputs, **node.params)], keep_named)
+        return inner
+
+    return rebuild(outputs, expand)
+
+
+# ---- reverse mode --------------------------------------------------------------------------------------------------------
+def vjp(
+    outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]
+) -> list[Node | None]:
+    """Cotangents of ``wrt`` for given cotangents of ``outputs`` (reverse mode).
+
+    ``wrt`` may be any nodes, not only leaves. None where no differentiable path exists.
+
+    Raises:
+        UnsupportedOpError: an op on the path has no derivative rule.
+    """
+    return vjp_all(outputs, cotangents, wrt)[0]
+
+
+def vjp_all(
+    outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]
+) -> tuple[list[Node | None], dict[Node, Node]]:
+    """Like :func:`vjp`, with the cotangent of every node on the way (first outputs of tuples left out)."""
+    image = _expansion_image([*outputs, *wrt], keep_named=True)
+    roots, targets = [image[o] for o in outputs], [image[w] for w in wrt]
+    active = _depends_on(roots, set(targets))
+    flowing: dict[Node, Cotangent] = {}
+    for root, g in zip(roots, cotangents, strict=True):
+        if root.shape != g.shape:
+            raise ShapeError(
+                "a cotangent has the shape of its output",
+                given=f"({shape_text(g.shape)})",
+                required=f"({shape_text(root.shape)})",
+            )
+        _accumulate(flowing, root, g)
+    for node in reversed(toposort(roots)):
+        g = flowing.get(node)
+        if g is None or node not in active or not node.inputs:
+            continue
+        if not any(i in active for i in node.inputs):
+            continue
+        for x, gx in zip(node.inputs, _apply_vjp(node, g), strict=True):
+            if gx is not None and x in active:
+                _accumulate(flowing, x, _fit(gx, x))
+    back = {image[n]: n for n in image}
+    named = {back.get(n, n): g for n, g in flowing.items() if isinstance(g, Node)}
+    return [flowing.get(t) if isinstance(flowing.get(t), Node) else None for t in targets], named
+
+
+def gradient(output: Node, wrt: Sequence[Node]) -> list[Node | None]:
+    """The gradient of a scalar with respect to each of ``wrt``: each has its variable's shape.
+
+    Raises:
+        ShapeError: the output is not a scalar.
+    """
+    if output.shape != ():
+        raise ShapeError(
+            "gradient of something that is not a scalar",
+            given=f"shape ({shape_text(output.shape)})",
+            required="a scalar",
+            instead="vjp with a cotangent of that shape, or jacobian",
+        )
+    return vjp([output], [constant(1.0, output.type.dtype)], wrt)
+
+
+def _depends_on(roots: Sequence[Node], targets: set[Node]) -> set[Node]:
+    active: set[Node] = set()
+    for node in toposort(roots):
+        if node in targets or any(i in active for i in node.inputs):
+            active.add(node)
+    return active
+
+
+def _apply_vjp(node: Node, g: Cotangent) -> tuple[Cotangent, ...]:
+    if not node.op.differentiable:
+        return (None,) * len(node.inputs)
+    rule = rule_of(node.op, "vjp", "differentiate")
+    if isinstance(node.type, TupleType):
+        g = tuple(
+            part if part is not None else broadcast(constant(0.0, t.dtype), t.shape)
+            for part, t in zip(g, node.type.items, strict=True)
+        )
+    extra = {"differentiation": _FOR_BODIES} if node.op.transforms_body else {}
+    return tuple(rule(g, node, *node.inputs, **node.params, **extra))
+
+
+def _fit(g: Cotangent, x: Node) -> Cotangent:
+    """Sums a cotangent over the dimensions that broadcasting repeated."""
+    if isinstance(g, tuple) or isinstance(x.type, TupleType):
+        return g
+    return broadcast(g, x.shape) if len(g.shape) < len(x.shape) else unbroadcast(g, x.shape)
+
+
+def _accumulate(flowing: dict[Node, Cotangent], node: Node, g: Cotangent) -> None:
+    before = flowing.get(node)
+    if before is None:
+        flowing[node] = g
+    elif isinstance(g, tuple):
+        flowing[node] = tuple(
+            a if b is None else b if a is None else a + b for a, b in zip(before, g, strict=True)
+        )
+    else:
+        flowing[node] = before + g
+
+
+# ---- forward mode --------------------------------------------------------------------------------------------------------
+def jvp(outputs: Sequence[Node], wrt: Sequence[Node], tangents: Sequence[Node]) -> list[Node | None]:
+    """Tangents of ``outputs`` for given tangents of ``wrt`` (forward mode). None where nothing moves.
+
+    Raises:
+        UnsupportedOpError: an op on the path has no derivative rule.
+    """
+    image = _expansion_image([*outputs, *wrt], keep_named=False)
+    moving: dict[Node, Any] = {}
+    for node, tangent in zip(wrt, tangents, strict=True):
+        moving[image[node]] = tangent
+    roots = [image[o] for o in outputs]
+    for node in toposort(roots):
+        if node in moving or not any(i in moving for i in node.inputs) or not node.op.differentiable:
+            continue
+        moved = _apply_jvp(node, [moving.get(i) for i in node.inputs])
+        if moved is not None:
+            moving[node] = broadcast(moved, node.shape) if isinstance(moved, Node) else moved
+    return [moving.get(root) for root in roots]
+
+
+def _apply_jvp(node: Node, tangents: list[Any]) -> Any:
+    extra = {"differentiation": _FOR_BODIES} if node.op.transforms_body else {}
+    if node.op.jvp is not None:
+        return node.op.jvp(tangents, node, *node.inputs, **node.params, **extra)
+    if isinstance(node.type, TupleType):
+        raise UnsupportedOpError(f"cannot differentiate forward: op {node.op.name!r} declares no jvp rule")
+    # The vjp is linear in g, so its own vjp with respect to g, at the tangent, is the jvp.
+    g = variable(f"cotangent of {id(node)}", node.type)
+    cotangents = _apply_vjp(node, g)
+    total: Node | None = None
+    for x, t, back in zip(node.inputs, tangents, cotangents, strict=True):
+        if t is None or back is None:
+            continue
+        (moved,) = vjp([_fit(back, x)], [t], [g])
+        if moved is not None:
+            total = moved if total is None else total + moved
+    return total
+
+
+# ---- bodies of loops -------------------------------------------------------------------------------------------------
+class _Bodies:
+    """What rules of ops with a body graph (loops) are given: differentiation of that body."""
+
+    @staticmethod
+    def vjp_graph(body: Graph, wrt: Sequence[int]) -> tuple[Graph, Sequence[Node]]:
+        """The graph (inputs, output cotangents) -> input cotangents, zeros where there is no path."""
+        seeds = [variable(f"cotangent_{k}", o.type) for k, o in enumerate(body.outputs)]
+        targets = [body.inputs[k] for k in wrt]
+        found = vjp(body.outputs, seeds, targets)
+        outs = [f if f is not None else zeros_like(t) for f, t in zip(found, targets, strict=True)]
+        return Graph((*body.inputs, *seeds), tuple(outs)), seeds
+
+    @staticmethod
+    def jvp_graph(body: Graph) -> Graph:
+        """The graph (inputs, input tangents) -> (outputs, output tangents)."""
+        tangents = [variable(f"tangent_{k}", i.type) for k, i in enumerate(body.inputs)]
+        moved = jvp(body.outputs, body.inputs, tangents)
+        outs = [m if m is not None else zeros_like(o) for m, o in zip(moved, body.outputs, strict=True)]
+        return Graph((*body.inputs, *tangents), (*body.outputs, *outs))
+
+
+_FOR_BODIES = _Bodies()
+
+
+def zeros_like(node: Node) -> Node:
+    """Zeros in the type of a node."""
+    assert isinstance(node.type, TensorType)
+    return broadcast(constant(0.0, node.type.dtype), node.shape)

@@ -1,0 +1,82 @@
+"""The state that moment propagation carries for one value.
+
+``mean`` and ``second`` are arrays that broadcast against the value's shape (dimensions of size 1 are those over which
+all elements are alike), or, for formulas, scalar nodes. Rules live with the ops, the propagation in ``interpreters``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+KINDS = ("exact", "approximate", "probe", "unknown")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moment of the elements of a value over redraws of the random sources.
+
+    Attributes:
+        mean, second: E[x] and E[x^2]; None where unknown.
+        law: ``given`` (not random), ``normal``, ``symmetric`` (about zero, otherwise unknown) or ``any``.
+        kind: how good they are: exact, approximate, probe, unknown.
+        sources: names of the random tensors that the value depends on.
+        odd: those of them whose change of sign changes the sign of the value, so that it has mean zero given the rest.
+        unit_spread: E[v^2] / E[v]^2 of the variance v that all units share given the weights before.
+        kurtosis: E[x^4] / E[x^2]^2 of a unit given v (3 for a normal one, 1 for data).
+        fresh: the value is a tensor of weights as drawn, with independent elements of mean zero.
+        why: the assumption or source of the last step.
+    """
+
+    mean: Any
+    second: Any
+    law: str = "any"
+    kind: str = "exact"
+    sources: frozenset[str] = frozenset()
+    odd: frozenset[str] = frozenset()
+    unit_spread: Any = 1.0
+    kurtosis: Any = 3.0
+    fresh: bool = False
+    why: str = ""
+
+    @property
+    def variance(self) -> Any:
+        """E[x^2] - E[x]^2, None where either is unknown."""
+        return None if self.mean is None or self.second is None else self.second - self.mean * self.mean
+
+    @property
+    def known(self) -> bool:
+        """Whether the second moment is known."""
+        return self.second is not None
+
+    def norm_spread(self, units: int) -> Any:
+        """E|x|^4 / E[|x|^2]^2 of a vector of ``units`` such elements."""
+        return self.unit_spread * (1 + (self.kurtosis - 1) / units)
+
+
+@dataclass(frozen=True)
+class CotangentMoments:
+    """Second moment of the elements of a cotangent g of a value x.
+
+    Attributes:
+        second: E[g^2], an array like that of a value.
+        aligned: E[(sum g x)^2] over the dimensions ``axes``, with size 1 there; None where unknown. A cotangent that
+            comes back through the weights that made the value is partly parallel to it, and this says how much.
+        axes: the dimensions that hold the units of one vector.
+        given: g is a fixed number per element, such as the 1/N of a mean.
+        kind: exact, approximate, probe or unknown.
+    """
+
+    second: Any
+    aligned: Any = None
+    axes: tuple[int, ...] = ()
+    given: bool = False
+    kind: str = "exact"
+
+
+UNKNOWN = Moments(None, None, kind="unknown")
+
+
+def worst(*kinds: str) -> str:
+    """The least certain of several kinds."""
+    return max(kinds, key=KINDS.index)

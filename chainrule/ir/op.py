@@ -1,0 +1,164 @@
+"""What an op is: one frozen declaration that answers every question asked of it, and the registry of all ops.
+
+Interpreters read one field of each op; front ends read ``names`` and ``aten``; back ends read ``torch`` and ``native``.
+Nothing outside ``chainrule.ops`` compares an op with another. The declarations themselves live in ``chainrule.ops``;
+most fields are supplied by the families there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from chainrule.errors import UnsupportedOpError
+
+Rule = Callable[..., Any]
+
+# Binding strength of printed text, weakest first. A child is bracketed where its own is below what its place asks.
+ADD, UNARY, MUL, POWER, POSTFIX, ATOM = 10, 15, 20, 30, 40, 50
+
+
+@dataclass(frozen=True)
+class Kink:
+    """A point where the derivative is a declared choice: ``at`` as printed (``x = 0``), ``value`` as chosen there."""
+
+    at: float
+    value: float | str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Arguments on which the contract test tries an op: arrays by position, static parameters by name."""
+
+    args: tuple[Any, ...]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    kink: bool = False  # the sample sits on a kink: value and back ends are compared there, differences are not
+    smooth: bool = True  # finite differences make sense here
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A local simplification: ``rule(node)`` is an equal node or None.
+
+    ``exact`` rules keep every bit of a floating-point result and may be used on traced models; the others
+    reassociate, and are for formulas.
+    """
+
+    rule: Callable[[Any], Any]
+    exact: bool = False
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One op with everything the chapter asks of it.
+
+    Attributes:
+        name: unique key in :data:`OPS`.
+        family: which family supplied the defaults (for tables and messages).
+        shape: ``(*types, **params) -> TensorType | TupleType``; raises ShapeError.
+        value: ``(*arrays, **params) -> array`` in NumPy: the oracle that every back end is compared with.
+        vjp: ``(g, y, *xs, **params) -> cotangent per input`` (None: no derivative flows there).
+        jvp: ``(tangents, y, *xs, **params) -> tangent``; a tangent is None where nothing moves.
+        expansion: for composites, ``(*xs, **params) -> Node`` in smaller ops; everything not given follows from it.
+        terms: how the node is a sum of products, for the algebra of ``simplify`` (see ``interpreters.terms``).
+        lift: ``(params, extra) -> params`` of the same linear op on a value with more dimensions behind its own.
+        moments: first and second moments, forward and backward (see ``interpreters.moments``).
+        cost: ``(type, *input types, **params) -> multiplications``; default 0 (movement).
+        text, latex: template with ``{0}``, ``{1}`` or ``(printer, node) -> str``; ``precedence`` is its own strength,
+            ``child_precedence`` what it asks of each operand.
+        torch, native: template or ``(node, operand names) -> str`` of the expression in that language.
+        aten: overloads that the torch front end lowers to this op, each with an adaptor of arguments or None.
+        names: spellings in the formula language; ``build`` makes the node from parsed arguments.
+        kinks: declared choices of the derivative. ``facts``: identities, as rewrites. ``rewrites``: simplifications.
+        pure: False for random draws, which never merge. ``samples``/``error_samples``: for the contract test.
+        source: where the formula can be checked.
+    """
+
+    name: str
+    family: str
+    shape: Rule
+    value: Rule
+    vjp: Rule | None = None
+    jvp: Rule | None = None
+    expansion: Rule | None = None
+    terms: Rule | None = None
+    lift: Rule | None = None
+    moments: Any = None
+    cost: Rule | None = None
+    text: str | Rule = ""
+    latex: str | Rule = ""
+    precedence: int = ATOM
+    child_precedence: tuple[int, ...] = ()
+    torch: str | Rule | None = None
+    native: str | Rule | None = None
+    aten: Mapping[str, Rule | None] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    build: Rule | None = None
+    kinks: tuple[Kink, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
+    facts: tuple[Rewrite, ...] = ()
+    differentiable: bool = True
+    transforms_body: bool = False  # the rules receive the differentiation functions (loops over a body graph)
+    pure: bool = True
+    samples: tuple[Sample, ...] = ()
+    error_samples: tuple[Sample, ...] = ()
+    source: str = ""
+
+    def __repr__(self) -> str:
+        return f"Op({self.name})"
+
+
+OPS: dict[str, Op] = {}
+
+
+def register(op: Op) -> Op:
+    """Adds a declaration to :data:`OPS`; a name can be declared once."""
+    if op.name in OPS:
+        raise ValueError(f"op {op.name!r} is declared twice")
+    OPS[op.name] = op
+    if op.names:
+        spelling(*op.names)(op.build or _builder(op))
+    return op
+
+
+def _builder(op: Op) -> Rule:
+    from chainrule.ir.graph import apply, as_node  # the graph module needs the registry above
+
+    def build(*arguments: Any) -> Any:
+        nodes = [a for a in arguments if not isinstance(a, (int, float))]
+        return apply(op, *(as_node(a, like=nodes[0] if nodes else None) for a in arguments))
+
+    return build
+
+
+def rule_of(op: Op, rule: str, what: str) -> Rule:
+    """The named rule of an op, or an UnsupportedOpError that says what could not be done without it."""
+    found = getattr(op, rule)
+    if found is None:
+        raise UnsupportedOpError(
+            f"cannot {what}: op {op.name!r} declares no {rule} rule",
+            instead="declare it in chainrule/ops (docs/adding-an-op.md), or stop_gradient before it",
+        )
+    return found
+
+
+SPELLINGS: dict[str, Rule] = {}
+
+
+def spelling(*names: str) -> Callable[[Rule], Rule]:
+    """Declares a function of the formula language that is built from ops: ``(*arguments) -> Node``.
+
+    Arguments arrive as nodes, or as Python numbers where the text has a literal number. Ops with ``names`` are
+    declared by :func:`register`; this is for those without an op of their own (``sum``, ``tr``).
+    """
+
+    def declare(build: Rule) -> Rule:
+        for name in names:
+            if name in SPELLINGS:
+                raise ValueError(f"formula function {name!r} is declared twice")
+            SPELLINGS[name] = build
+        return build
+
+    return declare

@@ -1,0 +1,15 @@
+"""Every op, grouped as a textbook groups them. Importing this package fills the registry ``chainrule.ir.OPS``."""
+
+from chainrule.ops import arithmetic as arithmetic
+from chainrule.ops import casts as casts
+from chainrule.ops import composites as composites
+from chainrule.ops import contraction as contraction
+from chainrule.ops import elementwise as elementwise
+from chainrule.ops import indexing as indexing
+from chainrule.ops import leaves as leaves
+from chainrule.ops import linear_algebra as linear_algebra
+from chainrule.ops import loops as loops
+from chainrule.ops import movement as movement
+from chainrule.ops import normalization as normalization
+from chainrule.ops import reductions as reductions
+from chainrule.ops import unknown as unknown

@@ -1,0 +1,399 @@
+"""Arithmetic, comparisons and choices: + - * / ^, < >, where, and the Iverson bracket.
+
+``terms`` says how each of the first five is a sum of products; ``simplify`` collects like terms from that alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from chainrule.ir import (
+    ADD,
+    MUL,
+    OPS,
+    POWER,
+    UNARY,
+    Kink,
+    Node,
+    Rewrite,
+    Sample,
+    TensorType,
+    apply,
+    as_node,
+    constant,
+)
+from chainrule.ops.families import elementwise, elementwise_shape
+from chainrule.ops.moment_rules import PowerRule, ProductRule, ScaleRule, SumRule
+
+
+def is_number(node: Node, value: float) -> bool:
+    """Whether a node is the scalar constant ``value``, or that constant broadcast."""
+    while node.op.name == "broadcast":
+        node = node.inputs[0]
+    return node.number is not None and node.number == value and not isinstance(node.number, bool)
+
+
+def _same_type(node: Node, candidate: Node) -> Node | None:
+    """``candidate`` if it can stand for ``node``: dropping an operand must not change shape or dtype."""
+    if candidate.type.shape == node.type.shape and candidate.type.dtype == node.type.dtype:
+        return candidate
+    if candidate.type.dtype == node.type.dtype or candidate.number is not None:
+        return apply(OPS["broadcast"], candidate, shape=node.type.shape)
+    return None
+
+
+def _drop_zero(node: Node) -> Node | None:
+    a, b = node.inputs
+    if is_number(b, 0):
+        return _same_type(node, a)
+    return _same_type(node, b) if is_number(a, 0) else None
+
+
+def _drop_one(node: Node) -> Node | None:
+    a, b = node.inputs
+    if is_number(b, 1):
+        return _same_type(node, a)
+    return _same_type(node, b) if is_number(a, 1) else None
+
+
+def _times_zero(node: Node) -> Node | None:
+    # Not exact: 0 * inf is nan. Derivative graphs of traced models drop zeros by never creating them.
+    return _same_type(node, constant(0.0, node.type.dtype)) if any(is_number(x, 0) for x in node.inputs) else None
+
+
+def _negate_number(node: Node) -> Node | None:
+    (x,) = node.inputs
+    return constant(-x.number, node.type.dtype) if x.number is not None else None
+
+
+def _double_negation(node: Node) -> Node | None:
+    (x,) = node.inputs
+    return x.inputs[0] if x.op is node.op else None
+
+
+NEG = elementwise(
+    "neg",
+    arity=1,
+    value=np.negative,
+    derivative=lambda y, x: (as_node(-1.0, like=x),),
+    vjp=lambda g, y, x: (-g,),
+    jvp=lambda tangents, y, x: None if tangents[0] is None else -tangents[0],
+    cost=lambda *_, **__: 0,
+    terms=lambda algebra, node, indices: algebra.scaled(-1, algebra.expand(node.inputs[0], indices)),
+    text="-{0}",
+    latex="-{0}",
+    precedence=UNARY,
+    child_precedence=(UNARY + 1,),
+    torch="-{0}",
+    aten={"neg": None},
+    names=(),
+    rewrites=(Rewrite(_double_negation, exact=True), Rewrite(_negate_number, exact=True)),
+    moments=ScaleRule(-1),
+    source="-x",
+)
+
+ADD_OP = elementwise(
+    "add",
+    arity=2,
+    value=np.add,
+    vjp=lambda g, y, a, b: (g, g),
+    derivative=lambda y, a, b: (as_node(1.0, like=a), as_node(1.0, like=b)),
+    jvp=lambda tangents, y, a, b: _moved(tangents[0], tangents[1], y),
+    cost=lambda *_, **__: 0,
+    terms=lambda algebra, node, indices: algebra.sum(
+        [(1, node.inputs[0]), (1, node.inputs[1])], node.type, indices
+    ),
+    text="{0} + {1}",
+    latex="{0} + {1}",
+    precedence=ADD,
+    child_precedence=(ADD, ADD + 1),
+    torch="{0} + {1}",
+    names=(),
+    aten={
+        "add.Tensor": lambda a, b, alpha=1: a + (b if alpha == 1 else b * alpha),
+        "add.Scalar": lambda a, b, alpha=1: a + b * alpha,
+    },
+    rewrites=(Rewrite(_drop_zero),),
+    moments=SumRule(1),
+    source="a + b",
+)
+
+
+def _moved(a: Node | None, b: Node | None, y: Node) -> Node | None:
+    moved = a + b if a is not None and b is not None else a if a is not None else b
+    if moved is not None and moved.shape != y.shape:
+        moved = apply(OPS["broadcast"], moved, shape=y.shape)
+    return moved
+
+
+SUB = elementwise(
+    "sub",
+    arity=2,
+    value=np.subtract,
+    vjp=lambda g, y, a, b: (g, -g),
+    derivative=lambda y, a, b: (as_node(1.0, like=a), as_node(-1.0, like=b)),
+    jvp=lambda tangents, y, a, b: _moved(tangents[0], None if tangents[1] is None else -tangents[1], y),
+    cost=lambda *_, **__: 0,
+    terms=lambda algebra, node, indices: algebra.sum(
+        [(1, node.inputs[0]), (-1, node.inputs[1])], node.type, indices
+    ),
+    text="{0} - {1}",
+    latex="{0} - {1}",
+    precedence=ADD,
+    child_precedence=(ADD, ADD + 1),
+    torch="{0} - {1}",
+    names=(),
+    aten={
+        "sub.Tensor": lambda a, b, alpha=1: a - (b if alpha == 1 else b * alpha),
+        "sub.Scalar": lambda a, b, alpha=1: a - b * alpha,
+        "rsub.Scalar": lambda a, b, alpha=1: b - (a if alpha == 1 else a * alpha),
+        "rsub.Tensor": lambda a, b, alpha=1: b - (a if alpha == 1 else a * alpha),
+    },
+    rewrites=(
+        Rewrite(lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 0) else None, exact=True),
+        Rewrite(lambda node: -node.inputs[1] if is_number(node.inputs[0], 0) and _same_type(node, node.inputs[1]) is node.inputs[1] else None),
+    ),
+    moments=SumRule(-1),
+    source="a - b",
+)
+
+MUL_OP = elementwise(
+    "mul",
+    arity=2,
+    value=np.multiply,
+    derivative=lambda y, a, b: (b, a),
+    terms=lambda algebra, node, indices: algebra.product(
+        [(node.inputs[0], 1), (node.inputs[1], 1)], node.type, indices
+    ),
+    text=lambda p, node: p.product(node),
+    latex=lambda p, node: p.product(node),
+    precedence=MUL,
+    child_precedence=(MUL, MUL + 1),
+    torch="{0} * {1}",
+    names=(),
+    aten={"mul.Tensor": None, "mul.Scalar": None},
+    rewrites=(Rewrite(_drop_one, exact=True), Rewrite(_times_zero)),
+    moments=ProductRule(),
+    source="a * b, elementwise",
+)
+
+DIV = elementwise(
+    "div",
+    arity=2,
+    value=np.divide,
+    domain=("real", "positive"),
+    derivative=lambda y, a, b: (1.0 / b, -y / b),
+    vjp=lambda g, y, a, b: (g / b, -(g * y) / b),
+    terms=lambda algebra, node, indices: algebra.product(
+        [(node.inputs[0], 1), (node.inputs[1], -1)], node.type, indices
+    ),
+    text="{0} / {1}",
+    latex=r"\frac{{{0}}}{{{1}}}",
+    precedence=MUL,
+    child_precedence=(MUL, MUL + 1),
+    torch="{0} / {1}",
+    names=(),
+    aten={"div.Tensor": None, "div.Scalar": None, "true_divide.Tensor": None, "reciprocal": lambda x: 1.0 / x},
+    rewrites=(
+        Rewrite(
+            lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 1) else None, exact=True
+        ),
+    ),
+    moments=ProductRule(invert=True),
+    source="a / b, elementwise",
+)
+
+
+def _power_derivative(y: Node, a: Node, b: Node) -> tuple[Node, Node | None]:
+    wrt_base = b * a ** (b - 1.0) if b.number is None else a ** (b.number - 1) * b.number
+    # The exponent's derivative exists for positive bases only; a constant exponent never asks for it.
+    return wrt_base, None if b.number is not None else y * apply(OPS["log"], a)
+
+
+def _power_terms(algebra: Any, node: Node, indices: tuple[Any, ...]) -> Any:
+    base, exponent = node.inputs
+    if exponent.number is None:
+        return None
+    return algebra.product([(base, exponent.number)], node.type, indices)
+
+
+POW = elementwise(
+    "pow",
+    arity=2,
+    value=lambda a, b: np.power(np.asarray(a, dtype=np.result_type(a, b, np.float32)), b),
+    domain="positive",
+    derivative=_power_derivative,
+    terms=_power_terms,
+    text="{0}^{1}",
+    latex="{0}^{{{1}}}",
+    precedence=POWER,
+    child_precedence=(POWER + 1, UNARY),  # -x^2 is -(x^2), 2^-x needs no brackets
+    torch="{0} ** {1}",
+    names=(),
+    aten={
+        "pow.Tensor_Scalar": None,
+        "pow.Tensor_Tensor": None,
+        "pow.Scalar": None,
+        "square": lambda x: x**2.0,
+        "rsqrt": lambda x: x**-0.5,
+    },
+    rewrites=(
+        Rewrite(lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 1) else None, exact=True),
+        Rewrite(lambda node: _same_type(node, constant(1.0, node.type.dtype)) if is_number(node.inputs[1], 0) else None),
+    ),
+    moments=PowerRule(),
+    source="a ^ b, elementwise; torch's 0^0 = 1",
+)
+
+
+# ---- comparisons: boolean, no derivative ------------------------------------------------------------------------------
+def _comparison(name: str, symbol: str, latex: str, value: Any) -> Any:
+    return elementwise(
+        name,
+        arity=2,
+        value=value,
+        shape=lambda *types, **params: elementwise_shape(*types, **params).with_dtype("bool"),
+        text=f"{{0}} {symbol} {{1}}",
+        latex=f"{{0}} {latex} {{1}}",
+        precedence=ADD - 5,
+        child_precedence=(ADD, ADD),
+        torch=f"{{0}} {symbol} {{1}}",
+        names=(),
+        aten={f"{name}.Tensor": None, f"{name}.Scalar": None},
+        cost=lambda *_, **__: 0,
+        source="comparison, true or false",
+    )
+
+
+GT = _comparison("gt", ">", ">", np.greater)
+GE = _comparison("ge", ">=", r"\geq", np.greater_equal)
+LT = _comparison("lt", "<", "<", np.less)
+LE = _comparison("le", "<=", r"\leq", np.less_equal)
+EQ = _comparison("eq", "==", "=", np.equal)
+NE = _comparison("ne", "!=", r"\neq", np.not_equal)
+
+
+def _iverson_of_number(node: Node) -> Node | None:
+    (condition,) = node.inputs
+    return constant(float(condition.number), node.type.dtype) if condition.number is not None else None
+
+
+IVERSON = elementwise(
+    "iverson",
+    arity=1,
+    shape=lambda c, *, dtype: TensorType(c.shape, dtype, None, c.device),
+    value=lambda c, *, dtype: np.asarray(c, dtype=np.float64),
+    text="[{0}]",
+    latex=r"\mathbb{{I}}\left[{0}\right]",
+    child_precedence=(0,),
+    torch=lambda node, x: f"{x[0]}.to(torch.{node.params['dtype']})",
+    cost=lambda *_, **__: 0,
+    names=(),
+    samples=(Sample((np.array([True, False]),), {"dtype": "float64"}),),
+    rewrites=(Rewrite(_iverson_of_number, exact=True),),
+    source="the indicator of the chapter (figure 7.6): 1 where the condition holds, else 0",
+)
+
+
+def iverson(condition: Node, like: Node | None = None) -> Node:
+    """``[condition]`` as a float in the dtype of ``like``."""
+    dtype = like.type.dtype if like is not None and like.type.is_float else "float64"
+    return apply(IVERSON, condition, dtype=dtype)
+
+
+def compare(name: str, a: Any, b: Any) -> Node:
+    """The comparison ``gt ge lt le eq ne`` of two values."""
+    return apply(OPS[name], as_node(a, like=b), as_node(b, like=a))
+
+
+WHERE = elementwise(
+    "where",
+    arity=3,
+    shape=lambda c, a, b: elementwise_shape(c, elementwise_shape(a, b)).with_dtype(promote_values(a, b)),
+    value=lambda c, a, b: np.where(np.asarray(c, dtype=bool), a, b),
+    vjp=lambda g, y, c, a, b: (None, where(c, g, g * 0.0), where(c, g * 0.0, g)),
+    terms=lambda algebra, node, indices: _where_terms(algebra, node, indices),
+    jvp=lambda t, y, c, a, b: (
+        None
+        if t[1] is None and t[2] is None
+        else where(c, t[1] if t[1] is not None else a * 0.0, t[2] if t[2] is not None else b * 0.0)
+    ),
+    build=lambda condition, a, b: where(condition, a, b),
+    aten={
+        "where.self": None,
+        "where.ScalarOther": None,
+        "where.ScalarSelf": None,
+        "where.Scalar": None,
+        "masked_fill.Scalar": lambda x, mask, value: where(mask, as_node(value, like=x), x),
+        "masked_fill.Tensor": lambda x, mask, value: where(mask, value, x),
+    },
+    cost=lambda *_, **__: 0,
+    samples=(Sample((np.array([True, False, True]), np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.7, 0.9]))),),
+    differentiable=True,
+    rewrites=(
+        Rewrite(
+            lambda node: (
+                _same_type(node, node.inputs[1 if node.inputs[0].number else 2])
+                if node.inputs[0].number is not None
+                else None
+            ),
+            exact=True,
+        ),
+        Rewrite(
+            lambda node: _same_type(node, node.inputs[1]) if node.inputs[1] is node.inputs[2] else None, exact=True
+        ),
+    ),
+    source="a where the condition holds, else b; derivative of the selected side",
+)
+
+
+_OPPOSITE = {"gt": "le", "le": "gt", "lt": "ge", "ge": "lt", "eq": "ne", "ne": "eq"}
+
+
+def _where_terms(algebra: Any, node: Node, indices: tuple[Any, ...]) -> Any:
+    """``where(c, a, 0)`` is ``[c] * a``, so a selected cotangent stays a product."""
+    condition, a, b = node.inputs
+    if is_number(b, 0):
+        return algebra.product([(iverson(condition, a), 1), (a, 1)], node.type, indices)
+    if is_number(a, 0) and condition.op.name in _OPPOSITE:
+        opposite = compare(_OPPOSITE[condition.op.name], *condition.inputs)
+        return algebra.product([(iverson(opposite, b), 1), (b, 1)], node.type, indices)
+    return None
+
+
+def promote_values(a: TensorType, b: TensorType) -> str:
+    """The dtype of a choice between two values."""
+    return elementwise_shape(a, b).dtype
+
+
+def where(condition: Node, a: Any, b: Any) -> Node:
+    """``a`` where the condition holds, else ``b``."""
+    return apply(WHERE, condition, as_node(a, like=b), as_node(b, like=a))
+
+
+# ---- maximum and minimum ---------------------------------------------------------------------------------------------
+def _extremum(name: str, value: Any, wins: str) -> Any:
+    def derivative(y: Node, a: Node, b: Node) -> tuple[Node, Node]:
+        tie = iverson(compare("eq", a, b), like=y) * 0.5
+        return (
+            iverson(compare(wins, a, b), like=y) + tie,
+            iverson(compare(wins, b, a), like=y) + tie,
+        )
+
+    return elementwise(
+        name,
+        arity=2,
+        value=value,
+        derivative=derivative,
+        kinks=(Kink(0.0, 0.5),),
+        latex=rf"\{name[:3]}\left({{0}}, {{1}}\right)",
+        aten={name: None},
+        cost=lambda *_, **__: 0,
+        source="the larger (smaller) of two; at a tie each side gets half, as in torch",
+    )
+
+
+MAXIMUM = _extremum("maximum", np.maximum, "gt")
+MINIMUM = _extremum("minimum", np.minimum, "lt")

@@ -1,0 +1,391 @@
+"""The one product: ``einsum``, and the identity matrix ``eye`` that derivatives of it need.
+
+Matrix products, sums, transposes, outer products, traces, diagonals and linear layers are all einsum. Indices are
+small integers numbered by first appearance, so that equal contractions are the same node; ``einsum("ij,jk->ik", A, B)``
+is the builder, and it takes letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from chainrule.errors import ShapeError
+from chainrule.ir import (
+    MUL,
+    Dim,
+    Node,
+    Op,
+    Rewrite,
+    Sample,
+    TensorType,
+    apply,
+    product,
+    promote,
+    register,
+    shape_text,
+    spelling,
+)
+from chainrule.ops.families import leaf, multilinear_jvp
+from chainrule.ops.moment_rules import ContractionRule
+from chainrule.ops.movement import broadcast, expand_dims, squeeze
+
+Indices = tuple[int, ...]
+LETTERS = "ijklmnpqrstuvwabcdefghoxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def letters(indices: Sequence[int]) -> str:
+    """Indices as letters, ``i`` first."""
+    return "".join(LETTERS[i] if i < len(LETTERS) else f"<{i}>" for i in indices)
+
+
+def subscripts_text(operands: Sequence[Indices], result: Indices) -> str:
+    """``ij,jk->ik`` of an einsum's parameters."""
+    return ",".join(map(letters, operands)) + "->" + letters(result)
+
+
+def _einsum_sizes(types: Sequence[TensorType], operands: Sequence[Indices]) -> dict[int, int | Dim]:
+    sizes: dict[int, int | Dim] = {}
+    for type_, indices in zip(types, operands, strict=True):
+        if type_.rank != len(indices):
+            raise ShapeError(
+                f"operand has {type_.rank} dimensions where its subscripts name {len(indices)}",
+                given=f"shape ({shape_text(type_.shape)}) for subscripts {letters(indices)!r}",
+                required="one letter per dimension",
+            )
+        for index, size in zip(indices, type_.shape, strict=True):
+            if sizes.setdefault(index, size) != size:
+                raise ShapeError(
+                    "contracted dimensions differ in size",
+                    given=" and ".join(f"({shape_text(t.shape)})" for t in types)
+                    + f" as {','.join(map(letters, operands))!r}",
+                    required=f"one size for index {letters([index])!r}, not {sizes[index]} and {size}",
+                )
+    return sizes
+
+
+def _einsum_shape(*types: TensorType, operands: tuple[Indices, ...], result: Indices) -> TensorType:
+    sizes = _einsum_sizes(types, operands)
+    if len(set(result)) != len(result) or any(i not in sizes for i in result):
+        raise ShapeError(
+            "each result index occurs once and in an operand", given=subscripts_text(operands, result)
+        )
+    dtype, device = promote(*types)
+    return TensorType(tuple(sizes[i] for i in result), dtype, None, device)
+
+
+def _einsum_value(*arrays: Any, operands: tuple[Indices, ...], result: Indices) -> Any:
+    flat: list[Any] = []
+    for array, indices in zip(arrays, operands, strict=True):
+        flat += [np.asarray(array), list(indices)]
+    return np.einsum(*flat, list(result), optimize=len(arrays) > 2)
+
+
+@spelling("einsum")
+def einsum(subscripts: str | tuple[Sequence[Indices], Indices], *inputs: Node) -> Node:
+    """The contraction of ``inputs`` by ``subscripts`` (letters as in NumPy, or integer indices).
+
+    >>> from chainrule.ir import variable, TensorType, Dim
+    >>> A = variable("A", TensorType((Dim("m"), Dim("n"))))
+    >>> einsum("ij->ji", A).shape
+    (n, m)
+    """
+    if isinstance(subscripts, str):
+        raw_operands, raw_result = _read_subscripts(subscripts, len(inputs))
+    else:
+        raw_operands, raw_result = [tuple(o) for o in subscripts[0]], tuple(subscripts[1])
+    number: dict[int, int] = {}
+    for index in [i for operand in raw_operands for i in operand]:
+        number.setdefault(index, len(number))
+    operands = tuple(tuple(number[i] for i in o) for o in raw_operands)
+    if any(i not in number for i in raw_result):
+        raise ShapeError("einsum: a result index occurs in no operand", given=str(subscripts))
+    result = tuple(number[i] for i in raw_result)
+    if len(inputs) == 1 and operands[0] == result and len(set(result)) == len(result) == inputs[0].type.rank:
+        return inputs[0]
+    return apply(EINSUM, *inputs, operands=operands, result=result)
+
+
+def _read_subscripts(subscripts: str, count: int) -> tuple[list[Indices], Indices]:
+    """``"ij,jk->ik"`` as indices, one group per operand."""
+    left, arrow, right = subscripts.replace(" ", "").partition("->")
+    parts = left.split(",")
+    if not arrow or len(parts) != count or not all(c.isalpha() for c in "".join(parts) + right):
+        raise ShapeError(
+            "einsum: subscripts that do not fit",
+            given=f"{subscripts!r} for {count} operand{'s' * (count != 1)}",
+            required="letters for each operand, separated by commas, then '->' and those of the result",
+            instead="'ij,jk->ik'",
+        )
+    return [tuple(ord(c) for c in part) for part in parts], tuple(ord(c) for c in right)
+
+
+def _einsum_vjp(
+    g: Node, y: Node, *xs: Node, operands: tuple[Indices, ...], result: Indices
+) -> tuple[Node | None, ...]:
+    return tuple(
+        _operand_cotangent(g, xs, operands, result, k) if x.type.is_float else None for k, x in enumerate(xs)
+    )
+
+
+def _operand_cotangent(
+    g: Node, xs: tuple[Node, ...], operands: tuple[Indices, ...], result: Indices, k: int
+) -> Node:
+    """The einsum of the cotangent with the other operands.
+
+    An index repeated in the operand needs an identity between its occurrences; an index that only this operand
+    has (a plain sum) needs a broadcast.
+    """
+    x, own = xs[k], operands[k]
+    factors: list[tuple[Node, Indices]] = [(g, result)]
+    factors += [(xs[j], operands[j]) for j in range(len(xs)) if j != k]
+    fresh = max([-1, *(i for o in operands for i in o)]) + 1
+    target: list[int] = []
+    for axis, index in enumerate(own):
+        if index in target:
+            factors.append((eye(x.shape[axis], x.type.dtype), (index, fresh)))
+            index, fresh = fresh, fresh + 1
+        target.append(index)
+    have = {i for _, indices in factors for i in indices}
+    kept = tuple(i for i in target if i in have)
+    cotangent = einsum(([f[1] for f in factors], kept), *(f[0] for f in factors))
+    missing = tuple(axis for axis, i in enumerate(target) if i not in have)
+    return broadcast(expand_dims(cotangent, missing), x.shape) if missing else cotangent
+
+
+def contraction_cost(sizes: dict[int, int | Dim], operands: Sequence[Indices]) -> int | Dim:
+    """Multiplications of a contraction done in one piece: (operands - 1) per point of the whole index space."""
+    return product(list(sizes.values())) * (len(operands) - 1)
+
+
+def _einsum_cost(_: TensorType, *types: TensorType, operands: tuple[Indices, ...], result: Indices) -> Any:
+    return contraction_cost(_einsum_sizes(types, operands), operands)
+
+
+def _einsum_terms(algebra: Any, node: Node, indices: tuple[Any, ...]) -> Any:
+    return algebra.contraction(node.inputs, node.params["operands"], node.params["result"], indices)
+
+
+def _merge_permutations(node: Node) -> Node | None:
+    """A transpose of a transpose is one permutation."""
+    (x, *rest) = node.inputs
+    inner = x.params.get("operands")
+    if rest or x.op is not EINSUM or len(x.inputs) != 1 or len(set(inner[0])) != len(inner[0]):
+        return None
+    names = dict(zip(x.params["result"], node.params["operands"][0], strict=True))
+    fresh = max([-1, *names.values()]) + 1
+    for index in inner[0]:
+        if index not in names:
+            names[index] = fresh
+            fresh += 1
+    return einsum(([tuple(names[i] for i in inner[0])], node.params["result"]), x.inputs[0])
+
+
+EINSUM = register(
+    Op(
+        "einsum",
+        "multilinear",
+        shape=_einsum_shape,
+        value=_einsum_value,
+        vjp=_einsum_vjp,
+        jvp=multilinear_jvp,
+        terms=_einsum_terms,
+        cost=_einsum_cost,
+        text=lambda p, node: p.contraction(node),
+        latex=lambda p, node: p.contraction(node),
+        precedence=MUL,
+        torch=lambda node, x: _torch_einsum(node, x),
+        rewrites=(Rewrite(_merge_permutations, exact=True),),
+        aten={
+            "mm": lambda a, b: einsum("ij,jk->ik", a, b),
+            "mv": lambda a, b: einsum("ij,j->i", a, b),
+            "dot": lambda a, b: einsum("i,i->", a, b),
+            "bmm": lambda a, b: einsum("bij,bjk->bik", a, b),
+            "t": lambda a: einsum("ij->ji", a) if a.type.rank == 2 else a,
+            "numpy_T": lambda a: permute(a, tuple(reversed(range(a.type.rank)))),
+            "transpose.int": lambda a, i, j: swap(a, i, j),
+            "permute": lambda a, dims: permute(a, tuple(dims)),
+            "matmul": lambda a, b: matmul(a, b),
+            "outer": lambda a, b: einsum("i,j->ij", a, b),
+            "sum": lambda x, dtype=None: sum_axes(x),
+            "sum.dim_IntList": lambda x, dim, keepdim=False, dtype=None: sum_axes(
+                x, tuple(dim) if dim else None, keepdim
+            ),
+        },
+        samples=(
+            Sample((np.arange(6.0).reshape(2, 3) / 7 - 0.3, np.arange(12.0).reshape(3, 4) / 9 - 0.5), {"operands": ((0, 1), (1, 2)), "result": (0, 2)}),
+            Sample((np.arange(9.0).reshape(3, 3) / 5 - 0.7,), {"operands": ((0, 0),), "result": ()}),
+            Sample((np.arange(9.0).reshape(3, 3) / 5 - 0.7,), {"operands": ((0, 0),), "result": (0,)}),
+            Sample((np.arange(6.0).reshape(2, 3) / 7,), {"operands": ((0, 1),), "result": (1,)}),
+            Sample((np.arange(6.0).reshape(2, 3) / 7,), {"operands": ((0, 1),), "result": (1, 0)}),
+            Sample((np.arange(3.0) / 7 + 0.1, np.arange(4.0) / 3 - 0.2), {"operands": ((0,), (1,)), "result": (1, 0)}),
+            Sample((np.arange(6.0).reshape(2, 3) / 7, np.arange(3.0) - 1.2, np.arange(6.0).reshape(2, 3) / 4 - 1), {"operands": ((0, 1), (1,), (0, 1)), "result": (0,)}),
+        ),
+        error_samples=(Sample((np.zeros((2, 3)), np.zeros((2, 3))), {"operands": ((0, 1), (1, 2)), "result": (0, 2)}),),
+        moments=ContractionRule(),
+        names=(),
+        source="Laue, Mitterreiter, Giesen 2018: every multilinear map of tensors is one einsum",
+    )
+)
+
+
+# ---- builders ----------------------------------------------------------------------------------------------------------
+def permute(x: Node, axes: tuple[int, ...]) -> Node:
+    """Dimensions of ``x`` in the order ``axes``."""
+    axes = tuple(a % x.type.rank for a in axes)
+    return einsum(([tuple(range(x.type.rank))], axes), x)
+
+
+def swap(x: Node, i: int, j: int) -> Node:
+    """``x`` with two dimensions exchanged."""
+    axes = list(range(x.type.rank))
+    if axes:
+        axes[i], axes[j] = axes[j], axes[i]
+    return permute(x, tuple(axes))
+
+
+def transpose(x: Node) -> Node:
+    """The last two dimensions exchanged: the matrix transpose, batched."""
+    return swap(x, -1, -2)
+
+
+def sum_axes(x: Node, axes: tuple[int, ...] | None = None, keepdims: bool = False) -> Node:
+    """The sum over ``axes`` (all of them by default)."""
+    rank = x.type.rank
+    dropped = set(range(rank)) if axes is None else {a % max(rank, 1) for a in axes}
+    if not rank or not dropped:
+        return x
+    total = einsum(([tuple(range(rank))], tuple(a for a in range(rank) if a not in dropped)), x)
+    return expand_dims(total, tuple(sorted(dropped))) if keepdims else total
+
+
+def matmul(a: Node, b: Node) -> Node:
+    """The product of NumPy and torch: vectors at either side, leading dimensions broadcast.
+
+    Raises:
+        ShapeError: a scalar operand, or inner sizes that differ.
+    """
+    if not a.shape or not b.shape:
+        raise ShapeError(
+            "matrix product of a scalar",
+            given=f"({shape_text(a.shape)}) @ ({shape_text(b.shape)})",
+            instead="* for a product with a scalar",
+        )
+    inner_a, inner_b = a.shape[-1], b.shape[-2] if b.type.rank > 1 else b.shape[0]
+    if inner_a != inner_b:
+        raise ShapeError(
+            "matrix product of shapes that do not fit",
+            given=f"({shape_text(a.shape)}) @ ({shape_text(b.shape)})",
+            required=f"equal inner sizes, not {inner_a} and {inner_b}",
+        )
+    i, j, k = 1000, 1001, 1002
+    batch_a = [100 - n for n in range(a.type.rank - 2, 0, -1)]
+    batch_b = [100 - n for n in range(b.type.rank - 2, 0, -1)]
+    own_a = [i, j] if a.type.rank > 1 else [j]
+    own_b = [j, k] if b.type.rank > 1 else [j]
+    batch = batch_a if len(batch_a) >= len(batch_b) else batch_b
+    sizes_a, sizes_b = a.shape[: len(batch_a)], b.shape[: len(batch_b)]
+    for x, x_batch, other_sizes, other_batch in ((0, batch_a, sizes_b, batch_b), (1, batch_b, sizes_a, batch_a)):
+        for position, index in enumerate(list(x_batch)):
+            own = (sizes_a, sizes_b)[x][position]
+            if own == 1 and index in other_batch and other_sizes[other_batch.index(index)] != 1:
+                node = (a, b)[x]
+                squeezed = squeeze(node, (position,))
+                x_batch.remove(index)
+                a, b = (squeezed, b) if x == 0 else (a, squeezed)
+                return _contract(a, b, batch_a, batch_b, own_a, own_b, batch, (i, k))
+    return _contract(a, b, batch_a, batch_b, own_a, own_b, batch, (i, k))
+
+
+def _contract(
+    a: Node,
+    b: Node,
+    batch_a: list[int],
+    batch_b: list[int],
+    own_a: list[int],
+    own_b: list[int],
+    batch: list[int],
+    free: tuple[int, int],
+) -> Node:
+    result = [*batch, *([free[0]] if len(own_a) == 2 else []), *([free[1]] if len(own_b) == 2 else [])]
+    return einsum(([tuple(batch_a + own_a), tuple(batch_b + own_b)], tuple(result)), a, b)
+
+
+# ---- the identity ---------------------------------------------------------------------------------------------------------
+EYE = leaf(
+    "eye",
+    shape=lambda *, size, dtype: TensorType((size, size), dtype),
+    value=lambda *, size, dtype: np.eye(size),
+    text=lambda p, node: p.identity(node.params["size"]),
+    latex=lambda p, node: p.identity(node.params["size"]),
+    torch=lambda node, _: f"torch.eye({node.params['size']}, dtype=torch.{node.type.dtype})",
+    terms=lambda algebra, node, indices: algebra.delta(node, indices),
+    samples=(Sample((), {"size": 3, "dtype": "float64"}),),
+    source="the identity matrix: Kronecker's delta",
+)
+
+
+def eye(size: int | Dim, dtype: str = "float64") -> Node:
+    """The identity matrix of that size."""
+    return apply(EYE, size=size, dtype=dtype)
+
+
+# ---- lowering to torch -------------------------------------------------------------------------------------------------------
+def _torch_einsum(node: Node, x: list[str]) -> str:
+    operands, result = node.params["operands"], node.params["result"]
+    if len(operands) == 1:
+        return _torch_unary(operands[0], result, x[0])
+    if len(operands) == 2:
+        found = _torch_product(operands, result, x)
+        if found:
+            return found
+    spec = subscripts_text(operands, result)
+    return f'torch.einsum("{spec}", {", ".join(x)})'
+
+
+def _torch_unary(indices: Indices, result: Indices, x: str) -> str:
+    """Diagonals first, then sums, then one permutation: all views but the sum."""
+    indices_left = list(indices)
+    while len(set(indices_left)) != len(indices_left):
+        index = next(i for i in indices_left if indices_left.count(i) > 1)
+        first, second = [a for a, i in enumerate(indices_left) if i == index][:2]
+        x = f"torch.diagonal({x}, 0, {first}, {second})"
+        indices_left = [i for a, i in enumerate(indices_left) if a not in (first, second)] + [index]
+    summed = [a for a, i in enumerate(indices_left) if i not in result]
+    if summed and len(summed) == len(indices_left):
+        return f"{x}.sum()"
+    if summed:
+        x = f"{x}.sum({tuple(summed) if len(summed) > 1 else summed[0]})"
+        indices_left = [i for i in indices_left if i in result]
+    if tuple(indices_left) != tuple(result):
+        axes = tuple(indices_left.index(i) for i in result)
+        x = f"{x}.t()" if axes == (1, 0) else f"{x}.permute({axes})"
+    return x
+
+
+def _torch_product(operands: tuple[Indices, ...], result: Indices, x: list[str]) -> str | None:
+    """``mm``, ``mv``, ``dot`` and ``outer`` for matrices and vectors in any transposition, else None."""
+    a, b = operands
+    shared = [i for i in a if i in b]
+    if len(set(a)) != len(a) or len(set(b)) != len(b) or len(a) > 2 or len(b) > 2:
+        return None
+    if set(a) == set(b) == set(shared) and len(a) == 2:
+        return None
+    if len(a) == len(b) == 1:
+        if shared:
+            return f"torch.dot({x[0]}, {x[1]})" if not result else None
+        return f"torch.outer({x[0]}, {x[1]})" if result == (*a, *b) else f"torch.outer({x[1]}, {x[0]})"
+    if len(shared) != 1 or shared[0] in result:
+        return None
+    j = shared[0]
+    if {len(a), len(b)} == {1, 2}:
+        matrix, vector = (0, 1) if len(a) == 2 else (1, 0)
+        transposed = ".t()" if operands[matrix][0] == j else ""
+        return f"torch.mv({x[matrix]}{transposed}, {x[vector]})"
+    if result[0] in b:
+        (a, b), x = (b, a), [x[1], x[0]]
+    left = f"{x[0]}.t()" if a[0] == j else x[0]
+    right = f"{x[1]}.t()" if b[1] == j else x[1]
+    return f"torch.mm({left}, {right})"

@@ -1,0 +1,311 @@
+"""Elementwise functions of one value: each is a value and a local derivative, which is again an expression.
+
+A derivative is written in terms of the output ``y`` where that is how it is remembered (``y * (1 - y)`` for the
+sigmoid of problem 7.7): the output is at hand in the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from chainrule.ir import Kink, Node, Rewrite, Sample, apply, as_node, constant
+from chainrule.ops.arithmetic import compare, iverson, where
+from chainrule.ops.families import elementwise, unary, zero_derivative
+from chainrule.ops.moment_rules import Pointwise
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _sigmoid(x: Any) -> Any:
+    x = np.asarray(x, dtype=np.float64)
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def _function(name: str) -> str:
+    return rf"\{name}\left({{0}}\right)"
+
+
+# ---- powers and exponentials ------------------------------------------------------------------------------------------
+def _inverse(name: str) -> Rewrite:
+    """``f(g(x)) = x`` where the inner op is called ``name`` and defined for every x that f(g(.)) accepts."""
+
+    def rule(node: Node) -> Node | None:
+        (x,) = node.inputs
+        return x.inputs[0] if x.op.name == name else None
+
+    return Rewrite(rule)
+
+
+EXP = unary(
+    "exp",
+    value=np.exp,
+    derivative=lambda y, x: y,
+    latex=_function("exp"),
+    aten={"exp": None},
+    rewrites=(_inverse("log"),),
+    source="DLMF 4.2",
+)
+LOG = unary(
+    "log",
+    value=np.log,
+    derivative=lambda y, x: 1.0 / x,
+    domain="positive",
+    latex=_function("log"),
+    aten={"log": None},
+    names=("log", "ln"),
+    rewrites=(_inverse("exp"),),
+    source="DLMF 4.2, natural logarithm",
+)
+SQRT = unary(
+    "sqrt",
+    value=np.sqrt,
+    derivative=lambda y, x: 0.5 / y,
+    domain="positive",
+    latex=r"\sqrt{{{0}}}",
+    aten={"sqrt": None},
+    terms=lambda algebra, node, indices: algebra.product([(node.inputs[0], 0.5)], node.type, indices),
+    source="the positive root; derivative infinite at 0, as in torch",
+)
+
+# ---- absolute value and steps -----------------------------------------------------------------------------------------
+SIGN = unary(
+    "sign",
+    value=np.sign,
+    derivative=zero_derivative,
+    kinks=(Kink(0.0, 0.0),),
+    aten={"sign": None, "sgn": None},
+    moments=Pointwise(odd=True),
+    cost=lambda *_, **__: 0,
+    source="-1, 0, 1; derivative zero almost everywhere",
+)
+ABS = unary(
+    "abs",
+    value=np.abs,
+    derivative=lambda y, x: apply(SIGN, x),
+    kinks=(Kink(0.0, 0.0),),
+    latex=r"\left|{0}\right|",
+    aten={"abs": None},
+    moments=Pointwise(symmetric=lambda q: q, why="|u|^2 = u^2"),
+    cost=lambda *_, **__: 0,
+    source="|x|; derivative sign(x), 0 at 0 as in torch",
+)
+HEAVISIDE = unary(
+    "heaviside",
+    value=lambda x: (np.asarray(x) >= 0).astype(np.float64),
+    derivative=zero_derivative,
+    kinks=(Kink(0.0, 0.0),),
+    names=("heaviside", "Heaviside", "step"),
+    torch=lambda node, x: f"({x[0]} >= 0).to({x[0]}.dtype)",
+    cost=lambda *_, **__: 0,
+    source="problem 7.8 (i): 0 below 0, 1 from 0 on",
+)
+RECT = unary(
+    "rect",
+    value=lambda x: ((np.asarray(x) >= 0) & (np.asarray(x) <= 1)).astype(np.float64),
+    derivative=zero_derivative,
+    kinks=(Kink(0.0, 0.0), Kink(1.0, 0.0)),
+    torch=lambda node, x: f"(({x[0]} >= 0) & ({x[0]} <= 1)).to({x[0]}.dtype)",
+    cost=lambda *_, **__: 0,
+    source="problem 7.8 (ii): 1 on [0, 1], else 0",
+)
+
+# ---- trigonometric and hyperbolic --------------------------------------------------------------------------------------
+SIN = unary(
+    "sin",
+    value=np.sin,
+    derivative=lambda y, x: apply(COS, x),
+    latex=_function("sin"),
+    moments=Pointwise(odd=True),
+    aten={"sin": None},
+    source="DLMF 4.20",
+)
+COS = unary(
+    "cos",
+    value=np.cos,
+    derivative=lambda y, x: -apply(SIN, x),
+    latex=_function("cos"),
+    aten={"cos": None},
+    source="DLMF 4.20",
+)
+TAN = unary(
+    "tan",
+    value=np.tan,
+    derivative=lambda y, x: 1.0 + y**2.0,
+    domain="unit",
+    latex=_function("tan"),
+    aten={"tan": None},
+    source="DLMF 4.20",
+)
+SINH = unary(
+    "sinh",
+    value=np.sinh,
+    derivative=lambda y, x: apply(COSH, x),
+    latex=_function("sinh"),
+    moments=Pointwise(odd=True),
+    aten={"sinh": None},
+    source="DLMF 4.34",
+)
+COSH = unary(
+    "cosh",
+    value=np.cosh,
+    derivative=lambda y, x: apply(SINH, x),
+    latex=_function("cosh"),
+    aten={"cosh": None},
+    source="DLMF 4.34",
+)
+TANH = unary(
+    "tanh",
+    value=np.tanh,
+    derivative=lambda y, x: 1.0 - y**2.0,
+    latex=_function("tanh"),
+    moments=Pointwise(odd=True),
+    aten={"tanh": None},
+    source="DLMF 4.34",
+)
+ASIN = unary(
+    "asin",
+    value=np.arcsin,
+    derivative=lambda y, x: 1.0 / apply(SQRT, 1.0 - x**2.0),
+    domain="unit",
+    latex=_function("arcsin"),
+    moments=Pointwise(odd=True),
+    aten={"asin": None},
+    source="DLMF 4.24",
+)
+ACOS = unary(
+    "acos",
+    value=np.arccos,
+    derivative=lambda y, x: -1.0 / apply(SQRT, 1.0 - x**2.0),
+    domain="unit",
+    latex=_function("arccos"),
+    aten={"acos": None},
+    source="DLMF 4.24",
+)
+ATAN = unary(
+    "atan",
+    value=np.arctan,
+    derivative=lambda y, x: 1.0 / (1.0 + x**2.0),
+    latex=_function("arctan"),
+    moments=Pointwise(odd=True),
+    aten={"atan": None},
+    source="DLMF 4.24",
+)
+ERF = unary(
+    "erf",
+    value=_erf,
+    derivative=lambda y, x: apply(EXP, -(x**2.0)) * (2.0 / math.sqrt(math.pi)),
+    aten={"erf": None},
+    moments=Pointwise(odd=True),
+    source="DLMF 7.2.1",
+)
+
+# ---- activations ------------------------------------------------------------------------------------------------------
+SIGMOID = unary(
+    "sigmoid",
+    value=_sigmoid,
+    derivative=lambda y, x: y * (1.0 - y),
+    latex=r"\operatorname{{sig}}\left({0}\right)",
+    names=("sigmoid", "sig"),
+    aten={"sigmoid": None},
+    source="problem 7.7: 1 / (1 + exp(-x)), derivative y(1 - y)",
+)
+RELU = unary(
+    "relu",
+    value=lambda x: np.maximum(x, 0),
+    derivative=lambda y, x: iverson(compare("gt", x, 0.0), like=x),
+    kinks=(Kink(0.0, 0.0),),
+    names=("relu", "ReLU"),
+    latex=r"\operatorname{{ReLU}}\left({0}\right)",
+    aten={"relu": None},
+    moments=Pointwise(
+        symmetric=lambda q: q / 2.0,
+        normal=lambda v: ((v / (2.0 * math.pi)) ** 0.5, v / 2.0),
+        why="u and -u are equally likely and relu keeps one of them: E[relu(u)^2] = E[u^2] / 2 (problem 7.14)",
+    ),
+    cost=lambda *_, **__: 0,
+    samples=(Sample((np.array([-1.7, -0.31, 0.27, 1.9]),)), Sample((np.array([0.0, -0.0]),), kink=True)),
+    source="problem 7.1: derivative [x > 0]; 0 at 0, as in torch",
+)
+LEAKY_RELU = elementwise(
+    "leaky_relu",
+    arity=2,
+    value=lambda x, a: np.where(np.asarray(x) > 0, x, np.asarray(a) * x),
+    derivative=lambda y, x, a: (
+        where(compare("gt", x, 0.0), as_node(1.0, like=x), a),
+        x * iverson(compare("le", x, 0.0), like=x),
+    ),
+    domain=("real", "positive"),
+    kinks=(Kink(0.0, "alpha"),),
+    torch="torch.where({0} > 0, {0}, {1} * {0})",
+    moments=Pointwise(
+        symmetric=lambda q, a: q * (1.0 + a * a) / 2.0,
+        why="half of u^2 is kept and half is scaled by alpha^2: E = E[u^2] (1 + alpha^2) / 2",
+    ),
+    latex=r"\operatorname{{LReLU}}\left({0}, {1}\right)",
+    names=("leaky_relu", "LeakyReLU"),
+    build=lambda x, a=0.01: apply(LEAKY_RELU, x, as_node(a, like=x)),
+    aten={"leaky_relu": lambda x, a=0.01: apply(LEAKY_RELU, x, as_node(a, like=x))},
+    source="problem 7.10: alpha x below 0, x above; alpha at 0, as in torch",
+)
+SOFTPLUS = unary(
+    "softplus",
+    value=lambda x: np.logaddexp(x, 0.0),
+    derivative=lambda y, x: apply(SIGMOID, x),
+    torch="torch.nn.functional.softplus({0})",
+    # torch returns x itself above the threshold 20, where the two differ by less than 3e-9.
+    aten={"softplus": lambda x, beta=1, threshold=20: apply(SOFTPLUS, x * beta) / beta if beta != 1 else apply(SOFTPLUS, x)},
+    source="log(1 + exp(x)), derivative sigmoid(x)",
+)
+SILU = unary(
+    "silu",
+    value=lambda x: x * _sigmoid(x),
+    derivative=lambda y, x: apply(SIGMOID, x) * (1.0 + x * (1.0 - apply(SIGMOID, x))),
+    torch="torch.nn.functional.silu({0})",
+    names=("silu", "swish"),
+    aten={"silu": None},
+    source="Elfwing et al. 2018: x sigmoid(x)",
+)
+GELU = unary(
+    "gelu",
+    value=lambda x: 0.5 * x * (1 + _erf(np.asarray(x) / math.sqrt(2))),
+    derivative=lambda y, x: (
+        0.5 * (1.0 + apply(ERF, x / math.sqrt(2)))
+        + x * apply(EXP, -(x**2.0) / 2.0) / math.sqrt(2 * math.pi)
+    ),
+    torch="torch.nn.functional.gelu({0})",
+    aten={"gelu": lambda x, approximate="none": apply(GELU, x) if approximate == "none" else _gelu_tanh(x)},
+    source="Hendrycks and Gimpel 2016: x Phi(x)",
+)
+
+
+def _gelu_tanh(x: Node) -> Node:
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3.0)
+    return 0.5 * x * (1.0 + apply(TANH, inner))
+
+
+ELU = elementwise(
+    "elu",
+    arity=2,
+    value=lambda x, a: np.where(np.asarray(x) > 0, x, np.asarray(a) * np.expm1(np.minimum(x, 0.0))),
+    derivative=lambda y, x, a: (
+        where(compare("gt", x, 0.0), as_node(1.0, like=x), a * apply(EXP, x)),
+        where(compare("gt", x, 0.0), as_node(0.0, like=x), apply(EXP, x) - 1.0),
+    ),
+    domain=("real", "positive"),
+    kinks=(Kink(0.0, "alpha"),),
+    torch="torch.where({0} > 0, {0}, {1} * torch.expm1({0}))",
+    names=("elu",),
+    build=lambda x, a=1.0: apply(ELU, x, as_node(a, like=x)),
+    aten={
+        "elu": lambda x, alpha=1.0, scale=1.0, input_scale=1.0: (
+            apply(ELU, x * input_scale if input_scale != 1.0 else x, constant(alpha, x.type.dtype)) * scale
+        ),
+        "selu": lambda x: apply(ELU, x, constant(1.6732632423543772848170429916717, x.type.dtype))
+        * 1.0507009873554804934193349852946,
+    },
+    source="Clevert et al. 2016; selu's constants from Klambauer et al. 2017",
+)

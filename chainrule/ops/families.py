@@ -1,0 +1,184 @@
+"""Families: what ops of one kind share, so that a declaration only says what is its own.
+
+    leaf         inputs and constants
+    unary        elementwise function of one value: shape, jvp, cost, printing and samples are given
+    elementwise  elementwise function of several values that broadcast against each other
+    linear       linear in its only input (movement): the tangent moves like the value
+    multilinear  linear in each input (einsum)
+    composite    declared by its expansion into smaller ops; a fused kernel and a named derivative are optional
+
+A local derivative is a graph expression, so it prints, simplifies and differentiates again. Broadcasting is summed
+back by the differentiation interpreter, not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from chainrule.ir import (
+    ATOM,
+    Node,
+    Op,
+    Sample,
+    TensorType,
+    apply,
+    broadcast_shapes,
+    promote,
+    register,
+    toposort,
+    variable,
+)
+from chainrule.ops.moment_rules import MovementRule, Pointwise
+
+# Points that avoid every declared kink (0, 1, -1, ±0.5) and stay inside the domain of log, sqrt, asin.
+_SMOOTH = np.array([-1.7, -0.83, -0.31, 0.27, 0.64, 1.9])
+_POSITIVE = np.array([0.2, 0.45, 0.9, 1.3, 2.1, 3.4])
+_UNIT = np.array([-0.9, -0.55, -0.2, 0.15, 0.6, 0.85])
+DOMAINS = {"real": _SMOOTH, "positive": _POSITIVE, "unit": _UNIT}
+
+
+def elementwise_shape(*types: TensorType, dtype: str | None = None, **_: Any) -> TensorType:
+    """Operands broadcast; the result has the highest dtype among them, or ``dtype``."""
+    highest, device = promote(*types)
+    return TensorType(broadcast_shapes(*(t.shape for t in types)), dtype or highest, None, device)
+
+
+def _float_result(*types: TensorType, **params: Any) -> TensorType:
+    result = elementwise_shape(*types, **params)
+    return result if result.is_float else result.with_dtype("float32")
+
+
+def _one_per_element(result: TensorType, *_: TensorType, **__: Any) -> Any:
+    return result.numel
+
+
+def leaf(name: str, **fields: Any) -> Op:
+    """A value without inputs."""
+    return register(Op(name, "leaf", **fields))
+
+
+def elementwise(
+    name: str,
+    *,
+    arity: int,
+    value: Callable[..., Any],
+    derivative: Callable[..., Sequence[Node | None]] | None = None,
+    shape: Callable[..., TensorType] = elementwise_shape,
+    domain: str | Sequence[str] = "real",
+    **fields: Any,
+) -> Op:
+    """An elementwise op of ``arity`` broadcasting operands.
+
+    ``derivative(y, *xs)`` is the local partial derivative for each operand (None: no derivative flows there).
+    """
+    vjp = jvp = None
+    if derivative is not None:
+
+        def vjp(g: Node, y: Node, *xs: Node, **params: Any) -> tuple[Node | None, ...]:
+            return tuple(None if d is None else g * d for d in derivative(y, *xs, **params))
+
+        def jvp(tangents: Sequence[Node | None], y: Node, *xs: Node, **params: Any) -> Node | None:
+            partials = derivative(y, *xs, **params)
+            moved = [t * d for t, d in zip(tangents, partials, strict=True) if t is not None and d is not None]
+            return sum_nodes(moved)
+
+    domains = [domain] * arity if isinstance(domain, str) else domain
+    # Different offsets per operand, so that comparisons and maxima do not meet ties.
+    arrays = [np.roll(DOMAINS[d], i) * (1 + 0.13 * i) for i, d in enumerate(domains)]
+    samples = [Sample(tuple(arrays))]
+    if arity > 1:
+        samples.append(Sample((arrays[0].reshape(2, 3), *[a[:3] for a in arrays[1:]])))
+        samples.append(Sample((arrays[0][:1].reshape(()), *arrays[1:])))
+    arguments = ", ".join(f"{{{i}}}" for i in range(arity))
+    defaults: dict[str, Any] = {
+        "shape": shape,
+        "vjp": vjp,
+        "jvp": jvp,
+        "cost": _one_per_element,
+        "text": f"{name}({arguments})",
+        "latex": rf"\operatorname{{{name}}}\left({arguments}\right)".replace("_", r"\_"),
+        "torch": f"torch.{name}({arguments})",
+        "samples": tuple(samples),
+        "names": (name,),
+        "moments": Pointwise(),
+        "differentiable": derivative is not None or "expansion" in fields or "vjp" in fields,
+    }
+    return register(Op(name, "elementwise", value=value, **(defaults | fields)))
+
+
+def unary(
+    name: str,
+    *,
+    value: Callable[..., Any],
+    derivative: Callable[[Node, Node], Node] | None = None,
+    **fields: Any,
+) -> Op:
+    """An elementwise op of one operand; ``derivative(y, x)`` is its local derivative."""
+    partials = None if derivative is None else (lambda y, x: (derivative(y, x),))
+    return elementwise(name, arity=1, value=value, derivative=partials, **({"shape": _float_result} | fields))
+
+
+def zero_derivative(y: Node, x: Node) -> Node:
+    """The derivative of a function that is flat almost everywhere: a constant zero, which simplify and reports see."""
+    return x * 0.0
+
+
+def linear(name: str, *, transpose: Callable[..., Node | None], **fields: Any) -> Op:
+    """A linear op of one input (movement). ``transpose(g, y, x, **params)`` moves the cotangent back."""
+
+    def vjp(g: Node, y: Node, x: Node, **params: Any) -> tuple[Node | None]:
+        return (transpose(g, y, x, **params),)
+
+    def jvp(tangents: Sequence[Node | None], y: Node, x: Node, **params: Any) -> Node | None:
+        return None if tangents[0] is None else apply(y.op, tangents[0], **params)
+
+    defaults: dict[str, Any] = {"vjp": vjp, "jvp": jvp, "moments": MovementRule()}
+    return register(Op(name, "linear", **(defaults | fields)))
+
+
+def multilinear_jvp(tangents: Sequence[Node | None], y: Node, *xs: Node, **params: Any) -> Node | None:
+    """The product rule: each moving operand in turn, the others held."""
+    moved = [
+        apply(y.op, *xs[:k], t, *xs[k + 1 :], **params) for k, t in enumerate(tangents) if t is not None
+    ]
+    return sum_nodes(moved)
+
+
+def composite(name: str, *, expansion: Callable[..., Node], **fields: Any) -> Op:
+    """An op declared by its expansion ``(*xs, **params) -> Node``.
+
+    Value, shape, printing and derivative follow from the expansion unless a kernel or a named form is given.
+    """
+
+    def shape(*types: TensorType, **params: Any) -> TensorType:
+        return _expanded(expansion, types, params)[1].type
+
+    def value(*arrays: Any, **params: Any) -> Any:
+        types = [TensorType(np.shape(a), str(np.asarray(a).dtype)) for a in arrays]
+        leaves, root = _expanded(expansion, types, params)
+        values: dict[Node, Any] = dict(zip(leaves, arrays, strict=True))
+        for node in toposort([root], stop=lambda n: n in values):
+            if node not in values:
+                values[node] = node.op.value(*(values[i] for i in node.inputs), **node.params)
+        return values[root]
+
+    defaults: dict[str, Any] = {"shape": shape, "value": value, "names": (name,), "precedence": ATOM}
+    return register(Op(name, "composite", expansion=expansion, **(defaults | fields)))
+
+
+def _expanded(
+    expansion: Callable[..., Node], types: Sequence[TensorType], params: dict[str, Any]
+) -> tuple[list[Node], Node]:
+    leaves = [variable(f"operand_{k}", t) for k, t in enumerate(types)]
+    return leaves, expansion(*leaves, **params)
+
+
+def sum_nodes(nodes: Sequence[Node]) -> Node | None:
+    """The sum of nodes, None of none."""
+    total: Node | None = None
+    for node in nodes:
+        total = node if total is None else total + node
+    return total

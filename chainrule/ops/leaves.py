@@ -1,0 +1,129 @@
+"""Leaves of a program (inputs, constants, dimensions) and the two ops that only route values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from chainrule.errors import ShapeError
+from chainrule.ir import MUL, UNARY, Dim, Literal, Node, Op, Sample, TensorType, TupleType, register
+from chainrule.ops.families import leaf, linear
+from chainrule.ops.moment_rules import ScaleRule
+
+
+def format_number(value: Any) -> str:
+    """A number as a person writes it: ``2`` for 2.0, ``0.1``, ``1e-05``."""
+    if isinstance(value, (bool, np.bool_)):
+        return "1" if value else "0"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return repr(float(value))
+
+
+def _constant_text(p: Any, node: Node) -> str:
+    literal: Literal = node.params["literal"]
+    if literal.array.ndim == 0:
+        return p.number(literal.array.item())
+    return p.array(literal.array)
+
+
+def _constant_torch(node: Node, _: list[str]) -> str:
+    literal: Literal = node.params["literal"]
+    if literal.array.ndim == 0:
+        number = literal.array.item()
+        return repr(number) if np.isfinite(number) else f'float("{number}")'
+    return f"torch.tensor({literal.array.tolist()!r}, dtype=torch.{node.type.dtype}, device={node.type.device!r})"
+
+
+def _constant_type(*, literal: Literal, dtype: str) -> TensorType:
+    return TensorType(literal.array.shape, dtype)
+
+
+INPUT = leaf(
+    "input",
+    shape=lambda *, name, type: type,
+    value=lambda **_: (_ for _ in ()).throw(KeyError("an input has no value of its own")),
+    text=lambda p, node: p.symbol(node.params["name"]),
+    latex=lambda p, node: p.symbol(node.params["name"]),
+    source="a variable of the program",
+)
+
+CONSTANT = leaf(
+    "constant",
+    shape=_constant_type,
+    value=lambda *, literal, dtype: literal.array,
+    text=_constant_text,
+    latex=_constant_text,
+    torch=_constant_torch,
+    terms=lambda algebra, node, indices: algebra.number(node, indices),
+    samples=(Sample((), {"literal": Literal(2.5, "float64"), "dtype": "float64"}),),
+    source="a number",
+)
+
+DIM = leaf(
+    "dim",
+    shape=lambda *, size: TensorType((), "float64"),
+    value=lambda *, size: np.float64(size) if isinstance(size, int) else _unknown(size),
+    text=lambda p, node: p.size(node.params["size"]),
+    latex=lambda p, node: p.size(node.params["size"]),
+    torch=lambda node, _: repr(float(node.params["size"])),
+    precedence=MUL,
+    samples=(Sample((), {"size": 3}),),
+    source="a dimension used as a number, such as n in sum(x) / n",
+)
+
+
+def _unknown(size: Dim) -> Any:
+    raise ShapeError(f"dimension {size} has no number yet", required="arrays whose shapes say what it is")
+
+
+def _routed(name: str, **fields: Any) -> Op:
+    return linear(
+        name,
+        **(
+            {
+                "shape": lambda x: x,
+                "value": lambda x: x,
+                "text": "{0}",
+                "latex": "{0}",
+                "samples": (Sample((np.array([0.3, -0.7]),)),),
+            }
+            | fields
+        ),
+    )
+
+
+STOP_GRADIENT = _routed(
+    "stop_gradient",
+    transpose=lambda g, y, x: None,
+    jvp=lambda tangents, y, x: None,
+    text="stop_gradient({0})",
+    latex=r"\operatorname{sg}\left({0}\right)",
+    names=("stop_gradient", "detach"),
+    torch="{0}.detach()",
+    aten={"detach": None},
+    differentiable=False,
+    moments=ScaleRule(1),
+    source="detach, .data and no_grad regions: the value passes, the derivative does not",
+)
+
+
+def _item_shape(x: TupleType, *, index: int) -> TensorType:
+    return x.items[index]
+
+
+ITEM = register(
+    Op(
+        "item",
+        "leaf",
+        shape=_item_shape,
+        value=lambda x, *, index: x[index],
+        vjp=lambda g, y, x, *, index: (tuple(g if k == index else None for k in range(len(x.type.items))),),
+        jvp=lambda tangents, y, x, *, index: None if tangents[0] is None else tangents[0][index],
+        text=lambda p, node: f"{p.child(node.inputs[0], UNARY)}.{node.params['index']}",
+        latex=lambda p, node: f"{p.child(node.inputs[0], UNARY)}_{{{node.params['index']}}}",
+        torch=lambda node, x: f"{x[0]}[{node.params['index']}]",
+        source="one output of a node with several",
+    )
+)

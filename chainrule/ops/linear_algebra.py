@@ -1,0 +1,142 @@
+"""Linear algebra on the last two dimensions: inverse, solve, determinant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from chainrule.errors import ShapeError
+from chainrule.ir import Node, Op, Sample, TensorType, apply, product, register, shape_text
+from chainrule.ops.contraction import matmul, sum_axes, transpose
+from chainrule.ops.movement import broadcast, expand_dims
+
+_A = np.array([[2.0, 0.3, -0.1], [0.4, 1.5, 0.2], [-0.3, 0.1, 1.8]])
+
+
+def _square(x: TensorType) -> TensorType:
+    if x.rank < 2 or x.shape[-1] != x.shape[-2]:
+        raise ShapeError("needs a square matrix", given=f"({shape_text(x.shape)})")
+    return x
+
+
+def _per_matrix(g: Node, x: Node) -> Node:
+    rank = x.type.rank
+    return broadcast(expand_dims(g, (rank - 2, rank - 1)), x.shape)
+
+
+def _cubic(result: TensorType, x: TensorType, *rest: TensorType) -> Any:
+    return product([*x.shape, x.shape[-1]])
+
+
+def _contracted(a: Node, b: Node) -> Node:
+    rank = a.type.rank
+    return sum_axes(a * b, (rank - 2, rank - 1))
+
+
+INV = register(
+    Op(
+        "inv",
+        "linear_algebra",
+        shape=_square,
+        value=np.linalg.inv,
+        vjp=lambda g, y, x: (-matmul(matmul(transpose(y), g), transpose(y)),),
+        jvp=lambda t, y, x: None if t[0] is None else -matmul(matmul(y, t[0]), y),
+        cost=_cubic,
+        text="inv({0})",
+        latex="{0}^{{-1}}",
+        child_precedence=(50,),
+        torch="torch.linalg.inv({0})",
+        aten={"inverse": None, "linalg_inv": None},
+        names=("inv",),
+        samples=(Sample((_A,)),),
+        error_samples=(Sample((_A[:2],)),),
+        source="Matrix Cookbook 59: d inv(X) = -inv(X) dX inv(X)",
+    )
+)
+
+
+def _solve_shape(a: TensorType, b: TensorType) -> TensorType:
+    _square(a)
+    if b.rank not in (1, a.rank) or b.shape[0 if b.rank == 1 else -2] != a.shape[-1]:
+        raise ShapeError("solve of shapes that do not fit", given=f"({shape_text(a.shape)}) and ({shape_text(b.shape)})")
+    return b
+
+
+def _solve_vjp(g: Node, y: Node, a: Node, b: Node) -> tuple[Node, Node]:
+    back = apply(SOLVE, transpose(a), g)
+    if y.type.rank == 1:
+        return -matmul(expand_dims(back, (1,)), expand_dims(y, (0,))), back
+    return -matmul(back, transpose(y)), back
+
+
+def _solve_jvp(t: Any, y: Node, a: Node, b: Node) -> Node | None:
+    moved = None if t[1] is None else t[1]
+    if t[0] is not None:
+        moved = -matmul(t[0], y) if moved is None else moved - matmul(t[0], y)
+    return None if moved is None else apply(SOLVE, a, moved)
+
+
+SOLVE = register(
+    Op(
+        "solve",
+        "linear_algebra",
+        shape=_solve_shape,
+        value=np.linalg.solve,
+        vjp=_solve_vjp,
+        jvp=_solve_jvp,
+        lift=lambda params, extra: params,
+        cost=_cubic,
+        text="solve({0}, {1})",
+        latex=r"{0}^{{-1}} {1}",
+        child_precedence=(50, 40),
+        precedence=20,
+        torch="torch.linalg.solve({0}, {1})",
+        names=("solve",),
+        samples=(Sample((_A, np.array([0.3, -0.2, 1.0]))), Sample((_A, _A.T[:, :2] + 0.1))),
+        error_samples=(Sample((_A, np.array([1.0, 2.0]))),),
+        source="A x = b; x, and -A^{-T} g x' back",
+    )
+)
+
+
+def _value_per_matrix(x: TensorType) -> TensorType:
+    return _square(x).with_shape(x.shape[:-2])
+
+
+DET = register(
+    Op(
+        "det",
+        "linear_algebra",
+        shape=_value_per_matrix,
+        value=np.linalg.det,
+        vjp=lambda g, y, x: (_per_matrix(g * y, x) * transpose(apply(INV, x)),),
+        jvp=lambda t, y, x: None if t[0] is None else y * _contracted(transpose(apply(INV, x)), t[0]),
+        cost=_cubic,
+        text="det({0})",
+        latex=r"\det\left({0}\right)",
+        torch="torch.linalg.det({0})",
+        aten={"det": None, "linalg_det": None},
+        names=("det",),
+        samples=(Sample((_A,)),),
+        source="Jacobi's formula (Matrix Cookbook 49)",
+    )
+)
+LOGDET = register(
+    Op(
+        "logdet",
+        "linear_algebra",
+        shape=_value_per_matrix,
+        value=lambda x: np.linalg.slogdet(x)[1],
+        vjp=lambda g, y, x: (_per_matrix(g, x) * transpose(apply(INV, x)),),
+        jvp=lambda t, y, x: None if t[0] is None else _contracted(transpose(apply(INV, x)), t[0]),
+        cost=_cubic,
+        text="logdet({0})",
+        latex=r"\log\left|\det\left({0}\right)\right|",
+        torch="torch.linalg.slogdet({0})[1]",
+        names=("logdet",),
+        samples=(Sample((_A,)),),
+        source="log|det X|; inv(X)' back (Matrix Cookbook 57)",
+    )
+)
+

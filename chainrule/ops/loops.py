@@ -1,0 +1,184 @@
+"""The one loop: ``scan(body, consts, carry, xs)``, so that recurrences are not unrolled.
+
+The body is a graph ``(consts, carry, x) -> (new carry, y)``; the loop returns the final carry and the stacked ys. Its
+derivative is a loop in the other direction over the body's own derivative, which the differentiation interpreter
+hands to the rule (``differentiation.vjp_graph``), since ops do not know interpreters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from chainrule.errors import ShapeError
+from chainrule.ir import (
+    Graph,
+    Node,
+    Op,
+    Sample,
+    TensorType,
+    TupleType,
+    apply,
+    item,
+    register,
+    toposort,
+    variable,
+)
+
+
+def _groups(items: Sequence[Any], n_consts: int, n_carry: int) -> tuple[list[Any], list[Any], list[Any]]:
+    items = list(items)
+    return items[:n_consts], items[n_consts : n_consts + n_carry], items[n_consts + n_carry :]
+
+
+def _scan_shape(
+    *types: TensorType, body: Graph, n_consts: int, n_carry: int, length: int, reverse: bool
+) -> TupleType:
+    consts, carry, xs = _groups(types, n_consts, n_carry)
+    expected = [i.type for i in body.inputs]
+    given = [*consts, *carry, *(x.with_shape(x.shape[1:]) for x in xs)]
+    if [t.shape for t in expected] != [t.shape for t in given]:
+        raise ShapeError("scan: operands do not fit the body", given=str(given), required=str(expected))
+    if any(x.shape[:1] != (length,) for x in xs):
+        raise ShapeError("scan: a scanned operand has another length", required=str(length))
+    if [o.shape for o in body.outputs[:n_carry]] != [c.shape for c in carry]:
+        raise ShapeError("scan: the body returns another carry than it takes")
+    ys = [o.type.with_shape((length, *o.shape)) for o in body.outputs[n_carry:]]
+    return TupleType((*(o.type for o in body.outputs[:n_carry]), *ys))
+
+
+def run_body(body: Graph, values: Sequence[Any]) -> list[Any]:
+    """The body's outputs in NumPy."""
+    table: dict[Node, Any] = dict(zip(body.inputs, values, strict=True))
+    for node in toposort(body.outputs, stop=lambda n: n in table):
+        if node not in table:
+            table[node] = node.op.value(*(table[i] for i in node.inputs), **node.params)
+    return [table[o] for o in body.outputs]
+
+
+def _scan_value(*arrays: Any, body: Graph, n_consts: int, n_carry: int, length: int, reverse: bool) -> tuple[Any, ...]:
+    consts, carry, xs = _groups(arrays, n_consts, n_carry)
+    ys: list[list[Any]] = [[None] * length for _ in body.outputs[n_carry:]]
+    for step in reversed(range(length)) if reverse else range(length):
+        results = run_body(body, [*consts, *carry, *(np.asarray(x)[step] for x in xs)])
+        carry = results[:n_carry]
+        for column, y in zip(ys, results[n_carry:], strict=True):
+            column[step] = y
+    stacked = [
+        np.stack(column) if length else np.zeros(o.type.with_shape((0, *o.shape)).shape)
+        for column, o in zip(ys, body.outputs[n_carry:], strict=True)
+    ]
+    return (*carry, *stacked)
+
+
+def scan(
+    body: Graph, consts: Sequence[Node], carry: Sequence[Node], xs: Sequence[Node], length: int, reverse: bool = False
+) -> list[Node]:
+    """The final carry and the stacked outputs of a loop, as nodes.
+
+    Args:
+        body: inputs ``(*consts, *carry, *one slice of each x)``, outputs ``(*carry, *ys)``.
+        length: number of steps; ``reverse`` runs from the last slice to the first.
+    """
+    node = apply(
+        SCAN, *consts, *carry, *xs, body=body, n_consts=len(consts), n_carry=len(carry), length=length, reverse=reverse
+    )
+    return [item(node, k) for k in range(len(node.type.items))]
+
+
+def _scan_vjp(
+    g: tuple[Node, ...],
+    y: Node,
+    *inputs: Node,
+    body: Graph,
+    n_consts: int,
+    n_carry: int,
+    length: int,
+    reverse: bool,
+    differentiation: Any,
+) -> tuple[Node | None, ...]:
+    consts, carry, xs = _groups(inputs, n_consts, n_carry)
+    # The carries that entered each step, kept by one more run of the loop.
+    kept = Graph(body.inputs, (*body.outputs[:n_carry], *body.inputs[n_consts : n_consts + n_carry]))
+    entered = scan(kept, consts, carry, xs, length, reverse)[n_carry:]
+    floats = [k for k, i in enumerate(body.inputs) if i.type.is_float]
+    back, seeds = differentiation.vjp_graph(body, floats)
+    at = {k: position for position, k in enumerate(floats)}
+    # Backward body: consts; carry = (carry cotangents, accumulated const cotangents); x = (carries in, xs, y cotangents).
+    totals = {
+        k: variable(f"total_{k}", body.inputs[k].type) for k in range(n_consts) if k in at
+    }
+    carry_seeds, y_seeds = seeds[:n_carry], seeds[n_carry:]
+    new_totals = [total + back.outputs[at[k]] for k, total in totals.items()]
+    new_carry = [back.outputs[at[n_consts + k]] for k in range(n_carry)]
+    x_positions = [n_consts + n_carry + k for k in range(len(xs)) if n_consts + n_carry + k in at]
+    body_back = Graph(
+        (*body.inputs[:n_consts], *carry_seeds, *totals.values(), *body.inputs[n_consts:], *y_seeds),
+        (*new_carry, *new_totals, *(back.outputs[at[p]] for p in x_positions)),
+    )
+    zeros = [consts[k] * 0.0 for k in totals]
+    results = scan(
+        body_back, consts, [*g[:n_carry], *zeros], [*entered, *xs, *g[n_carry:]], length, not reverse
+    )
+    found: dict[int, Node] = {n_consts + k: results[k] for k in range(n_carry)}
+    found |= dict(zip(totals, results[n_carry : n_carry + len(totals)], strict=True))
+    found |= dict(zip(x_positions, results[n_carry + len(totals) :], strict=True))
+    return tuple(found.get(k) for k in range(len(inputs)))
+
+
+def _scan_jvp(
+    tangents: Sequence[Node | None],
+    y: Node,
+    *inputs: Node,
+    body: Graph,
+    n_consts: int,
+    n_carry: int,
+    length: int,
+    reverse: bool,
+    differentiation: Any,
+) -> tuple[Node, ...]:
+    moved = [t if t is not None else x * 0.0 for t, x in zip(tangents, inputs, strict=True)]
+    both = differentiation.jvp_graph(body)
+    primal, tangent = both.inputs[: len(inputs)], both.inputs[len(inputs) :]
+    (p_const, p_carry, p_x), (t_const, t_carry, t_x) = (_groups(v, n_consts, n_carry) for v in (primal, tangent))
+    outs, t_outs = both.outputs[: len(body.outputs)], both.outputs[len(body.outputs) :]
+    merged = Graph(
+        (*p_const, *t_const, *p_carry, *t_carry, *p_x, *t_x),
+        (*outs[:n_carry], *t_outs[:n_carry], *outs[n_carry:], *t_outs[n_carry:]),
+    )
+    (consts, carry, xs), (d_const, d_carry, d_x) = (_groups(v, n_consts, n_carry) for v in (inputs, moved))
+    results = scan(merged, [*consts, *d_const], [*carry, *d_carry], [*xs, *d_x], length, reverse)
+    n_y = len(body.outputs) - n_carry
+    start = 2 * n_carry + n_y
+    return (*results[n_carry : 2 * n_carry], *results[start : start + n_y])
+
+
+def _sample_body() -> Graph:
+    w, h, x = (variable(n, TensorType((2,))) for n in ("w", "h", "x"))
+    new = w * h + x * h
+    return Graph((w, h, x), (new, new * x))
+
+
+SCAN = register(
+    Op(
+        "scan",
+        "loop",
+        shape=_scan_shape,
+        value=_scan_value,
+        vjp=_scan_vjp,
+        jvp=_scan_jvp,
+        transforms_body=True,
+        text=lambda p, node: f"scan({', '.join(p.child(i, 0) for i in node.inputs)})",
+        latex=lambda p, node: rf"\operatorname{{scan}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",
+        samples=(
+            Sample(
+                (np.array([0.5, -0.3]), np.array([1.0, 2.0]), np.array([[0.1, 0.2], [-0.3, 0.4], [0.7, -0.2]])),
+                {"body": _sample_body(), "n_consts": 1, "n_carry": 1, "length": 3, "reverse": False},
+            ),
+        ),
+        source="jax.lax.scan's contract; derivative by a scan in the other direction",
+    )
+)
+

@@ -1,0 +1,337 @@
+"""The derivation of a chapter's kind: named quantities, local factors between them, sums over paths.
+
+A program with named nodes is cut at the names: each named quantity is an expression in the names before it. Reverse
+mode visits them from the output back (problem 7.12), forward mode from the variable on (7.13); each step is a sum of
+terms, one per path, and a term is a local factor times a derivative that is already known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from chainrule.errors import ShapeError
+from chainrule.interpreters.differentiate import vjp
+from chainrule.interpreters.linearize import jacobian
+from chainrule.interpreters.simplify import simplify
+from chainrule.interpreters.text import text
+from chainrule.ir import Node, TensorType, constant, rebuild, shape_text, toposort, variable
+from chainrule.ops.contraction import einsum
+from chainrule.ops.movement import broadcast
+from chainrule.verbs.expression import Expression, resolve
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of a term: ``symbol`` (``df3/df1``), what it is, and its shape."""
+
+    symbol: str
+    expression: Expression | None  # None: no closed tensor form was asked for or exists
+    shape: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One path out of a quantity: factors in multiplication order, and their product."""
+
+    factors: tuple[Factor, ...]
+    expression: Expression
+
+    def __str__(self) -> str:
+        return " * ".join(f.symbol for f in self.factors)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The derivative ``d of / d wrt`` as a sum over paths.
+
+    Attributes:
+        terms: one per path. expression: the sum in symbols of derivatives already known. closed_form: with those put in.
+        shape: of the derivative. value: its number if numbers were given. note: why it is zero, where it is.
+        lines: (line, rule) from the chain rule to the simplified form.
+    """
+
+    of: str
+    wrt: str
+    terms: tuple[Term, ...]
+    expression: Expression
+    closed_form: Expression
+    shape: tuple[Any, ...]
+    value: Any = None
+    note: str = ""
+    lines: tuple[tuple[str, str], ...] = field(default=())
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The factors of the only term.
+
+        Raises:
+            ValueError: there are several paths; see ``terms``.
+        """
+        if len(self.terms) != 1:
+            raise ValueError(f"d{self.of}/d{self.wrt} has {len(self.terms)} paths: see .terms")
+        return self.terms[0].factors
+
+    @property
+    def symbol(self) -> str:
+        """``dy/df3``."""
+        return f"d{self.of}/d{self.wrt}"
+
+    def __str__(self) -> str:
+        chain = " + ".join(str(t) for t in self.terms)
+        closed = self.closed_form.text
+        middle = f" = {chain}" if chain and chain not in (self.symbol, closed) else ""
+        return f"{self.symbol}{middle} = {closed}" + (f"   ({self.note})" if self.note else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The step as plain data, in the public schema."""
+        return {
+            "of": self.of,
+            "wrt": self.wrt,
+            "terms": [
+                [
+                    {
+                        "symbol": f.symbol,
+                        "expression": f.expression.text if f.expression else None,
+                        "shape": [str(s) for s in f.shape],
+                    }
+                    for f in t.factors
+                ]
+                for t in self.terms
+            ],
+            "closed_form": self.closed_form.text,
+            "shape": [str(s) for s in self.shape],
+            "value": self.value,
+            "note": self.note,
+        }
+
+
+class NamedProgram:
+    """A program cut at its names.
+
+    Args:
+        named: (name, node) in order of computation, the output last.
+        variables: the leaves it is made of.
+    """
+
+    def __init__(self, named: Sequence[tuple[str, Node]], variables: Sequence[Node]) -> None:
+        self.order = [name for name, _ in named]
+        self.node = dict(named)
+        self.variables = {v.params["name"]: v for v in variables}
+        self.output = self.order[-1]
+        first: dict[Node, str] = {}
+        for name, node in named:
+            if node.inputs:
+                first.setdefault(node, name)
+        symbols = {node: variable(name, node.type) for node, name in first.items()}
+        self.symbol = {name: variable(name, node.type) for name, node in named} | self.variables
+        self.local: dict[str, Node] = {}
+        for name, node in named:
+            image = {n: s for n, s in symbols.items() if first[n] != name}
+            self.local[name] = rebuild([node], image=image)[node]
+        self.parents = {
+            name: [n.params["name"] for n in toposort([local]) if n.is_leaf and "name" in n.params]
+            for name, local in self.local.items()
+        }
+        self.definitions = {self.symbol[n]: self.local[n] for n in self.order if self.local[n] is not self.symbol[n]}
+
+    def children(self, name: str) -> list[str]:
+        """Named quantities that read ``name`` directly, in order."""
+        return [n for n in self.order if name in self.parents[n] and n != name]
+
+    def ancestors(self, name: str) -> set[str]:
+        """Everything that ``name`` depends on, itself included."""
+        found, stack = {name}, [name]
+        while stack:
+            for parent in self.parents.get(stack.pop(), []):
+                if parent not in found:
+                    found.add(parent)
+                    stack.append(parent)
+        return found
+
+    def depends_on(self, name: str) -> set[str]:
+        """Everything that depends on ``name``, itself included."""
+        found = {name}
+        for n in self.order:
+            if any(p in found for p in self.parents[n]):
+                found.add(n)
+        return found
+
+
+class Derivation:
+    """Steps of one program in one mode. ``layout`` orders the dimensions of derivatives of non-scalars."""
+
+    def __init__(self, program: NamedProgram, layout: str = "denominator", factors: bool = True) -> None:
+        self.program, self.layout, self.with_factors = program, layout, factors
+        self.closed: dict[tuple[str, str], Node] = {}
+        scalars = [program.symbol[n] for n in program.order]
+        self.scalar = all(s.shape == () for s in [*scalars, *program.variables.values()])
+
+    # ---- reverse ---------------------------------------------------------------------------------------------------------
+    def reverse(self, wrt: Sequence[str], cotangent: Node | None = None) -> list[Step]:
+        """Steps ``dy/d.`` from the output back to each of ``wrt``."""
+        program, y = self.program, self.program.output
+        needed = set().union(*(program.depends_on(w) for w in wrt)) & program.ancestors(y)
+        order = [n for n in reversed(program.order) if n in needed and n != y]
+        order += [w for w in wrt if w not in order and w != y]
+        steps = []
+        for name in order:
+            children = [c for c in reversed(program.children(name)) if c in needed or c == y]
+            terms = [t for c in children if (t := self._reverse_term(name, c, cotangent)) is not None]
+            steps.append(self._step(y, name, terms, linked=bool(children)))
+        return steps
+
+    def _reverse_term(self, name: str, child: str, cotangent: Node | None) -> Term | None:
+        program, y = self.program, self.program.output
+        local, x = program.local[child], program.symbol[name]
+        known = self._known(y, child, cotangent)
+        known_is_one = known is not None and known.number == 1
+        try:
+            tensor = jacobian(local, x, self.layout) if self.with_factors else None
+        except NotImplementedError:
+            tensor = None
+        scalar_output = program.symbol[y].shape == () or cotangent is not None
+        if scalar_output:
+            # The seed of the output itself is the number one, or the cotangent that was given.
+            seed = known if child == y and known is not None else self._derivative_symbol(y, child)
+            (moved,) = vjp([local], [seed], [x])
+        elif tensor is None:
+            moved = None
+        else:
+            moved = self._contracted(tensor, x, local, y, child)
+        if moved is None:
+            return None
+        own = Factor(f"d{child}/d{name}", None if tensor is None else self._expression(tensor), self._shape(name, child))
+        if child == y and cotangent is None and (known_is_one or not scalar_output):
+            return Term((own,), self._expression(simplify(moved)))
+        symbol = "g" if child == y and cotangent is not None and cotangent.is_leaf else f"d{y}/d{child}"
+        if child == y and cotangent is not None:
+            symbol = text(cotangent)
+        before = Factor(symbol, self._closed_expression(y, child, cotangent), self._shape(child, y, cotangent))
+        pair = (before, own) if self.scalar or self.layout == "numerator" else (own, before)
+        return Term(pair, self._expression(simplify(moved)))
+
+    def _known(self, y: str, child: str, cotangent: Node | None) -> Node | None:
+        if child != y:
+            return None
+        if cotangent is not None:
+            return cotangent
+        symbol = self.program.symbol[y]
+        return constant(1.0, symbol.type.dtype) if symbol.shape == () else None
+
+    def _contracted(self, tensor: Node, x: Node, local: Node, y: str, child: str) -> Node:
+        """Jacobian times the derivative of a non-scalar output: both are tensors, contracted over the child."""
+        if child == y:
+            return tensor
+        after = self._derivative_symbol(y, child)
+        rx, rc, ry = x.type.rank, local.type.rank, self.program.symbol[y].type.rank
+        ix, ic, iy = (tuple(range(k, k + n)) for k, n in ((0, rx), (50, rc), (100, ry)))
+        if self.layout == "denominator":
+            return einsum(([ix + ic, ic + iy], ix + iy), tensor, after)
+        return einsum(([iy + ic, ic + ix], iy + ix), after, tensor)
+
+    # ---- forward -----------------------------------------------------------------------------------------------------------
+    def forward(self, wrt: str) -> list[Step]:
+        """Steps ``d./dx`` from the variable on to the output."""
+        program = self.program
+        needed = program.depends_on(wrt) & program.ancestors(program.output)
+        steps = []
+        for name in [n for n in program.order if n in needed and n != wrt]:
+            parents = [p for p in program.parents[name] if p in needed or p == wrt]
+            parents.sort(key=lambda p: program.order.index(p) if p in program.order else -1)
+            terms = [t for p in parents if (t := self._forward_term(name, p, wrt)) is not None]
+            steps.append(self._step(name, wrt, terms, linked=bool(parents)))
+        if not steps:
+            steps.append(self._step(program.output, wrt, [], linked=False))
+        return steps
+
+    def _forward_term(self, name: str, parent: str, wrt: str) -> Term | None:
+        program = self.program
+        local, p, x = program.local[name], program.symbol[parent], program.symbol[wrt]
+        tensor = jacobian(local, p, self.layout)
+        if tensor is None:
+            return None
+        own = Factor(f"d{name}/d{parent}", self._expression(tensor), self._shape(parent, name))
+        if parent == wrt:
+            return Term((own,), self._expression(tensor))
+        before = self._derivative_symbol(parent, wrt)
+        rx, rp, rf = x.type.rank, p.type.rank, local.type.rank
+        ix, ip, jf = (tuple(range(k, k + n)) for k, n in ((0, rx), (50, rp), (100, rf)))
+        if self.layout == "denominator":
+            moved = einsum(([ix + ip, ip + jf], ix + jf), before, tensor)
+        else:
+            moved = einsum(([jf + ip, ip + ix], jf + ix), tensor, before)
+        known = Factor(f"d{parent}/d{wrt}", self._closed_expression(parent, wrt), self._shape(wrt, parent))
+        pair = (own, known) if self.scalar or self.layout == "numerator" else (known, own)
+        return Term(pair, self._expression(simplify(moved)))
+
+    # ---- shared ------------------------------------------------------------------------------------------------------------
+    def _step(self, of: str, wrt: str, terms: list[Term], linked: bool) -> Step:
+        shape = self._shape(wrt, of) if not terms else terms[0].expression.shape
+        total: Node | None = None
+        for term in terms:
+            total = term.expression.node if total is None else total + term.expression.node
+        note = ""
+        if total is None:
+            total = broadcast(constant(0.0), shape)
+            note = f"{of} does not depend on {wrt}" if not linked else "no derivative flows (stop_gradient)"
+        known = {variable(f"d{a}/d{b}", n.type): n for (a, b), n in self.closed.items()}
+        substituted = resolve(total, known)
+        closed = simplify(substituted)
+        if not note and _is_zero(closed):
+            note = "the derivative is zero almost everywhere, or all paths cancel"
+        self.closed[of, wrt] = closed
+        return Step(
+            of,
+            wrt,
+            tuple(terms),
+            self._expression(total),
+            self._expression(closed),
+            shape,
+            note=note,
+            lines=self._lines(terms, substituted, closed),
+        )
+
+    def _lines(self, terms: list[Term], substituted: Node, closed: Node) -> tuple[tuple[str, str], ...]:
+        lines = []
+        if terms:
+            lines.append((" + ".join(str(t) for t in terms), "chain rule" + (", sum over paths" if len(terms) > 1 else "")))
+        for node, rule in ((substituted, "factors and known derivatives substituted"), (closed, "simplified")):
+            shown = text(node)
+            if not lines or lines[-1][0] != shown:
+                lines.append((shown, rule))
+        return tuple(lines)
+
+    def _derivative_symbol(self, of: str, wrt: str) -> Node:
+        known = self.closed.get((of, wrt))
+        if known is None:
+            raise ShapeError(f"d{of}/d{wrt} is used before it is known")
+        return variable(f"d{of}/d{wrt}", TensorType(known.shape, known.type.dtype))
+
+    def _closed_expression(self, of: str, wrt: str, cotangent: Node | None = None) -> Expression:
+        node = self.closed.get((of, wrt))
+        return self._expression(node if node is not None else cotangent)  # type: ignore[arg-type]
+
+    def _expression(self, node: Node) -> Expression:
+        return Expression(node, self.program.definitions | self._closed_definitions())
+
+    def _closed_definitions(self) -> Mapping[Node, Node]:
+        return {variable(f"d{a}/d{b}", TensorType(n.shape, n.type.dtype)): n for (a, b), n in self.closed.items()}
+
+    def _shape(self, wrt: str, of: str, cotangent: Node | None = None) -> tuple[Any, ...]:
+        x, f = self.program.symbol[wrt].shape, self.program.symbol[of].shape
+        if cotangent is not None and of == self.program.output:
+            return x  # the cotangent has been contracted with the output
+        return (*x, *f) if self.layout == "denominator" else (*f, *x)
+
+
+def _is_zero(node: Node) -> bool:
+    while len(node.inputs) == 1 and node.number is None:
+        node = node.inputs[0]
+    return node.number == 0
+
+
+def shape_line(step: Step) -> str:
+    """``(D_1 x 1) = (D_1 x D_1)(D_1 x D_2)``: sizes of the factors, as problem 7.3 prints them."""
+    return "".join(f"({shape_text(f.shape)})" for f in step.factors)
