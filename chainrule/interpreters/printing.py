@@ -46,8 +46,12 @@ class Printer:
     def rendered(self, node: Node) -> tuple[str, int]:
         """Text and binding strength."""
         if node not in self._done:
-            self._done[node] = (self.symbol(self.names[node]), ATOM) if node in self.names else self._render(node)
+            self._done[node] = self._named(self.names[node]) if node in self.names else self._render(node)
         return self._done[node]
+
+    def _named(self, name: str) -> tuple[str, int]:
+        """A name; ``dy/df`` as a name binds like the quotient it looks like."""
+        return self.symbol(name), MUL if "/" in name else ATOM
 
     def child(self, node: Node, strength: int) -> str:
         """The text of an operand, bracketed if it binds weaker than its place asks."""
@@ -74,6 +78,8 @@ class Printer:
     def _strength(self, node: Node, text: str) -> int:
         if node.number is not None and text.startswith("-"):
             return UNARY
+        if "/" in str(node.params.get("name", "")):
+            return self._named(node.params["name"])[1]
         return node.op.precedence
 
     # ---- pieces that templates ask for -----------------------------------------------------------------------------------

@@ -178,12 +178,12 @@ class Builder:
         covered = tuple(i for i in free if any(i in own for _, own in top))
         if not covered and any(own for _, own in bottom):
             covered = tuple(i for i in free if any(i in own for _, own in bottom))
-        node = self._product(top, covered, term.summed)
         coefficient = term.coefficient
         negative, coefficient = coefficient < 0, abs(coefficient)
         numerator: Number = coefficient.numerator if isinstance(coefficient, Fraction) else coefficient
-        if numerator != 1 or node is None:
-            node = self._number(numerator) * node if node is not None else self._number(numerator)
+        front = [(self._number(numerator), ())] if numerator != 1 or not top else []
+        node = self._product([*front, *top], covered, term.summed)
+        assert node is not None
         below: list[Node] = []
         if isinstance(coefficient, Fraction) and coefficient.denominator != 1:
             below.append(self._number(coefficient.denominator))

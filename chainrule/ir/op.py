@@ -152,6 +152,8 @@ def spelling(*names: str) -> Callable[[Rule], Rule]:
 
     Arguments arrive as nodes, or as Python numbers where the text has a literal number. Ops with ``names`` are
     declared by :func:`register`; this is for those without an op of their own (``sum``, ``tr``).
+    Parameters called ``size``, ``*sizes``, ``shape``, ``axis``, ``condition`` or ``subscripts`` receive those things
+    (see ``frontends/formula/functions.py``); a default makes an argument optional, and callable by name.
     """
 
     def declare(build: Rule) -> Rule:

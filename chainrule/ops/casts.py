@@ -1,4 +1,4 @@
-"""Changes of dtype. A cast between floats is linear and rounds; one to integers or booleans lets no derivative pass."""
+"""Changes of dtype: between floats linear up to rounding; to integers or booleans no derivative passes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ CAST = linear(
     child_precedence=(UNARY,),
     torch=lambda node, x: f"{x[0]}.to(torch.{node.params['dtype']})",
     rewrites=(
-        Rewrite(lambda node: node.inputs[0] if node.inputs[0].type.dtype == node.params["dtype"] else None, exact=True),
+        Rewrite(
+            lambda node: node.inputs[0] if node.inputs[0].type.dtype == node.params["dtype"] else None,
+            exact=True,
+        ),
     ),
     aten={
         "to.dtype": lambda x, dtype, *_, **__: _to(x, dtype),

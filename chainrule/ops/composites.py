@@ -217,7 +217,7 @@ MSE = composite(
     "mse",
     expansion=_mse_expansion,
     vjp=_mse_vjp,
-    build=lambda x, target: apply(MSE, x, target, reduction="mean"),
+    build=lambda x, target: _mse_expansion(x, target, reduction="mean"),
     **_loss_fields("mse_loss"),
     aten={"mse_loss": lambda x, t, reduction=1: apply(MSE, x, t, reduction=_REDUCTIONS[reduction])},
     samples=_elementwise_samples(_X[::-1] + 0.3),
@@ -240,7 +240,7 @@ BCE_WITH_LOGITS = composite(
     "bce_with_logits",
     expansion=_bce_expansion,
     vjp=_bce_vjp,
-    build=lambda x, target: apply(BCE_WITH_LOGITS, x, target, reduction="mean"),
+    build=lambda x, target: _bce_expansion(x, target, reduction="mean"),
     **_loss_fields("binary_cross_entropy_with_logits"),
     aten={
         "binary_cross_entropy_with_logits": lambda x, t, weight=None, pos_weight=None, reduction=1: (
@@ -314,7 +314,7 @@ CROSS_ENTROPY = composite(
     "cross_entropy",
     expansion=_cross_entropy_expansion,
     vjp=_cross_entropy_vjp,
-    build=lambda x, target: apply(CROSS_ENTROPY, x, target, reduction="mean"),
+    build=lambda x, target: _cross_entropy_expansion(x, target, reduction="mean"),
     **_loss_fields("cross_entropy"),
     aten={
         "cross_entropy_loss": lambda x, t, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0: (

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.errors import ShapeError
+from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.ir import (
     MUL,
     Dim,
@@ -208,6 +208,14 @@ EINSUM = register(
             "transpose.int": lambda a, i, j: swap(a, i, j),
             "permute": lambda a, dims: permute(a, tuple(dims)),
             "matmul": lambda a, b: matmul(a, b),
+            "einsum": lambda equation, tensors, path=None: _from_equation(equation, tensors),
+            "mT": lambda a: swap(a, -1, -2),
+            "swapaxes": lambda a, i, j: swap(a, i, j),
+            "movedim.int": lambda a, source, destination: _moved(a, source, destination),
+            "trace": lambda a: einsum("ii->", a),
+            "diagonal": lambda a, offset=0, dim1=0, dim2=1: (
+                einsum("ii->i", a) if (offset, a.type.rank) == (0, 2) else _undeclared("diagonal")
+            ),
             "outer": lambda a, b: einsum("i,j->ij", a, b),
             "sum": lambda x, dtype=None: sum_axes(x),
             "sum.dim_IntList": lambda x, dim, keepdim=False, dtype=None: sum_axes(
@@ -280,37 +288,41 @@ def matmul(a: Node, b: Node) -> Node:
             given=f"({shape_text(a.shape)}) @ ({shape_text(b.shape)})",
             required=f"equal inner sizes, not {inner_a} and {inner_b}",
         )
-    i, j, k = 1000, 1001, 1002
-    batch_a = [100 - n for n in range(a.type.rank - 2, 0, -1)]
-    batch_b = [100 - n for n in range(b.type.rank - 2, 0, -1)]
-    own_a = [i, j] if a.type.rank > 1 else [j]
-    own_b = [j, k] if b.type.rank > 1 else [j]
-    batch = batch_a if len(batch_a) >= len(batch_b) else batch_b
-    sizes_a, sizes_b = a.shape[: len(batch_a)], b.shape[: len(batch_b)]
-    for x, x_batch, other_sizes, other_batch in ((0, batch_a, sizes_b, batch_b), (1, batch_b, sizes_a, batch_a)):
-        for position, index in enumerate(list(x_batch)):
-            own = (sizes_a, sizes_b)[x][position]
-            if own == 1 and index in other_batch and other_sizes[other_batch.index(index)] != 1:
-                node = (a, b)[x]
-                squeezed = squeeze(node, (position,))
-                x_batch.remove(index)
-                a, b = (squeezed, b) if x == 0 else (a, squeezed)
-                return _contract(a, b, batch_a, batch_b, own_a, own_b, batch, (i, k))
-    return _contract(a, b, batch_a, batch_b, own_a, own_b, batch, (i, k))
+    batch = list(range(max(a.type.rank, b.type.rank, 2) - 2))  # indices of the leading dimensions of the result
+    i, j, k = (len(batch) + n for n in range(3))
+    rows, columns = a.type.rank > 1, b.type.rank > 1
+    lead_a = batch[len(batch) - (a.type.rank - 2) :] if rows else []
+    lead_b = batch[len(batch) - (b.type.rank - 2) :] if columns else []
+    (a, kept_a), (b, kept_b) = _without_ones(a, lead_a, b, lead_b), _without_ones(b, lead_b, a, lead_a)
+    operands = [(*kept_a, *((i, j) if rows else (j,))), (*kept_b, *((j, k) if columns else (j,)))]
+    return einsum((operands, (*batch, *((i,) if rows else ()), *((k,) if columns else ()))), a, b)
 
 
-def _contract(
-    a: Node,
-    b: Node,
-    batch_a: list[int],
-    batch_b: list[int],
-    own_a: list[int],
-    own_b: list[int],
-    batch: list[int],
-    free: tuple[int, int],
-) -> Node:
-    result = [*batch, *([free[0]] if len(own_a) == 2 else []), *([free[1]] if len(own_b) == 2 else [])]
-    return einsum(([tuple(batch_a + own_a), tuple(batch_b + own_b)], tuple(result)), a, b)
+def _without_ones(x: Node, own: list[int], other: Node, others: list[int]) -> tuple[Node, list[int]]:
+    """``x`` without the leading dimensions of size 1 that broadcast against a larger one; the indices that stay."""
+    sizes = dict(zip(others, other.shape, strict=False))
+    ones = tuple(n for n, index in enumerate(own) if x.shape[n] == 1 and sizes.get(index, 1) != 1)
+    return squeeze(x, ones), [index for n, index in enumerate(own) if n not in ones]
+
+
+def _moved(x: Node, source: int, destination: int) -> Node:
+    order = [n for n in range(x.type.rank) if n != source % x.type.rank]
+    order.insert(destination % x.type.rank, source % x.type.rank)
+    return permute(x, tuple(order))
+
+
+def _from_equation(equation: str, tensors: Sequence[Node]) -> Node:
+    """torch's notation: spaces are allowed, and without ``->`` the letters that occur once are the result."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    if "." in left:
+        _undeclared("einsum with an ellipsis")
+    if not arrow:
+        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    return einsum(f"{left}->{right}", *tensors)
+
+
+def _undeclared(what: str) -> Node:
+    raise UnsupportedOpError(f"{what} is not declared")
 
 
 # ---- the identity ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import MUL, UNARY, Dim, Literal, Node, Op, Sample, TensorType, TupleType, register
+from chainrule.ir import ADD, ATOM, UNARY, Dim, Literal, Node, Op, Sample, TensorType, TupleType, register
 from chainrule.ops.families import leaf, linear
 from chainrule.ops.moment_rules import ScaleRule
 
@@ -65,13 +65,17 @@ DIM = leaf(
     "dim",
     shape=lambda *, size: TensorType((), "float64"),
     value=lambda *, size: np.float64(size) if isinstance(size, int) else _unknown(size),
-    text=lambda p, node: p.size(node.params["size"]),
-    latex=lambda p, node: p.size(node.params["size"]),
+    text=lambda p, node: (p.size(node.params["size"]), _size_strength(node.params["size"])),
+    latex=lambda p, node: (p.size(node.params["size"]), _size_strength(node.params["size"])),
     torch=lambda node, _: repr(float(node.params["size"])),
-    precedence=MUL,
     samples=(Sample((), {"size": 3}),),
     source="a dimension used as a number, such as n in sum(x) / n",
 )
+
+
+def _size_strength(size: int | Dim) -> int:
+    """A plain name or number is an atom; anything else binds like a sum."""
+    return ATOM if str(size).isidentifier() or isinstance(size, int) else ADD
 
 
 def _unknown(size: Dim) -> Any:

@@ -94,6 +94,7 @@ class Pointwise:
         if isinstance(u.second, Node) or isinstance(u.mean, Node) or u.law in ("symmetric", "given"):
             return replace(UNKNOWN, sources=u.sources, why=f"no closed form of {node.op.name} for this law")
         mean, second, _ = self._integrals(u, node, extra)
+        mean = np.zeros_like(mean) if self.odd and _is_zero(u.mean) else mean
         kind = u.kind if u.law == "normal" else worst(u.kind, "approximate")
         kurtosis = self._kurtosis(u, node, extra)
         why = "quadrature under a normal law" if u.law == "normal" else "quadrature as if the law were normal"
@@ -145,10 +146,12 @@ class Pointwise:
         if g.aligned is None:
             return [CotangentMoments(g.second * d2, None, g.axes, kind=kind), *nothing]
         n, q = _count(node, g.axes), y.second
-        spread = y.norm_spread(n)
-        along = g.aligned / (n * q) ** 2 / spread  # a^2 with g = a phi(u) + rest
+        fourth = norm_fourth(y, n, g.axes)
+        # a^2 with g = a phi(u) + rest
+        along = np.divide(g.aligned, fourth, out=np.zeros_like(fourth), where=fourth > 0)
         rest = np.maximum(g.second - along * q, 0.0)
-        share = dup / q  # phi'(u) u = share * phi(u) + what is uncorrelated with it
+        # phi'(u) u = share * phi(u) + what is uncorrelated with it
+        share = np.divide(dup, q, out=np.zeros(np.broadcast_shapes(np.shape(dup), np.shape(q))), where=q > 0)
         aligned = share**2 * g.aligned + n * rest * np.maximum(d2u2 - share**2 * q, 0.0)
         return [CotangentMoments(along * d2p2 + rest * d2, _over(aligned, g.axes), g.axes, kind=kind), *nothing]
 
@@ -438,8 +441,8 @@ class ContractionRule:
             kinds.append("approximate")
         count = product([sizes[i] for i in summed])
         spread: Any = 1.0
-        if not isinstance(count, Dim) and len(states) == 2 and not isinstance(second, Node):
-            spread = others[0].norm_spread(int(count)) if others[0].law != "given" else 1.0
+        if len(states) == 2 and isinstance(count, int) and not isinstance(second, Node):
+            spread = _spread_of_inputs(others[0], operands[1 - weights], operands[weights], result, count)
         zero = as_node(0.0) if isinstance(second, Node) else np.zeros(np.shape(second))
         return Moments(
             zero,
@@ -483,12 +486,27 @@ class ContractionRule:
             aligned = _moved_units(g.aligned, result, units, own, axes)
             squared = contract([x.second], [own], [i for i in own if i not in summed], sizes)
             squared = np.expand_dims(squared, axes)  # |x|^2, per vector
-            spread = x.norm_spread(n) if x.law != "given" else 1.0
+            whole = (n * _over(x.second, axes)) ** 2
+            spread = np.divide(norm_fourth(x, n, axes), whole, out=np.ones_like(whole), where=whole > 0)
+            spread = spread if x.law != "given" else 1.0
             along = np.divide(aligned, n * squared * spread, out=np.zeros(np.broadcast(aligned, squared).shape), where=squared > 0)
             found = CotangentMoments(along + (1 - 1 / n) * spread_over, aligned, axes, kind=worst(g.kind, x.kind))
         back: list[CotangentMoments | None] = [None, None]
         back[1 - k] = found
         return back
+
+
+def _spread_of_inputs(x: Moments, own: Sequence[int], weights: Sequence[int], result: Sequence[int], n: int) -> Any:
+    """The spread that units of W x share: that of |x|^2, vector by vector."""
+    if x.law == "given":
+        return 1.0
+    axes = tuple(a for a, i in enumerate(own) if i not in result)
+    if any(i in weights and i in result for i in own):
+        return 1.0
+    squared = (n * _over(x.second, axes)) ** 2
+    spread = np.divide(norm_fourth(x, n, axes), squared, out=np.ones_like(squared), where=squared > 0)
+    units = tuple(a for a, i in enumerate(result) if i not in own)
+    return _moved_units(spread, own, axes, result, units)
 
 
 def _moved_units(aligned: Any, result: Sequence[int], units: Sequence[int], own: Sequence[int], axes: Sequence[int]) -> Any:

@@ -39,7 +39,9 @@ def _torch(node: Node, x: list[str]) -> str:
     return f"torch.nn.functional.layer_norm({x[0]}, {sizes}, {', '.join([*x[1:], f'eps={eps!r}'])})"
 
 
-def _lowered(x: Node, sizes: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True) -> Node:
+def _lowered(
+    x: Node, sizes: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True
+) -> Node:
     if weight is None and bias is not None:
         return apply(LAYER_NORM, x, rank=len(sizes), eps=eps) + bias
     return apply(LAYER_NORM, x, *(a for a in (weight, bias) if a is not None), rank=len(sizes), eps=eps)

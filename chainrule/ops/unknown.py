@@ -1,9 +1,9 @@
 """Unknown functions: ``l(f)``, of which only the name is known, and their derivatives ``dl/df``.
 
-The chapter writes the end of a chain so: the loss ``l`` is some scalar function of the output, and the backward pass
-starts from ``dl/df``. One op holds the function (``wrt = ()``) and its partial derivatives of every order: ``wrt``
-names the arguments, and the shape is theirs, one after the other. Partial derivatives commute, so ``wrt`` is kept
-sorted and equal derivatives are one node.
+The chapter writes the end of a chain so: the loss ``l`` is some scalar function of the output, and the
+backward pass starts from ``dl/df``. One op holds the function (``wrt = ()``) and its partial derivatives of
+every order: ``wrt`` names the arguments, and the shape is theirs, one after the other. Partial derivatives
+commute, so ``wrt`` is kept sorted and equal derivatives are one node.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from chainrule.errors import UnsupportedOpError
-from chainrule.ir import MUL, Node, Op, TensorType, apply, promote, register
+from chainrule.ir import POWER, Node, Op, TensorType, apply, promote, register
 from chainrule.ops.contraction import einsum, permute
 from chainrule.ops.families import sum_nodes
 
@@ -26,16 +26,18 @@ def _value(*arrays: Any, name: str, wrt: tuple[int, ...]) -> NoReturn:
     what = f"the function {name!r}" if not wrt else f"a derivative of the function {name!r}"
     raise UnsupportedOpError(
         f"{what} is unknown and has no value",
-        given=f"{name} with {len(arrays)} argument{'s' * (len(arrays) != 1)}, of which only the name is known",
+        given=f"{name} of {len(arrays)} value{'s' * (len(arrays) != 1)}: only its name is known",
         required="functions of the formula language, where numbers are asked for",
         instead=f"a formula for {name}, or evaluate what does not depend on it",
     )
 
 
 def partial(name: str, xs: Sequence[Node], wrt: Sequence[int] = ()) -> Node:
-    """The derivative of the unknown scalar function ``name`` of ``xs`` in each of the arguments ``wrt`` in turn.
+    """The derivative of the unknown scalar function ``name`` of ``xs`` in each of the arguments ``wrt`` in
+    turn.
 
-    Its shape is the shapes of those arguments in that order; without ``wrt`` it is the function's value, a scalar.
+    Its shape is the shapes of those arguments in that order; without ``wrt`` it is the function's value, a
+    scalar.
 
     >>> from chainrule.ir import Dim, TensorType, variable
     >>> f = variable("f", TensorType((Dim("n"),)))
@@ -55,7 +57,7 @@ def partial(name: str, xs: Sequence[Node], wrt: Sequence[int] = ()) -> Node:
 
 
 def _contract(g: Node, derivative: Node, rank: int, over_leading: bool) -> Node:
-    """The product of ``g`` with the leading (or trailing) dimensions of a derivative; ``rank`` others remain."""
+    """The product of ``g`` with a derivative's leading (or trailing) dimensions; ``rank`` others remain."""
     indices = tuple(range(derivative.type.rank))
     if not g.type.rank:
         return g * derivative
@@ -109,11 +111,11 @@ def _latex(p: Any, node: Node) -> str:
     def power(times: int) -> str:
         return f"^{{{times}}}" if times > 1 else ""
 
-    below = " ".join(
-        rf"\partial {arguments[k] if not node.inputs[k].inputs else rf'({arguments[k]})'}{power(times)}"
-        for k, times in _runs(wrt)
-    )
-    return rf"\frac{{\partial{power(len(wrt))} {name}}}{{{below}}}"
+    below = []
+    for k, times in _runs(wrt):
+        single = p.is_named(node.inputs[k]) or node.inputs[k].is_leaf
+        below.append(rf"\partial {arguments[k] if single else f'({arguments[k]})'}{power(times)}")
+    return rf"\frac{{\partial{power(len(wrt))} {name}}}{{{' '.join(below)}}}"
 
 
 FUNCTION = register(
@@ -126,8 +128,8 @@ FUNCTION = register(
         jvp=_jvp,
         text=_text,
         latex=_latex,
-        # `dl/df` is read as one value, but a person reads it as a quotient: it is bracketed like one.
-        precedence=MUL,
+        # The parser reads `2 * dl/df` as 2 * (dl/df); powers and transposes of it are bracketed for people.
+        precedence=POWER,
         source="the chapter's losses: l(f), dl/df",
     )
 )

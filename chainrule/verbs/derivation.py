@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chainrule.errors import ShapeError
+from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.interpreters.differentiate import vjp
 from chainrule.interpreters.linearize import jacobian
 from chainrule.interpreters.simplify import simplify
@@ -81,6 +81,8 @@ class Step:
     def __str__(self) -> str:
         chain = " + ".join(str(t) for t in self.terms)
         closed = self.closed_form.text
+        if all(f.expression is None for t in self.terms for f in t.factors[:1]):
+            chain = ""
         middle = f" = {chain}" if chain and chain not in (self.symbol, closed) else ""
         return f"{self.symbol}{middle} = {closed}" + (f"   ({self.note})" if self.note else "")
 
@@ -187,11 +189,8 @@ class Derivation:
         local, x = program.local[child], program.symbol[name]
         known = self._known(y, child, cotangent)
         known_is_one = known is not None and known.number == 1
-        try:
-            tensor = jacobian(local, x, self.layout) if self.with_factors else None
-        except NotImplementedError:
-            tensor = None
         scalar_output = program.symbol[y].shape == () or cotangent is not None
+        tensor = self._local_factor(local, x, needed=not scalar_output)
         if scalar_output:
             # The seed of the output itself is the number one, or the cotangent that was given.
             seed = known if child == y and known is not None else self._derivative_symbol(y, child)
@@ -211,6 +210,17 @@ class Derivation:
         before = Factor(symbol, self._closed_expression(y, child, cotangent), self._shape(child, y, cotangent))
         pair = (before, own) if self.scalar or self.layout == "numerator" else (own, before)
         return Term(pair, self._expression(simplify(moved)))
+
+    def _local_factor(self, local: Node, x: Node, needed: bool) -> Node | None:
+        """The local Jacobian; without matrix form None, unless there is no other way on."""
+        if not self.with_factors and not needed:
+            return None
+        try:
+            return jacobian(local, x, self.layout)
+        except UnsupportedOpError:
+            if needed:
+                raise
+            return None
 
     def _known(self, y: str, child: str, cotangent: Node | None) -> Node | None:
         if child != y:
@@ -277,7 +287,8 @@ class Derivation:
             total = broadcast(constant(0.0), shape)
             note = f"{of} does not depend on {wrt}" if not linked else "no derivative flows (stop_gradient)"
         known = {variable(f"d{a}/d{b}", n.type): n for (a, b), n in self.closed.items()}
-        substituted = resolve(total, known)
+        # A model's equations stay in the derivatives already known; a formula's are put in.
+        substituted = resolve(total, known) if self.with_factors else total
         closed = simplify(substituted)
         if not note and _is_zero(closed):
             note = "the derivative is zero almost everywhere, or all paths cancel"

@@ -1,4 +1,4 @@
-"""The torch back end: emitted source equals eager execution, and a step's gradients equal torch.autograd's."""
+"""The torch back end: emitted source equals eager execution, a step's gradients equal torch.autograd's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ DTYPES = list(TOLERANCE)
 
 
 def assert_step_is_autograd(
-    model: nn.Module, batch: Any, loss: Any = None, objective: Any = None, eager: Callable[[], Any] | None = None
+    model: nn.Module,
+    batch: Any,
+    loss: Any = None,
+    objective: Any = None,
+    eager: Callable[[], Any] | None = None,
 ) -> None:
     """Loss and every gradient of the compiled step against one backward pass of torch."""
     case = trace_case(model, batch, loss, objective)
@@ -121,7 +125,7 @@ def test_activation(name: str, dtype: torch.dtype) -> None:
 
 
 class Attention(nn.Module):
-    """A pre-norm block: two heads of softmax attention by hand, residuals, a gated layer, a mean over positions."""
+    """A pre-norm block: two heads of softmax attention by hand, residuals, a gated layer, a mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,9 +264,9 @@ def test_bad_arguments_of_a_step_are_named() -> None:
     batch = torch.randn(4, 3).double(), torch.randn(4, 2).double()
     compiled = step(trace_case(model, batch, F.mse_loss))
     params = dict(model.named_parameters())
-    with pytest.raises(ModelError, match="parameter '0.bias' is missing"):
+    with pytest.raises(ModelError, match=r"parameter '0\.bias' is missing"):
         compiled({"0.weight": params["0.weight"]}, batch)
-    with pytest.raises(ModelError, match="parameter '0.bias' has another shape"):
+    with pytest.raises(ModelError, match=r"parameter '0\.bias' has another shape"):
         compiled({**params, "0.bias": torch.zeros(3)}, batch)
     with pytest.raises(ModelError, match="batch differs from the one that was traced"):
         compiled(params, (batch[0][:2], batch[1][:2]))
@@ -293,8 +297,12 @@ def test_gradients_leave_no_intermediate_to_the_end() -> None:
     source = step(case).source
     body = ast.parse(source).body[-1]
     assert isinstance(body, ast.FunctionDef)
-    assigned = {n.targets[0].id for n in body.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
-    deleted = {t.id for n in body.body if isinstance(n, ast.Delete) for t in n.targets if isinstance(t, ast.Name)}
+    assigned = {
+        n.targets[0].id for n in body.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
+    }
+    deleted = {
+        t.id for n in body.body if isinstance(n, ast.Delete) for t in n.targets if isinstance(t, ast.Name)
+    }
     assert {name for name in assigned - deleted if not name.startswith("grad_")} == {"loss"}
 
 

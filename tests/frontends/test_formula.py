@@ -15,6 +15,8 @@ from chainrule.errors import ChainruleError, FormulaError, ShapeError, Unsupport
 from chainrule.frontends.formula import parse, parse_program
 from chainrule.interpreters.differentiate import vjp
 from chainrule.interpreters.evaluate import evaluate
+from chainrule.interpreters.latex import latex
+from chainrule.interpreters.text import text as printed
 from chainrule.ir import SPELLINGS, Dim, check, constant, toposort, variable
 from chainrule.ir.types import TensorType
 
@@ -307,6 +309,21 @@ def test_written_derivatives():
     assert part("d3l/dfdg2").params["wrt"] == (0, 1, 1)
     assert part("3 * dl/df").inputs[1].op.name == "function"
     assert parse("dl/d(f + 1) * l(f + 1)", shapes).outputs[0].inputs[0].params["wrt"] == (0,)
+
+
+def test_derivatives_as_printed():
+    graph = parse("f = A @ x; l(f)", {"A": "m,n", "x": "n"})
+    f = graph.names["f"]
+    (derivative,) = vjp(graph.outputs, [constant(1.0)], [f])
+    assert derivative is not None
+    partial = derivative.inputs[-1]
+    assert printed(partial, {f: "f"}) == "dl/df" and printed(partial) == "dl/d(A @ x)"
+    assert latex(partial, {f: "f"}) == r"\frac{\partial l}{\partial f}"
+    assert parse("dl/df", given={"f": f, "y": graph.outputs[0]}).outputs == (partial,)
+    assert parse("dl/d(A @ x)", {"A": "m,n", "x": "n"}, given={"y": graph.outputs[0]}).outputs == (partial,)
+    second = parse("0 * l(f) + d2l/df2", {"f": 2}).outputs[0].inputs[1]
+    assert printed(second) == "d2l/df2"
+    assert latex(second) == r"\frac{\partial^{2} l}{\partial f^{2}}"
 
 
 def test_without_a_call_it_is_a_division():

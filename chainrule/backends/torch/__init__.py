@@ -1,4 +1,4 @@
-"""Graphs as readable torch code: ``emit`` (text), ``compile`` (callable), ``run`` (values), ``step`` (training step)."""
+"""Graphs as readable torch code: ``emit`` (text), ``compile`` (callable), ``run`` (values), ``step``."""
 
 from chainrule.backends.torch.compile import Compiled as Compiled
 from chainrule.backends.torch.compile import compile as compile

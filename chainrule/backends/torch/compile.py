@@ -18,7 +18,7 @@ from chainrule.ir import Graph, Node
 
 
 class Compiled:
-    """A graph as a callable of tensors in the order of its inputs, without autograd's tape; ``source`` is its text."""
+    """A graph as a callable of tensors in the order of its inputs, without a tape; ``source`` is its text."""
 
     def __init__(self, graph: Graph, source: str, function: Callable[..., Any]) -> None:
         self.graph, self.source, self._function = graph, source, function
@@ -56,5 +56,7 @@ def run(graph: Graph, values: Mapping[Node, torch.Tensor]) -> tuple[torch.Tensor
     """
     missing = [str(i.params["name"]) for i in graph.inputs if i not in values]
     if missing:
-        raise BackendError(f"no value for input {', '.join(missing)}", required="a tensor for every input of the graph")
+        raise BackendError(
+            f"no value for input {', '.join(missing)}", required="a tensor for every input of the graph"
+        )
     return compile(graph)(*(values[i] for i in graph.inputs))

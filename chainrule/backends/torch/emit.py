@@ -1,8 +1,8 @@
 """A graph as straight-line Python: one assignment per node, in the words of torch.
 
-Every op says in its ``torch`` field how it is written; a composite without one is written as its expansion. What does not
-depend on an input is computed once, above the function. The text is made from the graph alone: names are reduced to
-identifiers, and no text of a user's is ever part of an expression.
+Every op says in its ``torch`` field how it is written; a composite without one is written as its expansion.
+What does not depend on an input is computed once, above the function. The text is made from the graph alone:
+names are reduced to identifiers, and no text of a user's is ever part of an expression.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _identifier(text: str) -> str:
 
 
 class _Identifiers:
-    """One Python name per node: the user's first name for it, or ``t0``, ``t1``, ...; ``c0``, ... for constants."""
+    """One Python name per node: the user's first name for it, or ``t0``, ...; ``c0``, ... for constants."""
 
     def __init__(self, graph: Graph) -> None:
         self._names: dict[Node, str] = {}
@@ -95,7 +95,9 @@ class _Writer:
         self.graph, self.names = graph, names
         self.inputs = set(graph.inputs)
         self.nodes = graph.nodes
-        self.device = next((i.type.device for i in graph.inputs if i.type.device not in ("cpu", "meta")), None)
+        self.device = next(
+            (i.type.device for i in graph.inputs if i.type.device not in ("cpu", "meta")), None
+        )
         self.fixed = self._independent()
         self.above: list[str] = []
         self.body: list[str] = []
@@ -108,7 +110,8 @@ class _Writer:
                 continue
             if "name" in node.params and node.is_leaf:
                 raise BackendError(
-                    f"{describe(node)} is read but is no input of the graph", required="every leaf among graph.inputs"
+                    f"{describe(node)} is read but is no input of the graph",
+                    required="every leaf among graph.inputs",
                 )
             if node.number is not None:
                 continue  # written where it is used
@@ -120,7 +123,9 @@ class _Writer:
         comma = "," if len(self.graph.outputs) == 1 else ""
         self.body.append(f"return ({returned}{comma})")
         head = _signature(name, [self.names.of(i) for i in self.graph.inputs])
-        return "\n".join([*self.above, *([""] if self.above else []), head, *(f"    {b}" for b in self.body), ""])
+        return "\n".join(
+            [*self.above, *([""] if self.above else []), head, *(f"    {b}" for b in self.body), ""]
+        )
 
     def _independent(self) -> set[Node]:
         """Nodes that no input reaches: computed once, above the function."""
@@ -176,7 +181,9 @@ class _Writer:
         if node not in self.tensors:
             self.tensors.add(node)
             device = f", device={self.device!r}" if self.device else ""
-            self.above.append(f"{name} = torch.tensor({_number(node)}, dtype=torch.{node.type.dtype}{device})")
+            self.above.append(
+                f"{name} = torch.tensor({_number(node)}, dtype=torch.{node.type.dtype}{device})"
+            )
         return name
 
 
@@ -200,5 +207,3 @@ def _signature(name: str, arguments: Sequence[str]) -> str:
             row = ""
         row += f"{argument}, "
     return "\n".join([f"def {name}(", *(f"    {r.rstrip()}" for r in [*lines, row]), "):"])
-
-

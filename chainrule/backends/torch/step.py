@@ -1,7 +1,7 @@
 """Loss and all gradients of a traced case as one function of parameters and batch: no tape, readable source.
 
-The gradient graph comes from ``interpreters.differentiate``, shortened by rewrites that keep every bit, and is emitted
-together with the forward pass, so that both share what they have in common.
+The gradient graph comes from ``interpreters.differentiate``, shortened by rewrites that keep every bit, and
+is emitted together with the forward pass, so that both share what they have in common.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Step:
 
     def __init__(self, case: Case) -> None:
         if case.loss is None:
-            raise ModelError("a step needs a loss", given="a trace without one", instead="a loss or an objective")
+            raise ModelError(
+                "a step needs a loss", given="a trace without one", instead="a loss or an objective"
+            )
         self._case = case
         leaves: dict[Node, list[str]] = {}  # tied parameters: one leaf, several names
         for name, leaf in case.parameters.items():
@@ -83,12 +85,13 @@ class Step:
         """The loss, and its gradient for every parameter that is not frozen.
 
         Args:
-            params: dotted name -> tensor, as in ``dict(model.named_parameters())``; tied parameters by any one of
-                their names. batch: of the shapes and dtypes that were traced. Buffers are the model's own, as they
-                are at the call.
+            params: dotted name -> tensor, as in ``dict(model.named_parameters())``; tied parameters by any
+            one of
+                their names. batch: of the shapes and dtypes that were traced. Buffers are the model's own, as
+                they are at the call.
         Returns:
-            The loss, and dotted name -> gradient. A parameter that the loss does not depend on has None; the names of
-            a tied parameter have the same tensor.
+            The loss, and dotted name -> gradient. A parameter that the loss does not depend on has None; the
+            names of a tied parameter have the same tensor.
         Raises:
             ModelError: a parameter is missing or has another shape, or the batch is not like the traced one.
         """
@@ -105,7 +108,10 @@ class Step:
     def _parameter(self, leaf: Node, name: str, params: Mapping[str, torch.Tensor]) -> torch.Tensor:
         held = params.get(name)
         if held is None:
-            held = next((params[n] for n, other in self._case.parameters.items() if other is leaf and n in params), None)
+            held = next(
+                (params[n] for n, other in self._case.parameters.items() if other is leaf and n in params),
+                None,
+            )
         if held is None:
             raise ModelError(
                 f"parameter {name!r} is missing",

@@ -1,9 +1,10 @@
 """The formula language: text to :class:`~chainrule.ir.Graph`. Parsed, never evaluated.
 
-    text -> lexer -> tokens -> parser -> trees (tree) -> lower (names, functions, orientation, partials) -> nodes
+    text -> lexer -> tokens -> parser -> trees (tree) -> lower -> nodes
+                                               (names, functions, orientation, partials)
 
-:func:`parse` gives the graph; :func:`parse_program` also gives the statements one by one, which ``derive`` needs.
-Imports ops and ir only. Nothing but a ChainruleError leaves this package, whatever the text.
+:func:`parse` gives the graph; :func:`parse_program` also gives the statements one by one, which ``derive``
+needs. Imports ops and ir only. Nothing but a ChainruleError leaves this package, whatever the text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the language knows about its functions: which there are, and what each argument is.
 
-Everything is read off the declaration. A function's builder says by its parameters' names what it takes, so a new one
-needs no line here:
+Everything is read off the declaration. A function's builder says by its parameters' names what it takes, so a
+new one needs no line here:
 
     size, *sizes   a size: ``eye(n)``, ``ones(m, n)``; ``shape`` takes one in brackets: ``reshape(x, (m, n))``
     axis           whole numbers; several where the default is None: ``mean(x, 0, 1)``
@@ -72,7 +72,7 @@ def op_called(name: str) -> Op | None:
 
 
 def activations() -> frozenset[str]:
-    """Elementwise functions that can be called with one argument: what a name may be declared to stand for."""
+    """Elementwise functions of one argument: what a name may be declared to stand for."""
     names = [n for op in OPS.values() if op.family == "elementwise" for n in op.names]
     return frozenset(n for n in names if sum(p.required for p in parameters(n)) == 1)
 

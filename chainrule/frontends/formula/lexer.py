@@ -1,7 +1,7 @@
 """Text to tokens with positions. Brackets are matched here, so that the parser only meets balanced ones.
 
-A newline separates statements, except inside brackets. ``'`` is a transpose directly after a value and opens a string
-elsewhere.
+A newline separates statements, except inside brackets. ``'`` is a transpose directly after a value and opens
+a string elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from chainrule.errors import FormulaError
 
 
 class Token(NamedTuple):
-    """``kind`` is ``number``, ``name``, ``string``, ``separator``, ``end``, or the operator's canonical spelling."""
+    """``kind``: ``number name string separator end``, or the operator's canonical spelling."""
 
     kind: str
     text: str

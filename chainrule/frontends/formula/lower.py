@@ -1,7 +1,8 @@
-"""Syntax trees to nodes. One method per kind of tree; recursion goes through ``trampoline``, so depth is no limit.
+"""Syntax trees to nodes: one method per kind of tree, recursion through ``trampoline``.
 
-Neighbours: ``names`` says what a name means, ``functions`` what an argument is, ``orientation`` what ``@`` and ``'``
-mean of vectors, ``partials`` which derivative ``dl/df`` is. Errors of shape rules leave with the place in the text.
+Neighbours: ``names`` says what a name means, ``functions`` what an argument is, ``orientation`` what ``@``
+and ``'`` mean of vectors, ``partials`` which derivative ``dl/df`` is. Errors of shape rules leave with the
+place in the text.
 """
 
 from __future__ import annotations
@@ -173,6 +174,7 @@ class Lowering:
                 value = yield self.argument(parameter, argument)
                 if isinstance(value, Value):
                     operands.append(value)
+                    assert isinstance(argument, tree.Tree)
                     texts.append((argument, value))
                     value = value.node
                 found.append(value)
@@ -290,7 +292,7 @@ class Lowering:
         raise FormulaError(what, source=self.source, position=part.position, **parts)
 
     def build(self, part: tree.Tree, make: Callable[[], Value], *operands: tuple[tree.Tree, Value]) -> Value:
-        """Runs a builder; what it raises leaves with the place, and with its operands as the text has them."""
+        """Runs a builder; what it raises leaves with the place and the operands as the text has them."""
         try:
             return self.made(part, make())
         except ChainruleError as error:

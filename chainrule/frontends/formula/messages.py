@@ -1,4 +1,4 @@
-"""What errors of this package have in common: the place, a short piece of the text, the nearest known name."""
+"""What errors of this package share: the place, a short piece of the text, the nearest known name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from chainrule.errors import ChainruleError, FormulaError
 def located(error: ChainruleError, source: str, position: int, given: str = "") -> ChainruleError:
     """The error with line, column, the line itself and a caret; ``given`` says the operands as the text does.
 
-    A FormulaError that knows its position is left as it is; ShapeError and UnsupportedOpError keep their class.
+    A FormulaError that knows its position is left as it is; ShapeError and UnsupportedOpError keep their
+    class.
     """
     if isinstance(error, FormulaError) and error.position is not None:
         return error
@@ -30,7 +31,7 @@ def short(text: str) -> str:
 
 
 def nearest_function(name: str, known: Iterable[str]) -> str | None:
-    """The known function that an unknown one was probably meant to be, or None: ``sigmoid`` for ``sigmod``."""
+    """The known function that an unknown one probably means, or None: ``sigmoid`` for ``sigmod``."""
     known = list(known)
     if len(name) < 3 or len(name) > 40:
         return None

@@ -1,7 +1,7 @@
 """What names mean while a text is lowered: assigned values, variables, dimensions, and the inputs met so far.
 
-A name is looked up as an assigned value, as a declared variable, as a dimension used as a number, and last as an
-undeclared scalar. Every refusal says what to write.
+A name is looked up as an assigned value, as a declared variable, as a dimension used as a number, and last as
+an undeclared scalar. Every refusal says what to write.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class Names:
     """The names of one text.
 
     Attributes:
-        values: what has been assigned or read so far. inputs: the variables read, in order of first appearance.
+        values: what has been assigned or read so far.
+        inputs: the variables read, in order of first appearance.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Names:
         """The value of a name in the place of a number.
 
         Raises:
-            FormulaError: a function without a call, a name assigned later, a name one slip away from a known one.
+            FormulaError: a function without a call, a name assigned later, a slip of a known name.
         """
         found = self.values.get(part.name)
         return found if found is not None else self._first(part)
@@ -180,7 +181,7 @@ class Names:
         self.values[name] = value
 
     def refuse_function(self, name: str, position: int) -> None:
-        """Raises FormulaError where an unknown function is called like a variable or almost like a known one."""
+        """Raises FormulaError where a called name is a variable, or almost a known function."""
         if self.is_variable(name):
             raise FormulaError(
                 f"{name!r} is a variable and is called as a function",

@@ -37,7 +37,7 @@ class Value(NamedTuple):
 
 
 def transposed(x: Value) -> Value:
-    """``x'``: a vector turns, the last two dimensions of anything larger are exchanged, a scalar is itself."""
+    """``x'``: a vector turns, larger values exchange their last two dimensions, a scalar is itself."""
     if x.rank < 2:
         return Value(x.node, x.column)
     return Value(transpose(x.node))

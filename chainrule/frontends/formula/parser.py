@@ -1,4 +1,4 @@
-"""Tokens to syntax trees: a Pratt parser, its recursive functions driven by ``trampoline`` so that depth is no limit.
+"""Tokens to syntax trees: a Pratt parser whose recursion goes through ``trampoline``: depth is no limit.
 
 strength     weakest first
 5            comparisons (not chained)
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Sequence
+from itertools import pairwise
 from typing import NoReturn
 
 from chainrule.errors import FormulaError
@@ -32,7 +33,7 @@ def assigned_names(tokens: Sequence[Token]) -> dict[str, int]:
     """The names that a text assigns, each with the position of its first assignment."""
     names: dict[str, int] = {}
     starts = True
-    for token, following in zip(tokens, tokens[1:], strict=False):
+    for token, following in pairwise(tokens):
         if starts and token.kind == "name" and following.kind == "=":
             names.setdefault(token.text, token.start)
         starts = token.kind == "separator"
@@ -40,7 +41,7 @@ def assigned_names(tokens: Sequence[Token]) -> dict[str, int]:
 
 
 def unknown_functions(tokens: Sequence[Token], known: Container[str]) -> frozenset[str]:
-    """Names that a text calls and that are not ``known``: ``l`` in ``l(f)`` and ``l[f]``, but not ``x`` in ``x[0]``."""
+    """Names called that are not ``known``: ``l`` in ``l(f)`` and ``l[f]``, but not ``x`` in ``x[0]``."""
     found: set[str] = set()
     for k, token in enumerate(tokens[:-2]):
         if token.kind == "name" and tokens[k + 1].kind in ("(", "[") and token.text not in known:
@@ -57,8 +58,8 @@ def parse_tokens(
 ) -> list[tree.Assignment]:
     """The statements of a text, in order.
 
-    ``functions`` are the unknown functions: ``dl/df`` is read as a derivative of ``l`` only where ``l`` is one of
-    them and neither ``dl`` nor ``df`` is one of the ``variables``. Everywhere else it is a division.
+    ``functions`` are the unknown functions: ``dl/df`` is read as a derivative of ``l`` only where ``l`` is
+    one of them and neither ``dl`` nor ``df`` is one of the ``variables``. Everywhere else it is a division.
 
     Raises:
         FormulaError: anything that is not in the grammar.
@@ -293,7 +294,7 @@ class _Parser:
         return tree.Slice(token.start, token.start, self.previous_end, first, last, step)
 
     def partial(self, name: Token) -> Steps:
-        """``dl/df`` where ``l`` is an unknown function of this text; else the name, and the division follows."""
+        """``dl/df`` where ``l`` is an unknown function of the text; else the name of a division."""
         plain = tree.Name(name.start, name.start, name.end, name.text)
         match = _DERIVED.fullmatch(name.text)
         below = self.following

@@ -1,4 +1,4 @@
-"""Which derivative ``dl/df`` is: the unknown function ``l`` is called in the same text, and ``f`` is an argument.
+"""Which derivative ``dl/df`` is: ``l`` is called in the same text, and ``f`` is one of its arguments.
 
 ``d2l/df2`` and ``d2l/dfdg`` are second derivatives, and ``dl/d(x + 1)`` that of a call ``l(x + 1)``.
 """
@@ -23,7 +23,7 @@ _HIGHEST_ORDER = 9
 
 @dataclass(eq=False)
 class _Called:
-    """One call of an unknown function: what its arguments are called, and their nodes once they are needed."""
+    """One call of an unknown function: its arguments' names, and their nodes once they are needed."""
 
     names: tuple[str, ...]
     arguments: tuple[tree.Tree, ...] = ()

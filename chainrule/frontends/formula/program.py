@@ -44,15 +44,15 @@ def parse(
 ) -> Graph:
     """The graph of a formula; its output is the last statement.
 
-    Inputs are the variables in the order of their first appearance. A vector is a column of shape (n,); a result that
-    is a row has that shape too.
+    Inputs are the variables in the order of their first appearance. A vector is a column of shape (n,); a
+    result that is a row has that shape too.
 
     Args:
-        text: statements ``name = expression``, separated by newline or ``;``; the last may be a bare expression.
-        shapes: variable -> shape (``"n"``, ``"m,n"``, ``3``, ``(3, "n")``, ``""``), or the name of an elementwise
-            function that it stands for. Undeclared names are scalars.
-        given: names that stand for nodes made elsewhere, such as another text's ``graph.names``. Their unknown
-            functions are known here too: ``dl/df`` is read as that derivative.
+        text: statements ``name = expression``, separated by newline or ``;``; the last may be bare.
+        shapes: variable -> shape (``"n"``, ``"m,n"``, ``3``, ``(3, "n")``, ``""``), or the name of an
+            elementwise function that it stands for. Undeclared names are scalars.
+        given: names that stand for nodes made elsewhere, such as another text's ``graph.names``. Their
+            unknown functions are known here too: ``dl/df`` is read as that derivative.
 
     Raises:
         FormulaError: the text is not in the language. ShapeError: operands do not fit. Both show the place.

@@ -23,7 +23,7 @@ _LARGEST, _MOST_TERMS = 2**62, 100
 
 @dataclass(frozen=True)
 class Declarations:
-    """What ``shapes`` declares: shapes of variables, and names that stand for a function (``a`` for ``relu``)."""
+    """What ``shapes`` declares: shapes of variables, and names that stand for a function."""
 
     shapes: Mapping[str, Shape]
     functions: Mapping[str, str]

@@ -1,8 +1,8 @@
 """Recursion without Python's stack: recursive functions written as generators, driven by one loop.
 
-A step ``yield``s the recursive call that it needs (a generator) and receives that call's result; a result that is
-already at hand may be yielded as it is. The lexer's brackets, the Pratt parser and the lowering can then nest as deep
-as memory allows, and read like the recursive functions that they are.
+A step ``yield``s the recursive call that it needs (a generator) and receives that call's result; a result
+that is already at hand may be yielded as it is. The lexer's brackets, the Pratt parser and the lowering can
+then nest as deep as memory allows, and read like the recursive functions that they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The syntax tree: what the parser makes of tokens and the lowering makes nodes of. Data only.
 
-Every tree knows ``start`` and ``end`` (its text is ``source[start:end]``) and ``position``, the character that a
-message points at: an operator, or the first character of a name.
+Every tree knows ``start`` and ``end`` (its text is ``source[start:end]``) and ``position``, the character
+that a message points at: an operator, or the first character of a name.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Call(Tree):
 class Partial(Tree):
     """``dl/df``, ``d2l/df2``, ``d2l/dfdg``, ``dl/d(x + 1)``: a derivative of an unknown function.
 
-    ``wrt`` holds, in order, the text after a ``d`` of a name (``f``, ``f2``, ``fdg``) or a bracketed expression with
-    the number of times that it occurs.
+    ``wrt`` holds, in order, the text after a ``d`` of a name (``f``, ``f2``, ``fdg``) or a bracketed
+    expression with the number of times that it occurs.
     """
 
     function: str

@@ -4,8 +4,8 @@
     trace_case  a model, a batch and a loss -> Trace
     eager       the same program run as it is, for comparison
 
-``record`` runs and records, ``lower`` knows what each aten op is called here, ``untouched`` keeps the promise that the
-model is as it was.
+``record`` runs and records, ``lower`` knows what each aten op is called here, ``untouched`` keeps the promise
+that the model is as it was.
 """
 
 from chainrule.frontends.torch.modules import ModuleCall as ModuleCall

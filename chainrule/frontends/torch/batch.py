@@ -1,7 +1,8 @@
-"""The calling convention of every verb on a model: what a batch is, how it is flattened, how a model is called with it.
+"""The calling convention of every verb on a model: what a batch is, and how a model is called with it.
 
-``batch = (inputs, target)`` with a loss; inputs are a tensor, a tuple (positional) or a mapping (keywords). With
-``loss="model"`` or without a loss the batch is the inputs alone; an objective takes the batch as it is. Everything else
+``batch = (inputs, target)`` with a loss; inputs are a tensor, a tuple (positional) or a mapping (keywords).
+With ``loss="model"`` or without a loss the batch is the inputs alone; an objective takes the batch as it is.
+Everything else
 in a batch than tensors is static: part of the program, not an input.
 """
 
@@ -21,7 +22,7 @@ Named = list[tuple[str, torch.Tensor]]
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in nested tuples, lists, mappings and dataclasses, in order, with names from their place."""
+    """The tensors in nested tuples, lists, mappings and dataclasses, in order, named after their place."""
     if isinstance(value, torch.Tensor):
         yield name, value
         return
@@ -48,8 +49,9 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
         return list(value.items())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.init]
-    if hasattr(value, "_fields"):
-        return list(zip(value._fields, value, strict=True))
+    if hasattr(value, "_fields"):  # a named tuple
+        names: Any = value._fields  # type: ignore[union-attr]
+        return [(name, getattr(value, name)) for name in names]
     return list(enumerate(value)) if isinstance(value, (tuple, list)) else []
 
 
@@ -61,7 +63,9 @@ def named_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: M
         names = []
     found: Named = []
     for k, value in enumerate(args):
-        found += leaves(value, names[k] if k < len(names) and names[k] not in ("args", "kwargs") else f"x_{k + 1}")
+        found += leaves(
+            value, names[k] if k < len(names) and names[k] not in ("args", "kwargs") else f"x_{k + 1}"
+        )
     return found + [pair for key, value in kwargs.items() for pair in leaves(value, str(key))]
 
 
@@ -84,7 +88,8 @@ def split(batch: Any) -> tuple[Any, Any]:
 def named_batch(model: Callable[..., Any], batch: Any, mode: str) -> Named:
     """The tensors of a batch with their names; ``mode`` is "loss", "model", "objective" or "none".
 
-    One input is ``x``, the target ``y``; several inputs have the names of the model's arguments or of the keys.
+    One input is ``x``, the target ``y``; several inputs have the names of the model's arguments or of the
+    keys.
     """
     if mode == "objective":
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
@@ -120,5 +125,8 @@ def describe(value: Any) -> str:
     parts = _parts(value)
     if not parts:
         return type(value).__name__
-    shown = [f"{key}: {describe(part)}" if isinstance(value, Mapping) else describe(part) for key, part in parts[:6]]
+    shown = [
+        f"{key}: {describe(part)}" if isinstance(value, Mapping) else describe(part)
+        for key, part in parts[:6]
+    ]
     return f"{type(value).__name__} of {len(parts)}: {', '.join(shown)}{', ...' if len(parts) > 6 else ''}"

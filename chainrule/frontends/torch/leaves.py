@@ -1,4 +1,4 @@
-"""The inputs of a traced program: parameters, buffers, the batch, and closed-over tensors as the trace meets them."""
+"""The inputs of a traced program: parameters, buffers, the batch, and closed-over tensors as they are met."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Leaves:
     """Leaves in the order of the graph's inputs, with their names and tensors.
 
     Args:
-        modules: name -> module; ``""`` is the model, whose parameters are the trace's. The tensors of others (a loss
+        modules: name -> module; ``""`` is the model, whose parameters are the trace's. The tensors of others
+        (a loss
             with weights) are closed-over tensors.
     """
 
@@ -81,8 +82,8 @@ class Leaves:
         """Leaves for the tensors of the batch.
 
         Returns:
-            The tensors to run on: the same objects, or, where one occurs twice, another one on the same memory, since
-            two inputs that are one object could not be told apart.
+            The tensors to run on: the same objects, or, where one occurs twice, another one on the same
+            memory, since two inputs that are one object could not be told apart.
         """
         seen = {id(tensor) for tensor, _, _ in self._owners}
         bound = []
@@ -97,7 +98,7 @@ class Leaves:
         return bound
 
     def capture(self, tensor: torch.Tensor) -> Node:
-        """The leaf of a closed-over tensor: called after the attribute that holds it, where a module has it."""
+        """The leaf of a closed-over tensor: called after the attribute that holds it, where there is one."""
         path = self._attributes.get(id(tensor))
         node = self._leaf(identifier(path) if path else "captured", tensor, "")
         self.captured[str(node.params["name"])] = node
@@ -106,13 +107,19 @@ class Leaves:
     def _leaf(self, name: str, held: torch.Tensor, owner: str, value: torch.Tensor | None = None) -> Node:
         what = owner or f"the closed-over tensor {name!r}"
         if held.layout != torch.strided or held.is_quantized or held.is_nested:
-            raise UnsupportedOpError(f"{what} is {held.layout}", required="a dense tensor", instead=".to_dense()")
+            raise UnsupportedOpError(
+                f"{what} is {held.layout}", required="a dense tensor", instead=".to_dense()"
+            )
         if held.is_complex():
             raise UnsupportedOpError(
-                f"{what} is complex", required="real tensors", instead="real and imaginary part as two tensors"
+                f"{what} is complex",
+                required="real tensors",
+                instead="real and imaginary part as two tensors",
             )
         if not (held.is_floating_point() or held.dtype in _INTEGERS):
-            raise UnsupportedOpError(f"{what} is {held.dtype}", required="float16/32/64, bfloat16, integers or bool")
+            raise UnsupportedOpError(
+                f"{what} is {held.dtype}", required="float16/32/64, bfloat16, integers or bool"
+            )
         unique = self.unique.unique(name)
         node = variable(unique, type_of(held))
         self.names[unique] = node

@@ -1,15 +1,16 @@
 """The lowering table: one call of an aten op becomes nodes.
 
-What an op is called in torch is part of its declaration (``Op.aten``); this file reads those declarations and adds only
-what has no op of its own: copies that keep the value, in-place variants, and tensors whose numbers do not depend on the
-numbers of their arguments. ``record`` calls :func:`lower` for every call that it sees.
+What an op is called in torch is part of its declaration (``Op.aten``); this file reads those declarations and
+adds only
+what has no op of its own: copies that keep the value, in-place variants, and tensors whose numbers do not
+depend on the numbers of their arguments. ``record`` calls :func:`lower` for every call that it sees.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,16 +54,20 @@ _WRITES: dict[str, Callable[..., Any]] = {
 
 # Only shape, dtype and device of the argument matter: the result is a constant.
 VALUE_FREE = frozenset(
-    ("zeros_like", "ones_like", "full_like", "empty_like", "empty_strided")
-    + ("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
+    f"{prefix}{kind}"
+    for prefix, kinds in {
+        "new_": ("zeros", "ones", "full", "empty", "empty_strided"),
+        "": ("zeros_like", "ones_like", "full_like", "empty_like"),
+    }.items()
+    for kind in kinds
 )
 
 
-@cache
-def _table() -> Mapping[str, tuple[Op, Callable[..., Any] | None]]:
-    """aten name, with or without overload -> the op and its adaptor."""
+@lru_cache(maxsize=1)
+def _table(ops: tuple[Op, ...]) -> Mapping[str, tuple[Op, Callable[..., Any] | None]]:
+    """aten name, with or without overload -> the op and its adaptor. Ops may be declared at any time."""
     table: dict[str, tuple[Op, Callable[..., Any] | None]] = {}
-    for op in OPS.values():
+    for op in ops:
         for key, adaptor in op.aten.items():
             if key in table:
                 raise ValueError(f"aten.{key} is declared by {table[key][0].name!r} and {op.name!r}")
@@ -82,7 +87,7 @@ def is_in_place(func: Any) -> bool:
 
 
 def rule_for(func: Any) -> Callable[..., Any] | None:
-    """The function ``(*args, **kwargs) -> Node | list[Node]`` of an aten op, or None if it is not declared."""
+    """The function ``(*args, **kwargs) -> Node | list[Node]`` of an aten op; None if it is not declared."""
     name, overload = key_of(func)
     full = f"{name}.{overload}" if overload else name
     for key in (full, name):
@@ -96,7 +101,8 @@ def rule_for(func: Any) -> Callable[..., Any] | None:
         base = full
     if name in _IDENTITIES:
         return _IDENTITIES[name]
-    found = _table().get(base) or _table().get(name)
+    table = _table(tuple(OPS.values()))
+    found = table.get(base) or table.get(name)
     if found is None:
         return None
     op, adaptor = found
@@ -142,7 +148,8 @@ def lower(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: str 
         _signature(rule).bind(*args, **kwargs)
     except TypeError as error:
         raise UnsupportedOpError(f"{func} is not declared with these arguments", given=str(error)) from None
-    if torch.Tag.pointwise in func.tags and dtype is not None and "float" in dtype:
+    elementwise = torch.Tag.pointwise in func.tags or key_of(func)[0] == "where"
+    if elementwise and dtype is not None and "float" in dtype:
         args = _promoted(func, args, dtype)
     return rule(*args, **kwargs)
 
@@ -155,10 +162,10 @@ def _promoted(func: Any, args: Sequence[Any], dtype: str) -> list[Any]:
     """Integers take part in floating-point arithmetic in the dtype of the result, as torch does it."""
     if any(isinstance(a, Node) and a.type.is_float for a in args):
         return list(args)
-    conditions = [a.name == "condition" for a in func._schema.arguments]
+    operand = [a.name in ("self", "other", "exponent") for a in func._schema.arguments]
     return [
-        cast(a, dtype) if isinstance(a, Node) and not condition else a
-        for a, condition in zip(args, conditions, strict=False)
+        a if not own else cast(a, dtype) if isinstance(a, Node) else constant(a, dtype)
+        for a, own in zip(args, operand, strict=False)
     ]
 
 

@@ -73,7 +73,9 @@ class ModuleStack:
         node_of: the node of a tensor, or None where there is none.
     """
 
-    def __init__(self, roots: Mapping[str, nn.Module], node_of: Callable[[torch.Tensor], Node | None]) -> None:
+    def __init__(
+        self, roots: Mapping[str, nn.Module], node_of: Callable[[torch.Tensor], Node | None]
+    ) -> None:
         self._paths: dict[int, str] = {}
         for root, module in roots.items():
             for path, child in module.named_modules():

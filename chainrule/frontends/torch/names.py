@@ -9,7 +9,7 @@ from chainrule.ir import SPELLINGS
 
 
 def identifier(path: str) -> str:
-    """A dotted name as an identifier: ``0.weight`` -> ``weight_0``, ``layers.3.q.weight`` -> ``layers_3_q_weight``.
+    """A dotted name as an identifier: ``net.3.weight`` -> ``net_3_weight``; ``0.weight`` -> ``weight_0``.
 
     Dots become underscores; numbers in front, with which no identifier starts, move to the end.
     """
@@ -21,14 +21,16 @@ def identifier(path: str) -> str:
 
 
 class Names:
-    """Hands out names once: a second ``x`` is ``x_2``. Words of Python and of the formula language are avoided."""
+    """Hands out names once: a second ``x`` is ``x_2``; words of Python and of formulas are avoided."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
     def unique(self, wanted: str) -> str:
         """``wanted``, or the first free variation of it."""
-        base = f"{wanted}_" if keyword.iskeyword(wanted) or wanted in SPELLINGS or wanted == "torch" else wanted
+        base = (
+            f"{wanted}_" if keyword.iskeyword(wanted) or wanted in SPELLINGS or wanted == "torch" else wanted
+        )
         name, count = base, 1
         while name in self._taken:
             count += 1

@@ -1,8 +1,9 @@
 """A torch function, module or training case as a graph: ``trace`` and ``trace_case``.
 
-The program runs once, on the example's own tensors, under ``record``; ``untouched`` puts everything back. What comes out
-is a :class:`Trace`: the graph, which leaf is which parameter, buffer and input, and every module call. It is specialised
-to the example's shapes, dtypes and devices, and to the model's mode and attributes at that moment.
+The program runs once, on the example's own tensors, under ``record``; ``untouched`` puts everything back.
+What comes out is a :class:`Trace`: the graph, which leaf is which parameter, buffer and input, and every
+module call. It is specialised to the example's shapes, dtypes and devices, and to the model's mode and
+attributes at that moment.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from chainrule.frontends.torch import batch as convention
 from chainrule.frontends.torch.leaves import Leaves
 from chainrule.frontends.torch.modules import ModuleCall
 from chainrule.frontends.torch.names import Names, identifier
-from chainrule.frontends.torch.record import Recorder, custom_function, custom_functions, user_file
+from chainrule.frontends.torch.record import Recorder
+from chainrule.frontends.torch.source import custom_function, custom_functions, user_file
 from chainrule.frontends.torch.untouched import untouched
 from chainrule.ir import Graph, Node, shape_text
 
@@ -34,11 +36,14 @@ class Trace:
     """A traced program.
 
     Attributes:
-        graph: inputs are the parameters, the buffers, the tensors of the batch (target last) and the closed-over
-            tensors, each group in its own order; outputs are the loss, or the flattened tensors that came out.
+        graph: inputs are the parameters, the buffers, the tensors of the batch (target last) and the
+        closed-over
+            tensors, each group in its own order; outputs are the loss, or the flattened tensors that came
+            out.
         parameters, buffers: dotted name -> leaf; a tied parameter has several names and one leaf.
         frozen: the names of parameters with ``requires_grad=False``.
-        batch_inputs: name -> leaf of each tensor of the batch, in order. captured: the same for closed-over tensors.
+        batch_inputs: name -> leaf of each tensor of the batch, in order. captured: the same for closed-over
+        tensors.
         values: leaf -> the example's tensor itself (not a copy).
         calls: every module call, in the order in which they ended (children before parents).
         loss: the loss, where there is one. outputs: what the model returned; output: the first of them.
@@ -66,7 +71,7 @@ class Trace:
         return self.outputs[0] if self.outputs else None
 
     def compared(self, outputs: Sequence[torch.Tensor]) -> Trace:
-        """This trace with the verdict of its verification: ``outputs`` (of the graph) against a new eager run.
+        """This trace with the verdict on ``outputs`` (of its graph), held against a new eager run.
 
         Equal means every bit, NaN being equal to NaN. The difference is relative to the largest value.
         """
@@ -76,12 +81,15 @@ class Trace:
         return replace(self, bit_equal=equal, largest_difference=worst)
 
 
-def trace(function: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Trace:
+def trace(
+    function: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> Trace:
     """The graph of a function or module called with example arguments.
 
     Args:
         function: a module, or a function of tensors (and of anything else, which is then static).
-        args, kwargs: example arguments; the tensors in them become inputs, called after the function's arguments.
+        args, kwargs: example arguments; the tensors in them become inputs, called after the function's
+        arguments.
     Raises:
         UnsupportedOpError: an op, or a way to use Python, that a graph cannot hold; names module and line.
         ModelError: the function raised, or returned no tensor.
@@ -107,9 +115,12 @@ def trace_case(
 
     Args:
         model: a module (or a function).
-        batch: ``(inputs, target)`` with a loss, the inputs alone without one or with ``loss="model"``, and whatever
-            ``objective`` takes with an objective. Inputs: a tensor, a tuple (positional) or a mapping (keywords).
-        loss: ``(output, target) -> scalar``, or ``"model"`` when the model returns it (itself, or as ``.loss``).
+        batch: ``(inputs, target)`` with a loss, the inputs alone without one or with ``loss="model"``, and
+        whatever
+            ``objective`` takes with an objective. Inputs: a tensor, a tuple (positional) or a mapping
+            (keywords).
+        loss: ``(output, target) -> scalar``, or ``"model"`` when the model returns it (itself, or as
+        ``.loss``).
         objective: ``(model, batch) -> scalar``, in place of a loss.
     Raises:
         UnsupportedOpError: an op, or a way to use Python, that a graph cannot hold; names module and line.
@@ -131,10 +142,12 @@ def eager(traced: Trace) -> list[torch.Tensor]:
     return traced.rerun()
 
 
-# ---- calling -----------------------------------------------------------------------------------------------------------
+# ---- calling -----------------------------------------------------------------------------------------------
 def _mode(model: Any, loss: Any, objective: Any) -> str:
     if not callable(model):
-        raise ModelError("the model cannot be called", given=type(model).__name__, required="a torch.nn.Module")
+        raise ModelError(
+            "the model cannot be called", given=type(model).__name__, required="a torch.nn.Module"
+        )
     if objective is not None and loss is not None:
         raise ModelError("both loss and objective are given", required="one of them")
     for name, value in (("loss", loss), ("objective", objective)):
@@ -146,7 +159,15 @@ def _mode(model: Any, loss: Any, objective: Any) -> str:
                 if name == "loss"
                 else "a function (model, batch) -> scalar",
             )
-    return "objective" if objective is not None else "none" if loss is None else "model" if loss == "model" else "loss"
+    return (
+        "objective"
+        if objective is not None
+        else "none"
+        if loss is None
+        else "model"
+        if loss == "model"
+        else "loss"
+    )
 
 
 def _call(model: Any, batch: Any, loss: Any, objective: Any, mode: str) -> tuple[Any, Any]:
@@ -205,7 +226,9 @@ def run_program(program: Callable[[], Any], recorder: Recorder | None, given: st
             raise recorder.failure from None
         frames = [(user_file(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
         lines = [f"{file}:{line}" for file, line in frames if file]
-        place = ", ".join(p for p in (lines[-1] if lines else "", recorder.modules.place if recorder else "") if p)
+        place = ", ".join(
+            p for p in (lines[-1] if lines else "", recorder.modules.place if recorder else "") if p
+        )
         raise ModelError(
             f"the model raised {type(error).__name__}{f' at {place}' if place else ''}: {error}",
             given=given,
@@ -216,7 +239,7 @@ def run_program(program: Callable[[], Any], recorder: Recorder | None, given: st
     return result
 
 
-# ---- tracing -----------------------------------------------------------------------------------------------------------
+# ---- tracing -----------------------------------------------------------------------------------------------
 def _trace(
     call: Callable[[Any], tuple[Any, Any]],
     batch: Any,
@@ -235,7 +258,9 @@ def _trace(
 
     def program(bound: Any = batch) -> tuple[Any, Any]:
         loss, output = call(bound)
-        return loss, [tensor for _, tensor in convention.leaves(_something(output) if loss is None else output)]
+        return loss, [
+            tensor for _, tensor in convention.leaves(_something(output) if loss is None else output)
+        ]
 
     def rerun() -> list[torch.Tensor]:
         with untouched(modules.values()), torch.enable_grad():
@@ -244,14 +269,19 @@ def _trace(
 
     with untouched(modules.values()):
         with recorder.recording():
-            bound = convention.with_leaves(batch, iter(tensors))
+            same = all(held is given for held, (_, given) in zip(tensors, named, strict=True))
+            bound = batch if same else convention.with_leaves(batch, iter(tensors))
             loss, found = run_program(lambda: program(bound), recorder, given)
         results = found if loss is None else [loss]
         custom = custom_functions(results)
         if custom is not None:
             raise UnsupportedOpError(custom_function(custom))
         nodes = [recorder.node_of(t) for t in results]
-        outputs = tuple(nodes) if loss is None else tuple(n for n in map(recorder.known_node, found) if n is not None)
+        outputs = (
+            tuple(nodes)
+            if loss is None
+            else tuple(n for n in map(recorder.known_node, found) if n is not None)
+        )
     names = _names(leaves, recorder.modules.calls, nodes[0] if loss is not None else None, outputs)
     graph = Graph(
         inputs=tuple(leaves.nodes),
@@ -323,7 +353,11 @@ def _names(
     for call in calls:
         if call.path == "loss":
             continue
-        base = f"{'f' if call.has_parameters else 'h'}_{identifier_of_path(call.path)}" if call.path else "output"
+        base = (
+            f"{'f' if call.has_parameters else 'h'}_{identifier_of_path(call.path)}"
+            if call.path
+            else "output"
+        )
         for k, node in enumerate(call.outputs):
             names[unique.unique(base if not k else f"{base}_out{k + 1}")] = node
     if loss is None and "output" not in names and len(outputs) == 1:

@@ -1,7 +1,8 @@
-"""The promise that looking at a model changes nothing: snapshot before, restore after, also when the model raises.
+"""The promise that looking at a model changes nothing: snapshot before, restore after, even if it raises.
 
-What is kept: attributes of every module and the containers in them (hooks, parameters, buffers), ``requires_grad`` and
-``.grad`` of the parameters, and the state of every global random generator. The bytes of parameters, buffers and batch
+What is kept: attributes of every module and the containers in them (hooks, parameters, buffers),
+``requires_grad`` and ``.grad`` of the parameters, and the state of every global random generator. The bytes
+of parameters, buffers and batch
 need no copy: ``record`` refuses a write into them before it happens.
 """
 

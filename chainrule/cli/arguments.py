@@ -1,0 +1,119 @@
+"""What commands take and give: formulas from arguments, stdin or files, shapes, and results as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from chainrule.errors import ChainruleError, FormulaError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+# ---- options that several commands have ------------------------------------------------------------------
+def formula_argument(command: _Command) -> _Command:
+    """``FORMULA`` (text, ``-`` for stdin) or ``--file PATH``."""
+    command = click.option("--file", "path", metavar="PATH", help="Read the formula from a file.")(command)
+    return click.argument("formula", required=False, metavar="FORMULA")(command)
+
+
+def shape_option(command: _Command) -> _Command:
+    """``--shape A=m,n``, any number of times."""
+    return click.option(
+        "--shape",
+        "shapes",
+        multiple=True,
+        metavar="NAME=DIMS",
+        callback=lambda context, option, values: pairs(values, "--shape", "A=m,n"),
+        help="Dimensions of a variable, names or numbers; others are scalars.",
+    )(command)
+
+
+def json_option(command: _Command) -> _Command:
+    """``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+def pairs(values: Iterable[str], option: str, example: str) -> dict[str, str]:
+    """``NAME=VALUE`` texts as a mapping.
+
+    Raises:
+        click.UsageError: a text without ``=`` or without a name, or a name given twice.
+
+    >>> pairs(["A=m,n", "x = n"], "--shape", "A=m,n")
+    {'A': 'm,n', 'x': 'n'}
+    """
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals):
+            raise click.UsageError(f"{option} {text!r} is not of the form NAME=VALUE: {option} {example}")
+        if name in found:
+            raise click.UsageError(f"{option} gives {name!r} twice: {found[name]!r} and {value!r}")
+        found[name] = value
+    return found
+
+
+def formula_text(formula: str | None, path: str | None) -> str:
+    """The formula of a command: its argument, stdin for ``-``, or the text of a file.
+
+    Raises:
+        click.UsageError: neither or both are given. FormulaError: the file cannot be read as text.
+    """
+    if (formula is None) == (path is None):
+        raise click.UsageError("give a formula, - to read it from stdin, or --file PATH")
+    if path is None and formula != "-":
+        return formula or ""
+    try:
+        data = sys.stdin.buffer.read() if path is None else Path(path).read_bytes()
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except OSError as error:
+        raise FormulaError(
+            f"cannot read the formula from {path or 'stdin'}: {error.strerror or error}",
+            required="a file of text",
+            instead='chainrule derive "y = x^2" --wrt x, or --file with a path that exists',
+        ) from None
+    except UnicodeDecodeError as error:
+        raise FormulaError(
+            f"the formula from {path or 'stdin'} is not text: byte {error.start} is not UTF-8",
+            required="text in UTF-8",
+        ) from None
+
+
+# ---- results ---------------------------------------------------------------------------------------------
+def emit(result: Any, as_json: bool, text: str | None = None) -> None:
+    """Prints a result: its ``to_dict()`` as one JSON object, or ``text`` (``str(result)`` without it)."""
+    if as_json:
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        click.echo(json.dumps(plain(result.to_dict()), indent=2, ensure_ascii=not unicode, allow_nan=False))
+    else:
+        click.echo(str(result) if text is None else text)
+
+
+def plain(value: Any) -> Any:
+    """Data that JSON can hold: numbers that it cannot write become ``"nan"``, ``"inf"``, ``"-inf"``.
+
+    Raises:
+        ChainruleError: a value with no plain form.
+
+    >>> plain({"a": (1.0, float("inf")), 2: None})
+    {'a': [1.0, 'inf'], '2': None}
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):  # NumPy's scalars and arrays, torch's tensors
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ChainruleError(f"a {type(value).__name__} has no form in JSON", given=repr(value))

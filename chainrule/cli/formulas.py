@@ -1,0 +1,146 @@
+"""The commands on formulas: ``derive``, ``check`` and ``moments``; derive and moments take a model too."""
+
+from __future__ import annotations
+
+import click
+
+from chainrule.cli.arguments import emit, formula_argument, formula_text, json_option, pairs, shape_option
+from chainrule.cli.group import FAULT, FINE, with_debug
+from chainrule.cli.target import is_target, load_case, output_on_stderr
+
+_LAYOUT = click.option(
+    "--layout",
+    type=click.Choice(["denominator", "numerator"]),
+    default="denominator",
+    show_default=True,
+    help="dF/dX has shape X+F (the book's) or F+X.",
+)
+_ORDER = click.option("--order", type=click.IntRange(1, 2), default=1, show_default=True, help="First or second.")
+_COTANGENT = click.option("--cotangent", metavar="NAME", help="Vector-Jacobian product with this cotangent.")
+
+
+@click.command()
+@formula_argument
+@click.option("--wrt", metavar="NAME", default="all", show_default=True, help="By what; several with commas.")
+@click.option(
+    "--mode",
+    type=click.Choice(["direct", "forward", "reverse"]),
+    default="reverse",
+    show_default=True,
+    help="One closed form, or the steps of forward or reverse mode.",
+)
+@_ORDER
+@_LAYOUT
+@shape_option
+@_COTANGENT
+@json_option
+@click.option("--latex", "as_latex", is_flag=True, help="Print LaTeX.")
+@with_debug
+def derive(
+    formula: str | None,
+    path: str | None,
+    wrt: str,
+    mode: str,
+    order: int,
+    layout: str,
+    shapes: dict[str, str],
+    cotangent: str | None,
+    as_json: bool,
+    as_latex: bool,
+) -> int:
+    """The derivative of a formula, step by step; or a model's backward pass as equations.
+
+    FORMULA is one expression or assignments separated by ; or newlines, "-" for stdin, or a model as
+    file.py:function.
+
+    \b
+      chainrule derive "f1 = exp(x); f2 = f1^2; y = sin(f1 + f2)" --wrt x
+      chainrule derive "f = x' @ A @ x" --shape x=n --shape A=n,n --wrt x
+    """
+    if as_json and as_latex:
+        raise click.UsageError("--json or --latex, not both (the JSON holds LaTeX as well)")
+    text = formula_text(formula, path)
+    options = {"wrt": wrt, "mode": mode, "order": order, "layout": layout, "cotangent": cotangent}
+    if is_target(text):
+        case = load_case(text, "derive")
+        from chainrule.verbs.derive import derive as verb
+
+        with output_on_stderr():
+            result = verb(case, **options)
+    else:
+        from chainrule.verbs.derive import derive as verb
+
+        result = verb(text, shapes=shapes, **options)
+    emit(result, as_json, result.latex() if as_latex else None)
+    return FINE
+
+
+@click.command()
+@formula_argument
+@click.option("--wrt", metavar="NAME", required=True, help="The variable, or a named intermediate.")
+@click.option("--claim", metavar="FORMULA", required=True, help="The derivative that is claimed.")
+@_ORDER
+@_LAYOUT
+@shape_option
+@_COTANGENT
+@json_option
+@with_debug
+def check(
+    formula: str | None,
+    path: str | None,
+    wrt: str,
+    claim: str,
+    order: int,
+    layout: str,
+    shapes: dict[str, str],
+    cotangent: str | None,
+    as_json: bool,
+) -> int:
+    """Whether a claimed derivative is right; exit code 1 if it is not.
+
+    \b
+      chainrule check "l = (f3 - y)^2" --wrt f3 --claim "2*(f3 - y)"
+    """
+    from chainrule.verbs.check import check as verb
+
+    text = formula_text(formula, path)
+    result = verb(
+        text, wrt=wrt, claim=claim, shapes=shapes, layout=layout, order=order, cotangent=cotangent
+    )
+    emit(result, as_json)
+    return FINE if result.holds else FAULT
+
+
+@click.command()
+@formula_argument
+@click.option(
+    "--given",
+    multiple=True,
+    metavar="NAME=LAW",
+    callback=lambda context, option, values: pairs(values, "--given", '"a=symmetric(0, sigma^2)"'),
+    help='The law of a variable: "a=symmetric(0, sigma^2)", "a=normal(0, 1)".',
+)
+@shape_option
+@json_option
+@with_debug
+def moments(
+    formula: str | None, path: str | None, given: dict[str, str], shapes: dict[str, str], as_json: bool
+) -> int:
+    """Mean, second moment and variance of every quantity; or of every layer of a model, forward and backward.
+
+    \b
+      chainrule moments "b = relu(a)" --given "a=symmetric(0, sigma^2)"
+    """
+    text = formula_text(formula, path)
+    if is_target(text):
+        if given or shapes:
+            raise click.UsageError("--given and --shape are for formulas: a model knows its own inputs")
+        case = load_case(text, "moments")
+        with output_on_stderr():
+            result = case.moments
+    else:
+        from chainrule.verbs.moments import moments as verb
+
+        result = verb(text, given=given, shapes=shapes)
+    emit(result, as_json)
+    return FINE

@@ -1,0 +1,69 @@
+"""The book's networks as cases, ready for every verb."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from chainrule.verbs.case import Case, case
+
+
+def figure_7_8(seed: int = 0) -> Case:
+    """The training example of figure 7.8: 10-40-40-5 ReLU network on 100 random points.
+
+    He-normal weights, zero biases, mean squared error, SGD with momentum 0.9 and learning rate 0.1 halved every 10
+    epochs, batches of 10, 100 epochs. ``chainrule.fit(case)`` trains it.
+
+    >>> figure_7_8().epochs
+    100
+    """
+    generator = torch.Generator().manual_seed(seed)
+    # Built on the meta device, so that no draw is taken from the user's generator.
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(10, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 5))
+    model = model.to_empty(device="cpu")
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+    x = torch.randn(100, 10, generator=generator)
+    y = torch.randn(100, 5, generator=generator)
+    loader = DataLoader(TensorDataset(x, y), batch_size=10, shuffle=True, generator=generator)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = StepLR(optimizer, step_size=10, gamma=0.5)
+    return case(
+        model, (x[:10], y[:10]), nn.MSELoss(), optimizer, data=loader, epochs=100, scheduler=scheduler
+    )
+
+
+def figure_7_8_zeros(seed: int = 0) -> Case:
+    """The same network with all weights and biases zero: problem 7.15."""
+    zeros = figure_7_8(seed)
+    with torch.no_grad():
+        for parameter in zeros.model.parameters():
+            parameter.zero_()
+    return zeros
+
+
+def gradient_difference(example: Case, dtype: torch.dtype = torch.float64) -> float:
+    """The largest relative difference between the derived gradient and torch.autograd's over all parameters.
+
+    Relative to the largest entry of each parameter's gradient; computed on a copy of the model in ``dtype``.
+    """
+    copied = copy.deepcopy(example.model).to(dtype)
+    batch = tuple(t.to(dtype) if t.is_floating_point() else t for t in example.batch)
+    _, grads = Case(copied, batch, example.loss).step(dict(copied.named_parameters()), batch)
+    assert callable(example.loss)
+    example.loss(copied(batch[0]), batch[1]).backward()
+    worst = 0.0
+    for name, parameter in copied.named_parameters():
+        ours, theirs = grads[name], parameter.grad
+        if ours is None or theirs is None:
+            continue
+        scale = float(theirs.abs().max()) or 1.0
+        worst = max(worst, float((ours - theirs).abs().max()) / scale)
+    return worst

@@ -1,0 +1,255 @@
+"""The annotated chain: the product of factors of a backward pass, with everything known about each factor.
+
+One row per factor, from the loss back to the input: which layer, the factor as an equation, its shape, the gain of the
+gradient predicted without running and measured over redrawn weights, the bytes that must be kept for it, and its
+multiplications. ``derive`` fills the equations, ``moments`` the gains, ``cost`` bytes and counts, ``diagnose`` the
+findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chainrule.errors import MissingExtraError
+from chainrule.interpreters.cost import multiplications, nbytes
+from chainrule.ir import Node, shape_text, toposort
+from chainrule.verbs.derivation import Step
+from chainrule.verbs.derive import DeriveResult, derive
+
+
+@dataclass(frozen=True)
+class Link:
+    """One factor of the chain.
+
+    Attributes:
+        layer: module path and kind. factor: the equation that this factor is part of. shape: of the derivative.
+        gain_predicted, gain_measured: rms of the gradient after the factor over rms before it (for the loss: rms of its
+            gradient). gain_error: standard error of the measured one. None where unknown.
+        bytes: values of the forward pass that its derivatives read. multiplications: of the gradient itself.
+        finding: kind of what is wrong here, empty if nothing is.
+    """
+
+    layer: str
+    factor: str
+    shape: tuple[Any, ...]
+    gain_predicted: float | None
+    gain_measured: float | None
+    gain_error: float | None
+    bytes: int | None
+    multiplications: Any
+    finding: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return self.__dict__ | {"shape": [str(s) for s in self.shape], "multiplications": str(self.multiplications)}
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """The annotated chain of a network or a formula.
+
+    Attributes:
+        links: from the loss to the input; their product is the gradient at the input.
+        gradients: (parameter, equation, shape) in the same notation.
+        product: the chain as a product of symbols. seeds: redraws behind the measured gains.
+    """
+
+    links: tuple[Link, ...]
+    gradients: tuple[tuple[str, str, tuple[Any, ...]], ...]
+    product: str
+    seeds: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{k.layer:24} {k.factor:48} ({shape_text(k.shape)})"
+            + (f"  gain {k.gain_predicted:.3f}" if k.gain_predicted is not None else "")
+            for k in self.links
+        ]
+        lines += [f"{'':24} {equation:48} ({shape_text(shape)})" for _, equation, shape in self.gradients]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what ``--json`` prints."""
+        return {
+            "schema": "chainrule.chain/1",
+            "links": [k.to_dict() for k in self.links],
+            "gradients": [
+                {"parameter": n, "equation": e, "shape": [str(s) for s in shape]} for n, e, shape in self.gradients
+            ],
+            "product": self.product,
+            "seeds": self.seeds,
+        }
+
+
+def chain(
+    source: Any,
+    batch: Any = None,
+    loss: Any = None,
+    optimizer: Any = None,
+    *,
+    seeds: int = 16,
+    shapes: Mapping[str, Any] | None = None,
+    wrt: str | None = None,
+) -> Chain:
+    """The annotated chain of a model (or Case), or of a formula.
+
+    Args:
+        source: a Case, a model with batch and loss, or text of the formula language.
+        seeds: redraws of the weights for the measured gains; 0 measures nothing.
+        shapes, wrt: for formulas: dimensions, and the variable at the chain's end (by default the first).
+
+    Raises:
+        FormulaError, ShapeError: a formula. ModelError, UnsupportedOpError: a model.
+
+    >>> import chainrule as cr
+    >>> [link.factor for link in cr.chain("f = w*x; h = sin(f); l = (h - y)^2", wrt="x").links]
+    ['dl/dh = 2 * (h - y)', 'dl/df = dl/dh * cos(f)', 'dl/dx = dl/df * w']
+    """
+    if isinstance(source, str):
+        return _formula_chain(source, shapes, wrt)
+    try:  # models need torch, formulas must work without
+        from chainrule.verbs.case import as_case
+        from chainrule.verbs.model_moments import measure, predict
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("the chain of a model", error.name or "torch", "torch") from error
+    case = as_case(source, batch, loss, optimizer)
+    equations = case.equations
+    predicted = {n: _mean(g.second) for n, g in predict(case).backward.items()}
+    measured = measure(case, seeds).backward if seeds else {}
+    layers = _layers(case.trace)
+    findings = {f.where: f.kind for f in case.findings}
+    inputs = {leaf.params["name"] for leaf in case.trace.batch_inputs.values()}
+    parameters = {leaf.params["name"] for leaf in case.trace.parameters.values()}
+    links, gradients = [], []
+    for step in equations.steps:
+        name, equation = step.wrt, f"{step.symbol} = {step.closed_form.text}"
+        if name in equations.program.variables and name not in inputs:
+            gradients.append((name, equation, step.shape))
+            continue
+        child = equations.program.children(name)[-1]
+        layer = layers.get(child, child)
+        before = None if child == equations.of else child
+        error, gain = _measured_gain(measured, name, before)
+        links.append(
+            Link(
+                layer=layer,
+                factor=equation,
+                shape=step.shape,
+                gain_predicted=_gain(predicted.get(name), predicted.get(before) if before else 1.0),
+                gain_measured=gain,
+                gain_error=error,
+                bytes=_bytes_kept(equations, child, parameters),
+                multiplications=_multiplications(step),
+                finding=findings.get(layer.split(" ")[0], ""),
+            )
+        )
+    return Chain(tuple(links), tuple(gradients), _product(links), seeds)
+
+
+def _formula_chain(source: str, shapes: Mapping[str, Any] | None, wrt: str | None) -> Chain:
+    every = derive(source, shapes=shapes, wrt="all")
+    target = wrt or every.wrt[0]
+    result = derive(source, shapes=shapes, wrt=target)
+    links = []
+    for step in result.steps:
+        children = result.program.children(step.wrt)
+        links.append(
+            Link(
+                layer=children[-1] if children else step.of,
+                factor=_factored(step),
+                shape=step.shape,
+                gain_predicted=None,
+                gain_measured=None,
+                gain_error=None,
+                bytes=None,
+                multiplications=_multiplications(step),
+            )
+        )
+    return Chain(tuple(links), (), _product(links), 0)
+
+
+def _factored(step: Step) -> str:
+    """``dl/df = dl/dh * cos(f)``: known derivatives by symbol, local factors written out."""
+    if not step.terms:
+        return f"{step.symbol} = {step.closed_form.text}"
+    return f"{step.symbol} = {step.expression.simplified().text}" if _has_tensors(step) else f"{step.symbol} = " + " + ".join(
+        " * ".join(_factor_text(f, step) for f in term.factors) for term in step.terms
+    )
+
+
+def _has_tensors(step: Step) -> bool:
+    return any(f.shape for t in step.terms for f in t.factors)
+
+
+def _factor_text(factor: Any, step: Step) -> str:
+    if factor.symbol.startswith(f"d{step.of}/") and factor.symbol != step.symbol and len(step.terms[0].factors) > 1:
+        return factor.symbol
+    written = factor.expression.text
+    return f"({written})" if factor.expression.node.op.precedence <= 10 else written
+
+
+def _product(links: Sequence[Link]) -> str:
+    return " . ".join(link.layer for link in links)
+
+
+# ---- columns --------------------------------------------------------------------------------------------------------------
+def _layers(traced: Any) -> dict[str, str]:
+    """Name in the graph -> module path and kind, innermost module first; the loss by its own name."""
+    names = traced.graph.name_of()
+    found: dict[str, str] = {}
+    for call in traced.calls:
+        for output in call.outputs:
+            if output in names:
+                found.setdefault(names[output], f"{call.path} {call.kind}".strip())
+    if traced.loss is not None:
+        name = names.get(traced.loss, "loss")
+        found[name] = next((c.kind for c in traced.calls if traced.loss in c.outputs and c.path == "loss"), "loss")
+        if found[name] == "loss":
+            found[name] = f"loss {traced.loss.op.name}"
+    return found
+
+
+def _mean(value: Any) -> float | None:
+    return None if value is None else float(np.mean(value))
+
+
+def _gain(after: float | None, before: float | None) -> float | None:
+    return None if after is None or not before else float(np.sqrt(after / before))
+
+
+def _measured_gain(measured: Mapping[str, Any], name: str, before: str | None) -> tuple[float | None, float | None]:
+    """Standard error and value of sqrt(mean after / mean before) over seeds (leave-one-out)."""
+    if name not in measured:
+        return None, None
+    after = measured[name]
+    base = measured[before] if before is not None else np.ones_like(after)
+    if np.mean(base) == 0:
+        return None, None
+    gain = float(np.sqrt(np.mean(after) / np.mean(base)))
+    n = len(after)
+    if n < 2:
+        return None, gain
+    left_out = np.array([np.sqrt(np.delete(after, k).mean() / np.delete(base, k).mean()) for k in range(n)])
+    return float(np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))), gain
+
+
+def _bytes_kept(equations: DeriveResult, child: str, parameters: set[str]) -> int | None:
+    """Bytes of the forward values that the derivatives of ``child`` by its parents read; parameters are there anyway."""
+    program = equations.program
+    kept: dict[Node, None] = {}
+    for step in equations.steps:
+        if child in program.children(step.wrt):
+            for leaf in toposort([step.closed_form.node]):
+                name = leaf.params.get("name", "") if leaf.is_leaf else ""
+                if (name in program.node or name in program.variables) and name not in parameters:
+                    kept[leaf] = None
+    total = nbytes(list(kept))
+    return total if isinstance(total, int) else None
+
+
+def _multiplications(step: Step) -> Any:
+    return multiplications([step.closed_form.node])

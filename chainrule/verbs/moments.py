@@ -1,0 +1,268 @@
+"""``moments``: expectations before anything runs, as formulas or as numbers, with the proof.
+
+For a formula, ``given`` says the laws of its variables; the result is symbolic where a closed form exists. For a
+model, see :mod:`chainrule.verbs.model_moments`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from chainrule.errors import ChainruleError, FormulaError, MissingExtraError
+from chainrule.frontends.formula import parse, parse_program
+from chainrule.interpreters import moments as propagation
+
+from chainrule.interpreters.simplify import simplify
+from chainrule.interpreters.text import text
+from chainrule.ir import Node, as_node, constant
+from chainrule.ir.moments import Moments
+from chainrule.verbs.expression import Expression
+
+
+
+@dataclass(frozen=True)
+class Row:
+    """Predicted moments of one module call.
+
+    Attributes:
+        name: in ``named_modules()``. module: class and sizes. op: what computes the output.
+        mean, second: of the output's elements. grad_second: of their cotangents; None where unknown or no loss.
+        band: interval for ``second`` in one draw of the weights (nine draws of ten). kind: exact ... unknown.
+    """
+
+    name: str
+    module: str
+    op: str
+    mean: float | None
+    second: float | None
+    grad_second: float | None
+    band: tuple[float, float] | None
+    kind: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True, eq=False)
+class Quantity:
+    """Moments of one named quantity of a formula; None where the law does not determine them."""
+
+    name: str
+    mean: Expression | None
+    second: Expression | None
+    variance: Expression | None
+    kind: str
+
+    def __str__(self) -> str:
+        parts = [f"E[{self.name}^2] = {self.second.text if self.second else 'unknown'}"]
+        parts.append(f"E[{self.name}] = {self.mean.text if self.mean else 'not determined by symmetry alone'}")
+        if self.variance is not None:
+            parts.append(f"Var[{self.name}] = {self.variance.text}")
+        return "   ".join(parts) + f"   ({self.kind})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        shown = {k: (e.text if e is not None else None) for k, e in (("mean", self.mean), ("second", self.second), ("variance", self.variance))}
+        return {"name": self.name, **shown, "kind": self.kind}
+
+
+@dataclass(frozen=True, eq=False)
+class MomentsResult:
+    """``m["b"]`` is a quantity of a formula or a row of a model; ``m.steps`` the proof; ``m.rows`` a model's table."""
+
+    rows: tuple[Row, ...]
+    given: tuple[str, ...]
+    steps: tuple[str, ...]
+    values: Mapping[str, Quantity] = field(repr=False)
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.values:
+            return self.values[name]
+        found = self.calls(name)
+        if not found:
+            known = [*self.values, *(r.name for r in self.rows)]
+            raise ChainruleError(f"no moments of {name!r}", given=name, required=f"one of {', '.join(known)}")
+        return found[-1]
+
+    def calls(self, name: str) -> tuple[Row, ...]:
+        """All calls of one module, in order."""
+        return tuple(r for r in self.rows if r.name == name)
+
+    def __str__(self) -> str:
+        if self.values:
+            lines = [f"given {line}" for line in self.given]
+            lines += [f"  {step}" for step in self.steps]
+            return "\n".join([*lines, *map(str, list(self.values.values())[-1:])])
+        head = ("name", "module", "E[x]", "E[x^2]", "E[g^2]", "nine draws of ten", "kind")
+        body = [
+            (
+                r.name or "(model)",
+                r.module,
+                _shown(r.mean),
+                _shown(r.second),
+                _shown(r.grad_second),
+                f"{_shown(r.band[0])} .. {_shown(r.band[1])}" if r.band else "",
+                r.kind,
+            )
+            for r in self.rows
+        ]
+        widths = [max(len(row[k]) for row in [head, *body]) for k in range(len(head))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what ``--json`` prints."""
+        return {
+            "schema": "chainrule.moments/1",
+            "given": list(self.given),
+            "steps": list(self.steps),
+            "values": {n: q.to_dict() for n, q in self.values.items()},
+            "rows": [r.to_dict() for r in self.rows],
+        }
+
+
+def _shown(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4g}"
+
+
+def moments(
+    source: Any,
+    batch: Any = None,
+    loss: Any = None,
+    optimizer: Any = None,
+    *,
+    given: Mapping[str, str] | None = None,
+    shapes: Mapping[str, Any] | None = None,
+) -> MomentsResult:
+    """First and second moments of a formula's quantities, or of every module of a model, without running it.
+
+    Args:
+        source: text of the formula language with ``given``, or a model (or Case) with batch and loss.
+        given: variable -> law: ``symmetric(0, sigma^2)``, ``normal(mu, sigma^2)``, ``uniform(a, b)``, or for weights
+            ``iid(0, s^2)``. Variables without a law are given numbers.
+        shapes: dimensions of variables, as in :func:`chainrule.derive`.
+
+    Returns:
+        MomentsResult.
+
+    Raises:
+        FormulaError: the formula or a law. UnsupportedOpError, ModelError: a model that cannot be traced.
+
+    >>> import chainrule as cr
+    >>> m = cr.moments("b = relu(a)", given={"a": "symmetric(0, sigma^2)"})
+    >>> m["b"].second.text, m["b"].mean
+    ('sigma^2 / 2', None)
+    """
+    if not isinstance(source, str):
+        try:  # models need torch, formulas must work without
+            from chainrule.verbs.model_moments import model_moments
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("moments of a model", error.name or "torch", "torch") from error
+        return model_moments(source, batch, loss, optimizer)
+    program = parse_program(source, shapes)
+    laws = dict(given or {})
+    leaves = {n.params["name"]: n for n in program.graph.inputs}
+    for name in laws:
+        if name not in leaves:
+            raise FormulaError(f"a law for {name!r}, which the formula does not read", required=f"one of {', '.join(leaves)}")
+    states = {leaf: law_of(name, laws[name]) if name in laws else _fixed(leaf) for name, leaf in leaves.items()}
+    named = [(s.name or "y", s.node) for s in program.statements]
+    image = propagation.expanded([node for _, node in named])
+    found = propagation.forward([image[node] for _, node in named], states)
+    values, steps = {}, []
+    names = {image[node]: name for name, node in named}
+    for node, state in found.items():
+        if node.inputs and node.type.is_float and state.why:
+            shown = names.get(node) or text(node, {n: s for n, s in names.items() if n is not node})
+            if state.second is not None:
+                steps.append(f"E[{_squared(shown)}] = {_expression(state.second).text}: {state.why}")
+            else:
+                steps.append(f"E[{_squared(shown)}] is unknown: {state.why}")
+    for name, node in named:
+        values[name] = _quantity(name, found[image[node]])
+    shown_laws = tuple(f"{name} ~ {law}" for name, law in laws.items())
+    return MomentsResult((), shown_laws, tuple(steps), values)
+
+
+def _squared(name: str) -> str:
+    return f"{name}^2" if re.fullmatch(r"\w+", name) else f"({name})^2"
+
+
+def _fixed(leaf: Node) -> Moments:
+    """A variable without a law is a given number."""
+    return Moments(leaf, leaf * leaf, law="given", why="given")
+
+
+def _expression(value: Any) -> Expression:
+    node = value if isinstance(value, Node) else constant(float(np.mean(value)))
+    return Expression(simplify(node))
+
+
+def _quantity(name: str, state: Moments) -> Quantity:
+    mean = None if state.mean is None else _expression(state.mean)
+    second = None if state.second is None else _expression(state.second)
+    variance = None
+    if state.mean is not None and state.second is not None:
+        variance = _expression(as_node(state.second) - as_node(state.mean) * as_node(state.mean))
+    return Quantity(name, mean, second, variance, state.kind)
+
+
+# ---- laws -------------------------------------------------------------------------------------------------------------------
+_LAW = re.compile(r"\s*([a-z]+)\s*\((.*)\)\s*$", re.S)
+_LAWS = ("symmetric", "normal", "uniform", "iid")
+
+
+def law_of(name: str, law: str) -> Moments:
+    """The moments that a law such as ``normal(mu, sigma^2)`` states.
+
+    Raises:
+        FormulaError: not one of the laws, or not two arguments.
+    """
+    match = _LAW.match(law)
+    arguments = _arguments(match.group(2)) if match else []
+    if match is None or match.group(1) not in _LAWS or len(arguments) != 2:
+        raise FormulaError(
+            f"the law of {name!r} is not understood",
+            given=law,
+            required="symmetric(mean, variance), normal(mean, variance), uniform(from, to) or iid(mean, variance)",
+            instead="symmetric(0, sigma^2)",
+        )
+    kind, source = match.group(1), frozenset({name})
+    a, b = (simplify(parse(argument).outputs[-1]) for argument in arguments)
+    if kind == "uniform":
+        mean, second = simplify((a + b) / 2.0), simplify((a * a + a * b + b * b) / 3.0)
+    else:
+        mean, second = a, simplify(b + a * a)
+    mean, second = _plain(mean), _plain(second)
+    centred = mean == 0 if not isinstance(mean, Node) else mean.number == 0
+    laws = {"symmetric": "symmetric", "normal": "normal", "uniform": "symmetric" if centred else "any", "iid": "normal"}
+    return Moments(
+        mean,
+        second,
+        law=laws[kind] if centred or kind in ("normal", "iid") else "any",
+        sources=source,
+        odd=source if centred else frozenset(),
+        fresh=centred and kind == "iid",
+        why=f"{name} ~ {law.strip()}",
+    )
+
+
+def _plain(node: Node) -> Any:
+    return float(node.number) if node.number is not None else node
+
+
+def _arguments(text_: str) -> Sequence[str]:
+    """The arguments between commas outside brackets."""
+    parts, depth = [""], 0
+    for character in text_:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [p.strip() for p in parts if p.strip()]
