@@ -35,9 +35,7 @@ def figure_7_8(seed: int = 0) -> Case:
     loader = DataLoader(TensorDataset(x, y), batch_size=10, shuffle=True, generator=generator)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scheduler = StepLR(optimizer, step_size=10, gamma=0.5)
-    return case(
-        model, (x[:10], y[:10]), nn.MSELoss(), optimizer, data=loader, epochs=100, scheduler=scheduler
-    )
+    return case(model, (x[:10], y[:10]), nn.MSELoss(), optimizer, data=loader, epochs=100, scheduler=scheduler)
 
 
 def figure_7_8_zeros(seed: int = 0) -> Case:

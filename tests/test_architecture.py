@@ -114,8 +114,7 @@ def op_questions(tree: ast.Module) -> list[int]:
     def names_an_op(e: ast.expr) -> bool:
         inside = list(ast.walk(e))
         return any(
-            (isinstance(n, ast.Constant) and isinstance(n.value, str))
-            or (isinstance(n, ast.Name) and n.id in from_ops)
+            (isinstance(n, ast.Constant) and isinstance(n.value, str)) or (isinstance(n, ast.Name) and n.id in from_ops)
             for n in inside
         )
 
@@ -145,9 +144,7 @@ def op_questions(tree: ast.Module) -> list[int]:
 @pytest.mark.parametrize("path", sorted((PACKAGE / "interpreters").rglob("*.py")), ids=relative)
 def test_interpreter_asks_no_op_its_name(path: Path) -> None:
     lines = op_questions(parse(path))
-    assert not lines, (
-        f"{relative(path)}: lines {lines} decide by the op's identity: declare a field of Op instead"
-    )
+    assert not lines, f"{relative(path)}: lines {lines} decide by the op's identity: declare a field of Op instead"
 
 
 @pytest.mark.parametrize(

@@ -148,9 +148,7 @@ def run_python(block: Block, document: Path, namespace: dict, here: Path) -> Non
     if name:
         (here / name[1]).write_text(block.text, encoding="utf-8")
     if re.search(r"^>>> ", block.text, re.MULTILINE):
-        test = doctest.DocTestParser().get_doctest(
-            block.text, namespace, document.name, str(document), block.line - 1
-        )
+        test = doctest.DocTestParser().get_doctest(block.text, namespace, document.name, str(document), block.line - 1)
         report = io.StringIO()
         runner = doctest.DocTestRunner(optionflags=FLAGS)
         runner.run(test, out=report.write, clear_globs=False)
@@ -173,8 +171,7 @@ def run_command(command: Command, here: Path) -> None:
     result = subprocess.run(shell, cwd=here, capture_output=True, text=True, timeout=TIMEOUT)
     if result.returncode != command.exit_code:
         raise AssertionError(
-            f"$ {command.text}\nexit code {result.returncode}, not {command.exit_code}\n"
-            f"{result.stdout}{result.stderr}"
+            f"$ {command.text}\nexit code {result.returncode}, not {command.exit_code}\n{result.stdout}{result.stderr}"
         )
     if command.expected.strip():
         compare(command.expected, result.stdout or result.stderr, f"$ {command.text}\n")
@@ -197,9 +194,7 @@ def results_of(document: Path) -> list[str]:
         here.mkdir()
         commands.mkdir()
         if (ROOT / "examples").is_dir():
-            shutil.copytree(
-                ROOT / "examples", here / "examples", ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(ROOT / "examples", here / "examples", ignore=shutil.ignore_patterns("__pycache__"))
         # `chainrule` and `python` on the PATH are this checkout and this interpreter, installed or not.
         for name, module in (("chainrule", "-m chainrule "), ("python", "")):
             (commands / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module}"$@"\n')

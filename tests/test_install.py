@@ -23,9 +23,7 @@ ABSENT = ("torch", "scipy", "llvmlite", "matplotlib", "jinja2")
 def required(requirements: list[str], seen: set[str]) -> set[str]:
     """Names of the distributions that an install of `requirements` brings in."""
     for requirement in map(Requirement, requirements):
-        if requirement.name in seen or (
-            requirement.marker and not requirement.marker.evaluate({"extra": ""})
-        ):
+        if requirement.name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
         seen.add(requirement.name)
         required(distribution(requirement.name).requires or [], seen)
@@ -66,9 +64,7 @@ def squeeze(text: str) -> str:
 
 def test_the_environment_is_what_it_says(core: Environment) -> None:
     code = f"from importlib.util import find_spec; print([m for m in {ABSENT} if find_spec(m)])"
-    found = subprocess.run(
-        [core.python, "-c", code], cwd=core.folder, capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([core.python, "-c", code], cwd=core.folder, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
 

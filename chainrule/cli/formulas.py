@@ -104,9 +104,7 @@ def check(
     from chainrule.verbs.check import check as verb
 
     text = formula_text(formula, path)
-    result = verb(
-        text, wrt=wrt, claim=claim, shapes=shapes, layout=layout, order=order, cotangent=cotangent
-    )
+    result = verb(text, wrt=wrt, claim=claim, shapes=shapes, layout=layout, order=order, cotangent=cotangent)
     emit(result, as_json)
     return FINE if result.holds else FAULT
 
@@ -123,9 +121,7 @@ def check(
 @shape_option
 @json_option
 @with_debug
-def moments(
-    formula: str | None, path: str | None, given: dict[str, str], shapes: dict[str, str], as_json: bool
-) -> int:
+def moments(formula: str | None, path: str | None, given: dict[str, str], shapes: dict[str, str], as_json: bool) -> int:
     """Mean, second moment and variance of every quantity; or of every layer of a model, forward and backward.
 
     \b

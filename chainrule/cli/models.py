@@ -1,4 +1,4 @@
-"""The commands on models: ``chain``, ``diagnose``, ``explain``, ``fit`` and ``report``; chain takes a formula too."""
+"""The commands on models: ``chain`` (formulas too), ``diagnose``, ``explain``, ``fit`` and ``report``."""
 
 from __future__ import annotations
 
@@ -8,59 +8,143 @@ import sys
 import click
 
 from chainrule.cli.arguments import emit, formula_argument, formula_text, json_option, shape_option
-from chainrule.cli.group import FAULT, FINE, with_debug
-from chainrule.cli.target import is_target, load_case, output_on_stderr
+from chainrule.cli.group import FAULT, FINE, INTERRUPTED, with_debug
+from chainrule.cli.progress import epochs_bar, working
+from chainrule.cli.target import is_target, load_case, output_on_stderr, require_torch
 from chainrule.errors import ChainruleError, ModelError
 
 _TARGET = click.argument("target", metavar="FILE.py:FUNCTION")
-_ABOUT_TARGETS = """
-
-    The function returns chainrule.case(model, batch, loss, optimizer), or these by name in a dict.
-"""
 
 
-def _with_targets(text: str) -> str:
-    return text + _ABOUT_TARGETS
-
-
-@click.command(help=_with_targets("The chain of factors from the loss to the input, with what is known about each."))
+@click.command()
 @formula_argument
+@click.option("--wrt", metavar="NAME", help="Where a formula's chain ends; the first variable if not given.")
+@click.option("--seeds", type=click.IntRange(0), default=16, show_default=True, help="Redraws of a model's weights.")
 @shape_option
 @json_option
 @with_debug
-def chain(formula: str | None, path: str | None, shapes: dict[str, str], as_json: bool) -> int:
+def chain(
+    formula: str | None, path: str | None, wrt: str | None, seeds: int, shapes: dict[str, str], as_json: bool
+) -> int:
+    """The factors from the loss to the input, and what is known about each.
+
+    FORMULA is a formula, or a model as file.py:function.
+
+    \b
+      chainrule chain "f = w*x; h = sin(f); l = (h - y)^2" --wrt x
+    """
     text = formula_text(formula, path)
     if is_target(text):
         case = load_case(text, "chain")
-        with output_on_stderr():
-            result = case.chain
+        from chainrule.verbs.chain import chain as verb
+
+        with output_on_stderr(), working("measuring"):
+            result = verb(case, seeds=seeds)
     else:
         from chainrule.verbs.chain import chain as verb
 
-        result = verb(text, shapes=shapes)
-    from chainrule.render.terminal import chain_page
+        result = verb(text, shapes=shapes, wrt=wrt)
+    from chainrule.render.terminal import chain_lines
 
-    emit(result, as_json, "\n".join(chain_page(result)))
+    emit(result, as_json, "\n".join(chain_lines(result)))
     return FINE
 
 
-@click.command(help=_with_targets("What keeps a network from training, with the cause and the fix; exit code 1 if anything."))
+@click.command()
 @_TARGET
 @click.option(
     "--fail-on",
     type=click.Choice(["error", "warning"]),
-    default="error",
+    default="warning",
     show_default=True,
-    help="The least severity that makes the exit code 1.",
+    help="The least severe finding that makes the exit code 1.",
 )
 @json_option
 @with_debug
 def diagnose(target: str, fail_on: str, as_json: bool) -> int:
-    case = load_case(target, "diagnose")
-    from chainrule.verbs.diagnose import diagnose as verb
+    """What keeps a model from training: cause, layer and fix; exit code 1 if anything does.
 
-    with output_on_stderr():
-        result = verb(case)
+    The function returns chainrule.case(model, batch, loss, optimizer), or these by name in a dict.
+    """
+    case = load_case(target, "diagnose")
+    with output_on_stderr(), working("diagnosing"):
+        result = case.diagnosis
     emit(result, as_json)
-    failing = ("error",) if fail_on == "error" else ("error", "warning")
-    return FAULT if any(found.severity in failing for found in result.findings) else FINE
+    return FAULT if result.worst(fail_on) else FINE
+
+
+@click.command()
+@click.argument("kind", required=False)
+@with_debug
+def explain(kind: str | None) -> int:
+    """What a kind of finding means, and what to do; without KIND, the list of kinds."""
+    require_torch("explain")
+    from chainrule.verbs.diagnose import KINDS
+
+    if kind is None:
+        click.echo("\n".join(KINDS))
+        return FINE
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, 1)
+        raise ChainruleError(
+            f"there is no kind of finding {kind!r}" + (f", did you mean {near[0]!r}?" if near else ""),
+            given=kind,
+            required=f"one of {', '.join(KINDS)}",
+            instead=f"chainrule explain {near[0] if near else next(iter(KINDS))}",
+        )
+    click.echo(f"{kind}\n\n{click.wrap_text(KINDS[kind], 80)}")
+    return FINE
+
+
+@click.command()
+@_TARGET
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the data, if the function does not say.")
+@json_option
+@with_debug
+def fit(target: str, epochs: int | None, as_json: bool) -> int:
+    """Train a model on the data of its function, and show the loss.
+
+    The function returns a dict (or chainrule.case(...)) with model, batch, loss, optimizer, data and epochs.
+    """
+    case = load_case(target, "fit")
+    epochs = epochs or case.epochs
+    missing = [n for n, v in (("data", case.data), ("optimizer", case.optimizer)) if v is None]
+    if missing or epochs is None:
+        missing += ["epochs"] if epochs is None else []
+        raise ModelError(
+            f"{target} does not say with what to train: {', '.join(missing)} missing",
+            given=", ".join(n for n in ("model", "batch", "loss", "optimizer", "data", "epochs")
+                            if getattr(case, n) is not None),
+            required="data (a DataLoader or (X, y)), loss, optimizer and epochs",
+            instead='return {..., "data": loader, "epochs": 10}'
+            if missing != ["epochs"] else f"chainrule fit {target} --epochs 10",
+        )  # fmt: skip
+    from chainrule.render.terminal import can_draw, curve
+    from chainrule.verbs.fit import fit as verb
+
+    with output_on_stderr(), epochs_bar(epochs) as advance:
+        result = verb(case, epochs=epochs, callbacks=[advance])
+    drawn = curve(result.loss, blocks=can_draw(sys.stdout.encoding)) if len(result.loss) > 1 else []
+    emit(result, as_json, "\n".join([str(result), *drawn]))
+    return INTERRUPTED if result.interrupted else FINE
+
+
+@click.command()
+@_TARGET
+@click.option("--path", default="report.html", show_default=True, help="Where to write the page.")
+@with_debug
+def report(target: str, path: str) -> int:
+    """Write everything about a model on one self-contained HTML page.
+
+    The function returns chainrule.case(model, batch, loss, optimizer), or these by name in a dict.
+    """
+    from chainrule.render.report import report as verb
+    from chainrule.render.report import require_report
+
+    require_torch("report")
+    require_report()
+    case = load_case(target, "report")
+    with output_on_stderr(), working("writing the report"):
+        written = verb(case, path=path)
+    click.echo(written)
+    return FINE

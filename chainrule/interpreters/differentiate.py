@@ -45,10 +45,8 @@ def _expansion_image(outputs: Sequence[Node], keep_named: bool) -> dict[Node, No
     return rebuild(outputs, expand)
 
 
-# ---- reverse mode --------------------------------------------------------------------------------------------------------
-def vjp(
-    outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]
-) -> list[Node | None]:
+# ---- reverse mode ------------------------------------------------------------------------------------------
+def vjp(outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]) -> list[Node | None]:
     """Cotangents of ``wrt`` for given cotangents of ``outputs`` (reverse mode).
 
     ``wrt`` may be any nodes, not only leaves. None where no differentiable path exists.
@@ -138,14 +136,12 @@ def _accumulate(flowing: dict[Node, Cotangent], node: Node, g: Cotangent) -> Non
     if before is None:
         flowing[node] = g
     elif isinstance(g, tuple):
-        flowing[node] = tuple(
-            a if b is None else b if a is None else a + b for a, b in zip(before, g, strict=True)
-        )
+        flowing[node] = tuple(a if b is None else b if a is None else a + b for a, b in zip(before, g, strict=True))
     else:
         flowing[node] = before + g
 
 
-# ---- forward mode --------------------------------------------------------------------------------------------------------
+# ---- forward mode ------------------------------------------------------------------------------------------
 def jvp(outputs: Sequence[Node], wrt: Sequence[Node], tangents: Sequence[Node]) -> list[Node | None]:
     """Tangents of ``outputs`` for given tangents of ``wrt`` (forward mode). None where nothing moves.
 
@@ -185,7 +181,7 @@ def _apply_jvp(node: Node, tangents: list[Any]) -> Any:
     return total
 
 
-# ---- bodies of loops -------------------------------------------------------------------------------------------------
+# ---- bodies of loops ---------------------------------------------------------------------------------------
 class _Bodies:
     """What rules of ops with a body graph (loops) are given: differentiation of that body."""
 

@@ -16,9 +16,7 @@ from chainrule.ir import Dim, Graph, Node, shape_text, toposort
 from chainrule.ir.dims import solve_for, substitute
 
 
-def evaluate(
-    outputs: Sequence[Node], values: Mapping[Node, Any], sizes: Mapping[str, int] | None = None
-) -> list[Any]:
+def evaluate(outputs: Sequence[Node], values: Mapping[Node, Any], sizes: Mapping[str, int] | None = None) -> list[Any]:
     """The values of ``outputs`` given the values of leaves (or of any other node, which is then not computed).
 
     Args:
@@ -54,7 +52,8 @@ def evaluate_all(
                 continue
             if "name" in node.params and node.is_leaf:
                 raise ShapeError(
-                    f"no value for {node.params['name']!r}", required=f"an array of shape ({shape_text(node.shape)})"
+                    f"no value for {node.params['name']!r}",
+                    required=f"an array of shape ({shape_text(node.shape)})",
                 )
             params = _numeric(node.params, known)
             table[node] = node.op.value(*(table[i] for i in node.inputs), **params)

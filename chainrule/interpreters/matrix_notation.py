@@ -98,7 +98,7 @@ class _Contraction:
         components = self._components()
         return self._assemble(components)
 
-    # ---- reductions ------------------------------------------------------------------------------------------------------
+    # ---- reductions ----------------------------------------------------------------------------------------
     def _uses(self, index: int) -> int:
         everything = [*self.vectors, *self.matrices, *self.identities]
         return sum(p.indices.count(index) for p in everything) + self.result.count(index)
@@ -125,7 +125,9 @@ class _Contraction:
             summed = all(self.result.count(i) == 0 for i in first.indices)
             alone = summed and all(
                 sum(q.indices.count(i) for q in [*self.vectors, *self.identities]) == 0
-                and not any(i in g for g in groups if g is not frozenset(first.indices) and g != frozenset(first.indices))
+                and not any(
+                    i in g for g in groups if g is not frozenset(first.indices) and g != frozenset(first.indices)
+                )
                 for i in first.indices
             )
             if len(group) == 2 and alone:
@@ -154,9 +156,7 @@ class _Contraction:
                 index in p.indices for p in [*self.matrices, *self.identities]
             )
             if len(group) > 1 and closed and len(group) == 2:
-                self.scalars.append(
-                    Part(self.style.matmul([self._transposed(group[0]), group[1]]), MUL, ())
-                )
+                self.scalars.append(Part(self.style.matmul([self._transposed(group[0]), group[1]]), MUL, ()))
             elif len(group) > 1:
                 self.vectors.append(Part(self.style.hadamard(group), MUL, (index,)))
             else:
@@ -219,7 +219,7 @@ class _Contraction:
             else:
                 raise _NoMatrixForm
 
-    # ---- paths and cycles --------------------------------------------------------------------------------------------------
+    # ---- paths and cycles ----------------------------------------------------------------------------------
     def _components(self) -> list[tuple[Part, Indices]]:
         """Each connected piece as one part with its free indices in reading order."""
         pieces: list[tuple[Part, Indices]] = []

@@ -16,7 +16,7 @@ import numpy as np
 
 from chainrule.ir import Node, TensorType, apply, rebuild, toposort, variable
 from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments, worst
-from chainrule.ops.moment_rules import contract
+from chainrule.ops.contraction_moments import contract
 
 
 def forward(outputs: Sequence[Node], given: Mapping[Node, Moments]) -> dict[Node, Moments]:
@@ -62,7 +62,7 @@ def expanded(outputs: Sequence[Node]) -> dict[Node, Node]:
     return rebuild(outputs, expand)
 
 
-# ---- backward --------------------------------------------------------------------------------------------------------------
+# ---- backward ----------------------------------------------------------------------------------------------
 def backward(output: Node, states: Mapping[Node, Moments], wrt: Sequence[Node]) -> dict[Node, CotangentMoments]:
     """Moments of the cotangents of every node between a scalar ``output`` and the nodes ``wrt``.
 

@@ -82,7 +82,7 @@ class Printer:
             return self._named(node.params["name"])[1]
         return node.op.precedence
 
-    # ---- pieces that templates ask for -----------------------------------------------------------------------------------
+    # ---- pieces that templates ask for ---------------------------------------------------------------------
     def number(self, value: Any) -> str:
         """A number."""
         return format_number(value)

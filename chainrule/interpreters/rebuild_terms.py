@@ -6,7 +6,6 @@ powers below zero go under a fraction line, and everything is ordered, so that e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -29,7 +28,7 @@ def order_key(node: Node) -> tuple[object, ...]:
 
 def _term_key(term: Term) -> tuple[object, ...]:
     keys = sorted((order_key(f.atom), float(f.power), str(f.indices)) for f in term.factors)
-    return (len(term.factors) > 0, sum(k[0][0] for k in keys), keys)
+    return (len(term.factors) > 0, sum(not f.atom.is_leaf for f in term.factors), keys)
 
 
 class Builder:
@@ -38,7 +37,7 @@ class Builder:
     def __init__(self, algebra: Algebra, dtype: str) -> None:
         self.algebra, self.dtype = algebra, dtype
 
-    # ---- sums ------------------------------------------------------------------------------------------------------------
+    # ---- sums ----------------------------------------------------------------------------------------------
     def sum(self, terms: Sum, free: Indices) -> Node:
         """The node of a sum of terms, with one dimension per free index."""
         terms = collect(terms, self.algebra)
@@ -75,7 +74,7 @@ class Builder:
     def _number(self, value: Number | int) -> Node:
         return constant(float(value), self.dtype)
 
-    # ---- common factors ----------------------------------------------------------------------------------------------------
+    # ---- common factors ------------------------------------------------------------------------------------
     def _take_out(self, terms: Sum, free: Indices) -> Sum:
         while True:
             found = self._best_common(terms, free)
@@ -124,7 +123,7 @@ class Builder:
                 return False
             positions = {i: p for p, i in enumerate(f.indices) if i in own_dummies}
             used = {i for g in term.factors if g is not f for i in g.indices if i is not None}
-            kept = _power_left(f, min((abs(m[1].power) for m in members)))
+            kept = _power_left(f, min(abs(m[1].power) for m in members))
             used |= set(f.indices) - {None} if kept else set()
             rests.append({("d", positions[i]) if i in positions else i for i in used if i in free or i in positions})
         union = set().union(*rests)
@@ -132,13 +131,15 @@ class Builder:
 
     def _group(self, members: list[tuple[Term, Factor]], free: Indices) -> Term | None:
         """``f * (sum of what remains)`` as one term."""
-        first_term, first = members[0]
+        first = members[0][1]
         dummies = tuple(i for i in first.indices if i is not None and i not in free)
         power = min((m[1].power for m in members), key=abs)
         inner: Sum = []
         for term, f in members:
             image = {
-                a: b for a, b in zip(f.indices, first.indices, strict=True) if a is not None and b is not None and a != b
+                a: b
+                for a, b in zip(f.indices, first.indices, strict=True)
+                if a is not None and b is not None and a != b
             }
             # Names of the common factor's summed indices must not collide with other summed indices of this term.
             clash = {i for i in term.summed if i in image.values() and i not in image}
@@ -148,9 +149,7 @@ class Builder:
             left = f.power - power
             own = [replace(moved.factors[position], power=left)] if left else []
             factors = (*moved.factors[:position], *own, *moved.factors[position + 1 :])
-            inner.append(
-                Term(moved.coefficient, factors, tuple(i for i in moved.summed if i not in dummies))
-            )
+            inner.append(Term(moved.coefficient, factors, tuple(i for i in moved.summed if i not in dummies)))
         inner = collect(inner, self.algebra)
         if not inner:
             return Term(Fraction(0))
@@ -164,7 +163,7 @@ class Builder:
         node = self.sum(inner, outer)
         return Term(content, (replace(first, power=power), Factor(node, outer)), dummies)
 
-    # ---- one term --------------------------------------------------------------------------------------------------------
+    # ---- one term ------------------------------------------------------------------------------------------
     def _term(self, term: Term, free: Indices) -> Node:
         """The node of a term: dimensions for the free indices that it has, aligned for broadcasting."""
         top: list[tuple[Node, Indices]] = []
@@ -214,8 +213,12 @@ class Builder:
         core: Node | None = None
         if len(parts) == 1 and parts[0][1] == covered:
             core = parts[0][0]
-        elif parts and not summed and not extra and covered in tensors and all(
-            own == covered[len(covered) - len(own) :] for own in tensors
+        elif (
+            parts
+            and not summed
+            and not extra
+            and covered in tensors
+            and all(own == covered[len(covered) - len(own) :] for own in tensors)
         ):
             core = tensors[covered]  # NumPy aligns last dimensions: a plain product
             for own, node in tensors.items():
@@ -273,5 +276,6 @@ def _align(node: Node, own: Indices, target: Indices) -> Node:
     if order != tuple(range(len(own))):
         node = einsum(([tuple(range(len(own)))], order), node)
     first = next(a for a, i in enumerate(target) if i in own)
-    return expand_dims(node, tuple(a - first for a in missing if a > first)) if any(a > first for a in missing) else node
-
+    return (
+        expand_dims(node, tuple(a - first for a in missing if a > first)) if any(a > first for a in missing) else node
+    )

@@ -73,7 +73,7 @@ def _shorter_of_expanded(node: Node) -> Node:
     return image[candidate] if tree_size(image[candidate]) <= tree_size(candidate) else candidate
 
 
-# ---- one pass ------------------------------------------------------------------------------------------------------------
+# ---- one pass ----------------------------------------------------------------------------------------------
 def _pass(outputs: Sequence[Node], exact: bool) -> dict[Node, Node]:
     def replace_node(node: Node, inputs: tuple[Node, ...]) -> Node:
         new = node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
@@ -148,4 +148,3 @@ def equal(a: Node, b: Node) -> bool:
     while difference.inputs and len(difference.inputs) == 1 and difference.inputs[0].number is not None:
         difference = difference.inputs[0]
     return difference.number == 0
-

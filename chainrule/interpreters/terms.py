@@ -71,7 +71,7 @@ class Algebra:
         """New indices for every dimension of a type."""
         return tuple(self.fresh(size) for size in type_.shape)
 
-    # ---- what the ``terms`` rules call -----------------------------------------------------------------------------------
+    # ---- what the ``terms`` rules call ---------------------------------------------------------------------
     def expand(self, node: Node, indices: Sequence[Index]) -> Sum:
         """The terms of ``node`` at ``indices``."""
         rule = node.op.terms
@@ -117,9 +117,7 @@ class Algebra:
         rest = iter(indices)
         return self.expand(x, tuple(None if a in axes else next(rest) for a in range(x.type.rank)))
 
-    def product(
-        self, parts: Sequence[tuple[Node, float]], type_: TensorType, indices: tuple[Index, ...]
-    ) -> Sum:
+    def product(self, parts: Sequence[tuple[Node, float]], type_: TensorType, indices: tuple[Index, ...]) -> Sum:
         """An elementwise product of powers of nodes that broadcast to ``type_``."""
         operands = [self.power(node, aligned(node, type_, indices), exact(p)) for node, p in parts]
         return self.multiply(operands)
@@ -139,10 +137,12 @@ class Algebra:
                 if index not in name:
                     name[index] = self.fresh(size)
                     summed.append(len(self.sizes) - 1)
-        parts = [self.power(n, tuple(name[i] for i in own), Fraction(1)) for n, own in zip(inputs, operands, strict=True)]
+        parts = [
+            self.power(n, tuple(name[i] for i in own), Fraction(1)) for n, own in zip(inputs, operands, strict=True)
+        ]
         return [replace(t, summed=(*t.summed, *summed)) for t in self.multiply(parts)]
 
-    # ---- products and powers ---------------------------------------------------------------------------------------------
+    # ---- products and powers -------------------------------------------------------------------------------
     def power(self, node: Node, indices: tuple[Index, ...], power: Number) -> Sum:
         """``node ^ power`` as terms: a sum of several stays one factor."""
         terms = collect(self.expand(node, indices), self)
@@ -175,16 +175,13 @@ def aligned(node: Node, type_: TensorType, indices: tuple[Index, ...]) -> tuple[
     """The indices at which an operand of a broadcast is read: size-1 dimensions at their only element."""
     own = indices[len(indices) - node.type.rank :] if node.type.rank else ()
     sizes = type_.shape[type_.rank - node.type.rank :]
-    return tuple(
-        None if size == 1 and full != 1 else i for i, size, full in zip(own, node.shape, sizes, strict=True)
-    )
+    return tuple(None if size == 1 and full != 1 else i for i, size, full in zip(own, node.shape, sizes, strict=True))
 
 
 def rename(term: Term, image: dict[int, int]) -> Term:
     """A term with indices renamed."""
     factors = tuple(
-        replace(f, indices=tuple(image.get(i, i) if i is not None else None for i in f.indices))
-        for f in term.factors
+        replace(f, indices=tuple(image.get(i, i) if i is not None else None for i in f.indices)) for f in term.factors
     )
     return replace(term, factors=factors, summed=tuple(image.get(i, i) for i in term.summed))
 
@@ -200,7 +197,7 @@ def _raise(term: Term, power: Number) -> Term | None:
     return Term(coefficient, tuple(replace(f, power=f.power * power) for f in term.factors))
 
 
-# ---- normal form -----------------------------------------------------------------------------------------------------------
+# ---- normal form -------------------------------------------------------------------------------------------
 def contract(term: Term, algebra: Algebra) -> Term:
     """Identities removed by renaming, equal factors merged, sums over absent indices replaced by sizes."""
     changed = True

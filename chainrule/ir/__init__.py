@@ -19,12 +19,13 @@ from chainrule.ir.graph import substitute_nodes as substitute_nodes
 from chainrule.ir.graph import toposort as toposort
 from chainrule.ir.graph import tree_size as tree_size
 from chainrule.ir.graph import variable as variable
-from chainrule.ir.op import OPS as OPS
 from chainrule.ir.op import ADD as ADD
 from chainrule.ir.op import ATOM as ATOM
 from chainrule.ir.op import MUL as MUL
+from chainrule.ir.op import OPS as OPS
 from chainrule.ir.op import POSTFIX as POSTFIX
 from chainrule.ir.op import POWER as POWER
+from chainrule.ir.op import SPELLINGS as SPELLINGS
 from chainrule.ir.op import UNARY as UNARY
 from chainrule.ir.op import Kink as Kink
 from chainrule.ir.op import Op as Op
@@ -33,7 +34,6 @@ from chainrule.ir.op import Sample as Sample
 from chainrule.ir.op import register as register
 from chainrule.ir.op import rule_of as rule_of
 from chainrule.ir.op import spelling as spelling
-from chainrule.ir.op import SPELLINGS as SPELLINGS
 from chainrule.ir.types import Shape as Shape
 from chainrule.ir.types import TensorType as TensorType
 from chainrule.ir.types import TupleType as TupleType

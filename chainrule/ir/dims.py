@@ -53,9 +53,7 @@ class Dim:
         return _polynomial([*self.terms, *_terms(other)])
 
     def __mul__(self, other: int | Dim) -> int | Dim:
-        return _polynomial(
-            [(tuple(sorted(a + b)), x * y) for a, x in self.terms for b, y in _terms(other)]
-        )
+        return _polynomial([(tuple(sorted(a + b)), x * y) for a, x in self.terms for b, y in _terms(other)])
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -68,11 +66,16 @@ class Dim:
     def __rsub__(self, other: int | Dim) -> int | Dim:
         return self * -1 + other
 
+    def __int__(self) -> int:
+        raise ShapeError(f"dimension {self} has no number here", required="a size given as a number")
+
     def __str__(self) -> str:
         parts = []
         for monomial, coefficient in sorted(self.terms, key=lambda t: (-len(t[0]), t[0])):
             body = "*".join(monomial)
-            size = str(abs(coefficient)) if not body else body if abs(coefficient) == 1 else f"{abs(coefficient)}*{body}"
+            size = (
+                str(abs(coefficient)) if not body else body if abs(coefficient) == 1 else f"{abs(coefficient)}*{body}"
+            )
             sign = "-" if coefficient < 0 else "+"
             parts.append(f" {sign} {size}" if parts else (f"-{size}" if coefficient < 0 else size))
         return "".join(parts)

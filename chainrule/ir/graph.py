@@ -64,7 +64,7 @@ class Node:
     _size: int | None
     _key: Any
 
-    # ---- shorthand ------------------------------------------------------------------------------------------------
+    # ---- shorthand -----------------------------------------------------------------------------------------
     @property
     def shape(self) -> tuple[int | Dim, ...]:
         """Shape of the value (of a node with one output)."""
@@ -81,7 +81,7 @@ class Node:
         literal = self.params.get("literal")
         return literal.array.item() if literal is not None and literal.array.ndim == 0 else None
 
-    # ---- operators: rules then read like their formulas --------------------------------------------------------------
+    # ---- operators: rules then read like their formulas ----------------------------------------------------
     def __add__(self, other: Any) -> Node:
         return _binary("add", self, other)
 
@@ -182,7 +182,7 @@ def describe(node: Node) -> str:
     return f"{node.op.name}({', '.join([*map(str, inner), *params])})"
 
 
-# ---- traversal -----------------------------------------------------------------------------------------------------
+# ---- traversal ---------------------------------------------------------------------------------------------
 def toposort(outputs: Iterable[Node], stop: Callable[[Node], bool] | None = None) -> list[Node]:
     """Every node that ``outputs`` need, inputs before users, in a deterministic order. Iterative: depth is no limit.
 

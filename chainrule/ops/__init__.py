@@ -12,4 +12,5 @@ from chainrule.ops import loops as loops
 from chainrule.ops import movement as movement
 from chainrule.ops import normalization as normalization
 from chainrule.ops import reductions as reductions
+from chainrule.ops import slicing as slicing
 from chainrule.ops import unknown as unknown

@@ -102,9 +102,7 @@ ADD_OP = elementwise(
     derivative=lambda y, a, b: (as_node(1.0, like=a), as_node(1.0, like=b)),
     jvp=lambda tangents, y, a, b: _moved(tangents[0], tangents[1], y),
     cost=lambda *_, **__: 0,
-    terms=lambda algebra, node, indices: algebra.sum(
-        [(1, node.inputs[0]), (1, node.inputs[1])], node.type, indices
-    ),
+    terms=lambda algebra, node, indices: algebra.sum([(1, node.inputs[0]), (1, node.inputs[1])], node.type, indices),
     text="{0} + {1}",
     latex="{0} + {1}",
     precedence=ADD,
@@ -136,9 +134,7 @@ SUB = elementwise(
     derivative=lambda y, a, b: (as_node(1.0, like=a), as_node(-1.0, like=b)),
     jvp=lambda tangents, y, a, b: _moved(tangents[0], None if tangents[1] is None else -tangents[1], y),
     cost=lambda *_, **__: 0,
-    terms=lambda algebra, node, indices: algebra.sum(
-        [(1, node.inputs[0]), (-1, node.inputs[1])], node.type, indices
-    ),
+    terms=lambda algebra, node, indices: algebra.sum([(1, node.inputs[0]), (-1, node.inputs[1])], node.type, indices),
     text="{0} - {1}",
     latex="{0} - {1}",
     precedence=ADD,
@@ -152,8 +148,17 @@ SUB = elementwise(
         "rsub.Tensor": lambda a, b, alpha=1: b - (a if alpha == 1 else a * alpha),
     },
     rewrites=(
-        Rewrite(lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 0) else None, exact=True),
-        Rewrite(lambda node: -node.inputs[1] if is_number(node.inputs[0], 0) and _same_type(node, node.inputs[1]) is node.inputs[1] else None),
+        Rewrite(
+            lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 0) else None,
+            exact=True,
+        ),
+        Rewrite(
+            lambda node: (
+                -node.inputs[1]
+                if is_number(node.inputs[0], 0) and _same_type(node, node.inputs[1]) is node.inputs[1]
+                else None
+            )
+        ),
     ),
     moments=SumRule(-1),
     source="a - b",
@@ -195,10 +200,16 @@ DIV = elementwise(
     child_precedence=(MUL, MUL + 1),
     torch="{0} / {1}",
     names=(),
-    aten={"div.Tensor": None, "div.Scalar": None, "true_divide.Tensor": None, "reciprocal": lambda x: 1.0 / x},
+    aten={
+        "div.Tensor": None,
+        "div.Scalar": None,
+        "true_divide.Tensor": None,
+        "reciprocal": lambda x: 1.0 / x,
+    },
     rewrites=(
         Rewrite(
-            lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 1) else None, exact=True
+            lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 1) else None,
+            exact=True,
         ),
     ),
     moments=ProductRule(invert=True),
@@ -240,15 +251,20 @@ POW = elementwise(
         "rsqrt": lambda x: x**-0.5,
     },
     rewrites=(
-        Rewrite(lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 1) else None, exact=True),
-        Rewrite(lambda node: _same_type(node, constant(1.0, node.type.dtype)) if is_number(node.inputs[1], 0) else None),
+        Rewrite(
+            lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 1) else None,
+            exact=True,
+        ),
+        Rewrite(
+            lambda node: _same_type(node, constant(1.0, node.type.dtype)) if is_number(node.inputs[1], 0) else None
+        ),
     ),
     moments=PowerRule(),
     source="a ^ b, elementwise; torch's 0^0 = 1",
 )
 
 
-# ---- comparisons: boolean, no derivative ------------------------------------------------------------------------------
+# ---- comparisons: boolean, no derivative -------------------------------------------------------------------
 def _comparison(name: str, symbol: str, latex: str, value: Any) -> Any:
     return elementwise(
         name,
@@ -313,7 +329,7 @@ WHERE = elementwise(
     arity=3,
     shape=lambda c, a, b: elementwise_shape(c, elementwise_shape(a, b)).with_dtype(promote_values(a, b)),
     value=lambda c, a, b: np.where(np.asarray(c, dtype=bool), a, b),
-    vjp=lambda g, y, c, a, b: (None, where(c, g, g * 0.0), where(c, g * 0.0, g)),
+    vjp=lambda g, y, c, a, b: (None, where(c, g, _zeros(g)), where(c, _zeros(g), g)),
     terms=lambda algebra, node, indices: _where_terms(algebra, node, indices),
     jvp=lambda t, y, c, a, b: (
         None
@@ -342,11 +358,17 @@ WHERE = elementwise(
             exact=True,
         ),
         Rewrite(
-            lambda node: _same_type(node, node.inputs[1]) if node.inputs[1] is node.inputs[2] else None, exact=True
+            lambda node: _same_type(node, node.inputs[1]) if node.inputs[1] is node.inputs[2] else None,
+            exact=True,
         ),
     ),
     source="a where the condition holds, else b; derivative of the selected side",
 )
+
+
+def _zeros(g: Node) -> Node:
+    # A constant, not g * 0: an inf or nan must not leak into the branch that was not taken.
+    return constant(0.0, g.type.dtype)
 
 
 _OPPOSITE = {"gt": "le", "le": "gt", "lt": "ge", "ge": "lt", "eq": "ne", "ne": "eq"}
@@ -373,7 +395,7 @@ def where(condition: Node, a: Any, b: Any) -> Node:
     return apply(WHERE, condition, as_node(a, like=b), as_node(b, like=a))
 
 
-# ---- maximum and minimum ---------------------------------------------------------------------------------------------
+# ---- maximum and minimum -----------------------------------------------------------------------------------
 def _extremum(name: str, value: Any, wins: str) -> Any:
     def derivative(y: Node, a: Node, b: Node) -> tuple[Node, Node]:
         tie = iverson(compare("eq", a, b), like=y) * 0.5

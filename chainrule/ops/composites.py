@@ -20,7 +20,7 @@ from chainrule.ops.reductions import mean, restore
 _X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
 
 
-# ---- linear layer ---------------------------------------------------------------------------------------------------------
+# ---- linear layer ------------------------------------------------------------------------------------------
 def _leading(x: Node) -> tuple[int, ...]:
     return tuple(range(10, 10 + x.type.rank - 1))
 
@@ -56,8 +56,10 @@ LINEAR = composite(
     torch=lambda node, x: f"torch.nn.functional.linear({', '.join(x)})",
     aten={
         "linear": lambda x, w, b=None: apply(LINEAR, x, w, *([] if b is None else [b])),
-        "addmm": lambda b, x, w, beta=1, alpha=1: (b if beta == 1 else b * beta)
-        + (einsum("ij,jk->ik", x, w) if alpha == 1 else einsum("ij,jk->ik", x, w) * alpha),
+        "addmm": lambda b, x, w, beta=1, alpha=1: (
+            (b if beta == 1 else b * beta)
+            + (einsum("ij,jk->ik", x, w) if alpha == 1 else einsum("ij,jk->ik", x, w) * alpha)
+        ),
     },
     names=(),
     samples=(
@@ -70,7 +72,7 @@ LINEAR = composite(
 )
 
 
-# ---- softmax ----------------------------------------------------------------------------------------------------------------
+# ---- softmax -----------------------------------------------------------------------------------------------
 def _along(x: Node, axis: int) -> int:
     if not x.shape:
         raise ShapeError("softmax of a scalar", required="at least one dimension")
@@ -125,13 +127,8 @@ def _sum_along(value: Node, axis: int) -> Node:
 LOGSUMEXP = composite(
     "logsumexp",
     expansion=_logsumexp_expansion,
-    vjp=lambda g, y, x, *, axis: (
-        restore(g, x, (_along(x, axis),), False) * apply(SOFTMAX, x, axis=_along(x, axis)),
-    ),
-    **(
-        _axis_fields("logsumexp")
-        | {"build": lambda x, axis=-1: apply(LOGSUMEXP, x, axis=_along(x, int(axis)))}
-    ),
+    vjp=lambda g, y, x, *, axis: (restore(g, x, (_along(x, axis),), False) * apply(SOFTMAX, x, axis=_along(x, axis)),),
+    **(_axis_fields("logsumexp") | {"build": lambda x, axis=-1: apply(LOGSUMEXP, x, axis=_along(x, int(axis)))}),
     aten={
         "logsumexp": lambda x, dim, keepdim=False: _kept(
             apply(LOGSUMEXP, x, axis=_single(dim) % x.type.rank), x, dim, keepdim
@@ -150,9 +147,7 @@ SOFTMAX = composite(
 LOG_SOFTMAX = composite(
     "log_softmax",
     expansion=lambda x, *, axis: x - _reduce_back(apply(LOGSUMEXP, x, axis=_along(x, axis)), x, _along(x, axis)),
-    vjp=lambda g, y, x, *, axis: (
-        g - apply(SOFTMAX, x, axis=_along(x, axis)) * _sum_along(g, _along(x, axis)),
-    ),
+    vjp=lambda g, y, x, *, axis: (g - apply(SOFTMAX, x, axis=_along(x, axis)) * _sum_along(g, _along(x, axis)),),
     **_axis_fields("log_softmax"),
     aten={"log_softmax.int": lambda x, dim, dtype=None: apply(LOG_SOFTMAX, x, axis=dim % x.type.rank)},
     source="x - logsumexp(x); g - softmax(x) sum(g) back",
@@ -167,7 +162,7 @@ def _kept(value: Node, x: Node, dim: Any, keepdim: bool) -> Node:
     return expand_dims(value, (_single(dim) % x.type.rank,)) if keepdim else value
 
 
-# ---- losses -------------------------------------------------------------------------------------------------------------------
+# ---- losses ------------------------------------------------------------------------------------------------
 _REDUCTIONS = ("none", "mean", "sum")  # torch's numbering in aten
 
 
@@ -261,9 +256,7 @@ def _unsupported(what: str) -> Node:
 ONE_HOT = leaf(
     "one_hot",
     shape=lambda labels, *, classes, dtype: TensorType((*labels.shape, classes), dtype, None, labels.device),
-    value=lambda labels, *, classes, dtype: (
-        np.asarray(labels)[..., None] == np.arange(classes)
-    ).astype(np.float64),
+    value=lambda labels, *, classes, dtype: (np.asarray(labels)[..., None] == np.arange(classes)).astype(np.float64),
     text=lambda p, node: f"one_hot({p.child(node.inputs[0], 0)}, {node.params['classes']})",
     latex=lambda p, node: rf"\operatorname{{onehot}}\left({p.child(node.inputs[0], 0)}\right)",
     torch=lambda node, x: (
@@ -352,5 +345,3 @@ def ones_of(*sizes: Any) -> Node:
 def eye_of(size: Any) -> Node:
     """The identity matrix of a size."""
     return apply(OPS["eye"], size=size, dtype="float64")
-
-

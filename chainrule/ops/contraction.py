@@ -28,8 +28,8 @@ from chainrule.ir import (
     shape_text,
     spelling,
 )
+from chainrule.ops.contraction_moments import ContractionRule
 from chainrule.ops.families import leaf, multilinear_jvp
-from chainrule.ops.moment_rules import ContractionRule
 from chainrule.ops.movement import broadcast, expand_dims, squeeze
 
 Indices = tuple[int, ...]
@@ -69,9 +69,7 @@ def _einsum_sizes(types: Sequence[TensorType], operands: Sequence[Indices]) -> d
 def _einsum_shape(*types: TensorType, operands: tuple[Indices, ...], result: Indices) -> TensorType:
     sizes = _einsum_sizes(types, operands)
     if len(set(result)) != len(result) or any(i not in sizes for i in result):
-        raise ShapeError(
-            "each result index occurs once and in an operand", given=subscripts_text(operands, result)
-        )
+        raise ShapeError("each result index occurs once and in an operand", given=subscripts_text(operands, result))
     dtype, device = promote(*types)
     return TensorType(tuple(sizes[i] for i in result), dtype, None, device)
 
@@ -122,17 +120,11 @@ def _read_subscripts(subscripts: str, count: int) -> tuple[list[Indices], Indice
     return [tuple(ord(c) for c in part) for part in parts], tuple(ord(c) for c in right)
 
 
-def _einsum_vjp(
-    g: Node, y: Node, *xs: Node, operands: tuple[Indices, ...], result: Indices
-) -> tuple[Node | None, ...]:
-    return tuple(
-        _operand_cotangent(g, xs, operands, result, k) if x.type.is_float else None for k, x in enumerate(xs)
-    )
+def _einsum_vjp(g: Node, y: Node, *xs: Node, operands: tuple[Indices, ...], result: Indices) -> tuple[Node | None, ...]:
+    return tuple(_operand_cotangent(g, xs, operands, result, k) if x.type.is_float else None for k, x in enumerate(xs))
 
 
-def _operand_cotangent(
-    g: Node, xs: tuple[Node, ...], operands: tuple[Indices, ...], result: Indices, k: int
-) -> Node:
+def _operand_cotangent(g: Node, xs: tuple[Node, ...], operands: tuple[Indices, ...], result: Indices, k: int) -> Node:
     """The einsum of the cotangent with the other operands.
 
     An index repeated in the operand needs an identity between its occurrences; an index that only this operand
@@ -172,7 +164,7 @@ def _merge_permutations(node: Node) -> Node | None:
     """A transpose of a transpose is one permutation."""
     (x, *rest) = node.inputs
     inner = x.params.get("operands")
-    if rest or x.op is not EINSUM or len(x.inputs) != 1 or len(set(inner[0])) != len(inner[0]):
+    if rest or inner is None or len(x.inputs) != 1 or len(set(inner[0])) != len(inner[0]):
         return None
     names = dict(zip(x.params["result"], node.params["operands"][0], strict=True))
     fresh = max([-1, *names.values()]) + 1
@@ -223,13 +215,29 @@ EINSUM = register(
             ),
         },
         samples=(
-            Sample((np.arange(6.0).reshape(2, 3) / 7 - 0.3, np.arange(12.0).reshape(3, 4) / 9 - 0.5), {"operands": ((0, 1), (1, 2)), "result": (0, 2)}),
+            Sample(
+                (np.arange(6.0).reshape(2, 3) / 7 - 0.3, np.arange(12.0).reshape(3, 4) / 9 - 0.5),
+                {"operands": ((0, 1), (1, 2)), "result": (0, 2)},
+            ),
             Sample((np.arange(9.0).reshape(3, 3) / 5 - 0.7,), {"operands": ((0, 0),), "result": ()}),
             Sample((np.arange(9.0).reshape(3, 3) / 5 - 0.7,), {"operands": ((0, 0),), "result": (0,)}),
             Sample((np.arange(6.0).reshape(2, 3) / 7,), {"operands": ((0, 1),), "result": (1,)}),
+            Sample(
+                (np.arange(6.0).reshape(2, 3) / 7, np.arange(3.0) - 1.2), {"operands": ((0, 1), (1,)), "result": ()}
+            ),
             Sample((np.arange(6.0).reshape(2, 3) / 7,), {"operands": ((0, 1),), "result": (1, 0)}),
-            Sample((np.arange(3.0) / 7 + 0.1, np.arange(4.0) / 3 - 0.2), {"operands": ((0,), (1,)), "result": (1, 0)}),
-            Sample((np.arange(6.0).reshape(2, 3) / 7, np.arange(3.0) - 1.2, np.arange(6.0).reshape(2, 3) / 4 - 1), {"operands": ((0, 1), (1,), (0, 1)), "result": (0,)}),
+            Sample(
+                (np.arange(3.0) / 7 + 0.1, np.arange(4.0) / 3 - 0.2),
+                {"operands": ((0,), (1,)), "result": (1, 0)},
+            ),
+            Sample(
+                (
+                    np.arange(6.0).reshape(2, 3) / 7,
+                    np.arange(3.0) - 1.2,
+                    np.arange(6.0).reshape(2, 3) / 4 - 1,
+                ),
+                {"operands": ((0, 1), (1,), (0, 1)), "result": (0,)},
+            ),
         ),
         error_samples=(Sample((np.zeros((2, 3)), np.zeros((2, 3))), {"operands": ((0, 1), (1, 2)), "result": (0, 2)}),),
         moments=ContractionRule(),
@@ -239,7 +247,7 @@ EINSUM = register(
 )
 
 
-# ---- builders ----------------------------------------------------------------------------------------------------------
+# ---- builders ----------------------------------------------------------------------------------------------
 def permute(x: Node, axes: tuple[int, ...]) -> Node:
     """Dimensions of ``x`` in the order ``axes``."""
     axes = tuple(a % x.type.rank for a in axes)
@@ -325,7 +333,7 @@ def _undeclared(what: str) -> Node:
     raise UnsupportedOpError(f"{what} is not declared")
 
 
-# ---- the identity ---------------------------------------------------------------------------------------------------------
+# ---- the identity ------------------------------------------------------------------------------------------
 EYE = leaf(
     "eye",
     shape=lambda *, size, dtype: TensorType((size, size), dtype),
@@ -344,7 +352,7 @@ def eye(size: int | Dim, dtype: str = "float64") -> Node:
     return apply(EYE, size=size, dtype=dtype)
 
 
-# ---- lowering to torch -------------------------------------------------------------------------------------------------------
+# ---- lowering to torch -------------------------------------------------------------------------------------
 def _torch_einsum(node: Node, x: list[str]) -> str:
     operands, result = node.params["operands"], node.params["result"]
     if len(operands) == 1:
@@ -379,17 +387,17 @@ def _torch_unary(indices: Indices, result: Indices, x: str) -> str:
 
 def _torch_product(operands: tuple[Indices, ...], result: Indices, x: list[str]) -> str | None:
     """``mm``, ``mv``, ``dot`` and ``outer`` for matrices and vectors in any transposition, else None."""
-    a, b = operands
+    a, b = (list(o) for o in operands)
     shared = [i for i in a if i in b]
     if len(set(a)) != len(a) or len(set(b)) != len(b) or len(a) > 2 or len(b) > 2:
         return None
-    if set(a) == set(b) == set(shared) and len(a) == 2:
+    if set(result) != set(a) ^ set(b):  # a sum over an index of one operand, or a product without a sum
         return None
     if len(a) == len(b) == 1:
         if shared:
-            return f"torch.dot({x[0]}, {x[1]})" if not result else None
-        return f"torch.outer({x[0]}, {x[1]})" if result == (*a, *b) else f"torch.outer({x[1]}, {x[0]})"
-    if len(shared) != 1 or shared[0] in result:
+            return f"torch.dot({x[0]}, {x[1]})"
+        return f"torch.outer({x[0]}, {x[1]})" if list(result) == a + b else f"torch.outer({x[1]}, {x[0]})"
+    if len(shared) != 1:
         return None
     j = shared[0]
     if {len(a), len(b)} == {1, 2}:

@@ -29,7 +29,7 @@ def _function(name: str) -> str:
     return rf"\{name}\left({{0}}\right)"
 
 
-# ---- powers and exponentials ------------------------------------------------------------------------------------------
+# ---- powers and exponentials -------------------------------------------------------------------------------
 def _inverse(name: str) -> Rewrite:
     """``f(g(x)) = x`` where the inner op is called ``name`` and defined for every x that f(g(.)) accepts."""
 
@@ -71,7 +71,7 @@ SQRT = unary(
     source="the positive root; derivative infinite at 0, as in torch",
 )
 
-# ---- absolute value and steps -----------------------------------------------------------------------------------------
+# ---- absolute value and steps ------------------------------------------------------------------------------
 SIGN = unary(
     "sign",
     value=np.sign,
@@ -113,7 +113,7 @@ RECT = unary(
     source="problem 7.8 (ii): 1 on [0, 1], else 0",
 )
 
-# ---- trigonometric and hyperbolic --------------------------------------------------------------------------------------
+# ---- trigonometric and hyperbolic --------------------------------------------------------------------------
 SIN = unary(
     "sin",
     value=np.sin,
@@ -203,7 +203,7 @@ ERF = unary(
     source="DLMF 7.2.1",
 )
 
-# ---- activations ------------------------------------------------------------------------------------------------------
+# ---- activations -------------------------------------------------------------------------------------------
 SIGMOID = unary(
     "sigmoid",
     value=_sigmoid,
@@ -257,7 +257,11 @@ SOFTPLUS = unary(
     derivative=lambda y, x: apply(SIGMOID, x),
     torch="torch.nn.functional.softplus({0})",
     # torch returns x itself above the threshold 20, where the two differ by less than 3e-9.
-    aten={"softplus": lambda x, beta=1, threshold=20: apply(SOFTPLUS, x * beta) / beta if beta != 1 else apply(SOFTPLUS, x)},
+    aten={
+        "softplus": lambda x, beta=1, threshold=20: (
+            apply(SOFTPLUS, x * beta) / beta if beta != 1 else apply(SOFTPLUS, x)
+        )
+    },
     source="log(1 + exp(x)), derivative sigmoid(x)",
 )
 SILU = unary(
@@ -273,8 +277,7 @@ GELU = unary(
     "gelu",
     value=lambda x: 0.5 * x * (1 + _erf(np.asarray(x) / math.sqrt(2))),
     derivative=lambda y, x: (
-        0.5 * (1.0 + apply(ERF, x / math.sqrt(2)))
-        + x * apply(EXP, -(x**2.0) / 2.0) / math.sqrt(2 * math.pi)
+        0.5 * (1.0 + apply(ERF, x / math.sqrt(2))) + x * apply(EXP, -(x**2.0) / 2.0) / math.sqrt(2 * math.pi)
     ),
     torch="torch.nn.functional.gelu({0})",
     aten={"gelu": lambda x, approximate="none": apply(GELU, x) if approximate == "none" else _gelu_tanh(x)},
@@ -304,8 +307,9 @@ ELU = elementwise(
         "elu": lambda x, alpha=1.0, scale=1.0, input_scale=1.0: (
             apply(ELU, x * input_scale if input_scale != 1.0 else x, constant(alpha, x.type.dtype)) * scale
         ),
-        "selu": lambda x: apply(ELU, x, constant(1.6732632423543772848170429916717, x.type.dtype))
-        * 1.0507009873554804934193349852946,
+        "selu": lambda x: (
+            apply(ELU, x, constant(1.6732632423543772848170429916717, x.type.dtype)) * 1.0507009873554804934193349852946
+        ),
     },
     source="Clevert et al. 2016; selu's constants from Klambauer et al. 2017",
 )

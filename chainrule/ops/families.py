@@ -74,7 +74,7 @@ def elementwise(
 
     ``derivative(y, *xs)`` is the local partial derivative for each operand (None: no derivative flows there).
     """
-    vjp = jvp = None
+    rules: dict[str, Any] = {}
     if derivative is not None:
 
         def vjp(g: Node, y: Node, *xs: Node, **params: Any) -> tuple[Node | None, ...]:
@@ -84,6 +84,8 @@ def elementwise(
             partials = derivative(y, *xs, **params)
             moved = [t * d for t, d in zip(tangents, partials, strict=True) if t is not None and d is not None]
             return sum_nodes(moved)
+
+        rules = {"vjp": vjp, "jvp": jvp}
 
     domains = [domain] * arity if isinstance(domain, str) else domain
     # Different offsets per operand, so that comparisons and maxima do not meet ties.
@@ -95,8 +97,6 @@ def elementwise(
     arguments = ", ".join(f"{{{i}}}" for i in range(arity))
     defaults: dict[str, Any] = {
         "shape": shape,
-        "vjp": vjp,
-        "jvp": jvp,
         "cost": _one_per_element,
         "text": f"{name}({arguments})",
         "latex": rf"\operatorname{{{name}}}\left({arguments}\right)".replace("_", r"\_"),
@@ -106,7 +106,7 @@ def elementwise(
         "moments": Pointwise(),
         "differentiable": derivative is not None or "expansion" in fields or "vjp" in fields,
     }
-    return register(Op(name, "elementwise", value=value, **(defaults | fields)))
+    return register(Op(name, "elementwise", value=value, **(defaults | rules | fields)))
 
 
 def unary(
@@ -118,7 +118,8 @@ def unary(
 ) -> Op:
     """An elementwise op of one operand; ``derivative(y, x)`` is its local derivative."""
     partials = None if derivative is None else (lambda y, x: (derivative(y, x),))
-    return elementwise(name, arity=1, value=value, derivative=partials, **({"shape": _float_result} | fields))
+    given: dict[str, Any] = {"shape": _float_result} | fields
+    return elementwise(name, arity=1, value=value, derivative=partials, **given)
 
 
 def zero_derivative(y: Node, x: Node) -> Node:
@@ -141,9 +142,7 @@ def linear(name: str, *, transpose: Callable[..., Node | None], **fields: Any) -
 
 def multilinear_jvp(tangents: Sequence[Node | None], y: Node, *xs: Node, **params: Any) -> Node | None:
     """The product rule: each moving operand in turn, the others held."""
-    moved = [
-        apply(y.op, *xs[:k], t, *xs[k + 1 :], **params) for k, t in enumerate(tangents) if t is not None
-    ]
+    moved = [apply(y.op, *xs[:k], t, *xs[k + 1 :], **params) for k, t in enumerate(tangents) if t is not None]
     return sum_nodes(moved)
 
 

@@ -12,7 +12,8 @@ from types import EllipsisType
 
 from chainrule.errors import ShapeError
 from chainrule.ir import Dim, Node, apply, shape_text, spelling
-from chainrule.ops.movement import PAD, SLICE, concat, expand_dims, reshape, squeeze
+from chainrule.ops.movement import expand_dims, reshape, squeeze
+from chainrule.ops.slicing import PAD, SLICE, concat
 
 Size = int | Dim
 Item = Size | slice | None | EllipsisType
@@ -116,9 +117,7 @@ def concatenated(*xs: Node) -> Node:
     """``concat(a, b, axis)``: the last argument is the dimension along which the others are joined."""
     axis = xs[-1].number
     if axis is None or isinstance(axis, bool) or axis != int(axis) or len(xs) < 2:
-        raise ShapeError(
-            "concat without an axis", required="a whole number as the last argument: concat(a, b, 0)"
-        )
+        raise ShapeError("concat without an axis", required="a whole number as the last argument: concat(a, b, 0)")
     if not all(x.shape for x in xs[:-1]):
         raise ShapeError("concat of a scalar", required="values with at least one dimension")
     return concat(xs[:-1], int(axis))

@@ -59,7 +59,9 @@ INV = register(
 def _solve_shape(a: TensorType, b: TensorType) -> TensorType:
     _square(a)
     if b.rank not in (1, a.rank) or b.shape[0 if b.rank == 1 else -2] != a.shape[-1]:
-        raise ShapeError("solve of shapes that do not fit", given=f"({shape_text(a.shape)}) and ({shape_text(b.shape)})")
+        raise ShapeError(
+            "solve of shapes that do not fit", given=f"({shape_text(a.shape)}) and ({shape_text(b.shape)})"
+        )
     return b
 
 
@@ -144,4 +146,3 @@ LOGDET = register(
         source="log|det X|; inv(X)' back (Matrix Cookbook 57)",
     )
 )
-

@@ -33,9 +33,7 @@ def _groups(items: Sequence[Any], n_consts: int, n_carry: int) -> tuple[list[Any
     return items[:n_consts], items[n_consts : n_consts + n_carry], items[n_consts + n_carry :]
 
 
-def _scan_shape(
-    *types: TensorType, body: Graph, n_consts: int, n_carry: int, length: int, reverse: bool
-) -> TupleType:
+def _scan_shape(*types: TensorType, body: Graph, n_consts: int, n_carry: int, length: int, reverse: bool) -> TupleType:
     consts, carry, xs = _groups(types, n_consts, n_carry)
     expected = [i.type for i in body.inputs]
     given = [*consts, *carry, *(x.with_shape(x.shape[1:]) for x in xs)]
@@ -74,7 +72,12 @@ def _scan_value(*arrays: Any, body: Graph, n_consts: int, n_carry: int, length: 
 
 
 def scan(
-    body: Graph, consts: Sequence[Node], carry: Sequence[Node], xs: Sequence[Node], length: int, reverse: bool = False
+    body: Graph,
+    consts: Sequence[Node],
+    carry: Sequence[Node],
+    xs: Sequence[Node],
+    length: int,
+    reverse: bool = False,
 ) -> list[Node]:
     """The final carry and the stacked outputs of a loop, as nodes.
 
@@ -83,7 +86,15 @@ def scan(
         length: number of steps; ``reverse`` runs from the last slice to the first.
     """
     node = apply(
-        SCAN, *consts, *carry, *xs, body=body, n_consts=len(consts), n_carry=len(carry), length=length, reverse=reverse
+        SCAN,
+        *consts,
+        *carry,
+        *xs,
+        body=body,
+        n_consts=len(consts),
+        n_carry=len(carry),
+        length=length,
+        reverse=reverse,
     )
     return [item(node, k) for k in range(len(node.type.items))]
 
@@ -106,10 +117,8 @@ def _scan_vjp(
     floats = [k for k, i in enumerate(body.inputs) if i.type.is_float]
     back, seeds = differentiation.vjp_graph(body, floats)
     at = {k: position for position, k in enumerate(floats)}
-    # Backward body: consts; carry = (carry cotangents, accumulated const cotangents); x = (carries in, xs, y cotangents).
-    totals = {
-        k: variable(f"total_{k}", body.inputs[k].type) for k in range(n_consts) if k in at
-    }
+    # Backward body: carry = (carry cotangents, accumulated const cotangents), x = (carries in, xs, y cotangents).
+    totals = {k: variable(f"total_{k}", body.inputs[k].type) for k in range(n_consts) if k in at}
     carry_seeds, y_seeds = seeds[:n_carry], seeds[n_carry:]
     new_totals = [total + back.outputs[at[k]] for k, total in totals.items()]
     new_carry = [back.outputs[at[n_consts + k]] for k in range(n_carry)]
@@ -119,9 +128,7 @@ def _scan_vjp(
         (*new_carry, *new_totals, *(back.outputs[at[p]] for p in x_positions)),
     )
     zeros = [consts[k] * 0.0 for k in totals]
-    results = scan(
-        body_back, consts, [*g[:n_carry], *zeros], [*entered, *xs, *g[n_carry:]], length, not reverse
-    )
+    results = scan(body_back, consts, [*g[:n_carry], *zeros], [*entered, *xs, *g[n_carry:]], length, not reverse)
     found: dict[int, Node] = {n_consts + k: results[k] for k in range(n_carry)}
     found |= dict(zip(totals, results[n_carry : n_carry + len(totals)], strict=True))
     found |= dict(zip(x_positions, results[n_carry + len(totals) :], strict=True))
@@ -174,11 +181,14 @@ SCAN = register(
         latex=lambda p, node: rf"\operatorname{{scan}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",
         samples=(
             Sample(
-                (np.array([0.5, -0.3]), np.array([1.0, 2.0]), np.array([[0.1, 0.2], [-0.3, 0.4], [0.7, -0.2]])),
+                (
+                    np.array([0.5, -0.3]),
+                    np.array([1.0, 2.0]),
+                    np.array([[0.1, 0.2], [-0.3, 0.4], [0.7, -0.2]]),
+                ),
                 {"body": _sample_body(), "n_consts": 1, "n_carry": 1, "length": 3, "reverse": False},
             ),
         ),
         source="jax.lax.scan's contract; derivative by a scan in the other direction",
     )
 )
-

@@ -1,10 +1,11 @@
 """How moments pass through ops: sums, products, contractions and pointwise functions.
 
 A rule is an object with ``forward(states, node) -> Moments`` and, where the cotangent needs more than its local
-derivative (alignment with the value), ``backward(g, states, y, node) -> cotangents``. They are written with plain arithmetic, so the same rule gives numbers for a
-network and formulas for a derivation. Sources: He et al. 2015 (linear layers and ReLU); Gaussian integrals by
-composite Gauss-Legendre quadrature split at the declared kinks, because a rule that straddles a kink is wrong by
-percents.
+derivative (alignment with the value), ``backward(g, states, y, node) -> cotangents``. They are written with plain
+arithmetic, so the same rule gives numbers for a network and formulas for a derivation.
+
+Neighbours: ``quadrature`` for normal expectations, ``contraction_moments`` for linear layers. Source of the ReLU
+rule: problem 7.14, He et al. 2015.
 """
 
 from __future__ import annotations
@@ -15,45 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import Dim, Node, TensorType, as_node, product, toposort, variable
+from chainrule.ir import Node, TensorType, product, toposort, variable
 from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments, worst
-
-_SEGMENTS, _POINTS, _REACH = 8, 24, 10.0
-
-
-# ---- expectations under a normal law ---------------------------------------------------------------------------------------
-def normal_nodes(kinks: Sequence[float], mean: float, std: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights for expectations under N(mean, std^2), with a segment border at every kink.
-
-    Composite Gauss-Legendre on mean +- 10 std: exact to rounding for functions that are smooth between the kinks.
-    """
-    if std == 0:
-        return np.array([mean]), np.array([1.0])
-    borders = np.linspace(-_REACH, _REACH, _SEGMENTS + 1)
-    inside = [(k - mean) / std for k in kinks if abs(k - mean) < _REACH * std]
-    borders = np.unique(np.concatenate([borders, inside]))
-    x, w = np.polynomial.legendre.leggauss(_POINTS)
-    left, right = borders[:-1, None], borders[1:, None]
-    z = ((right - left) * x + (right + left)) / 2
-    weights = (right - left) / 2 * w * np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
-    return (mean + std * z).ravel(), weights.ravel()
+from chainrule.ops.quadrature import expectations
 
 
-def expectations(
-    functions: Sequence[Callable[[np.ndarray], np.ndarray]], mean: Any, variance: Any, kinks: Sequence[float]
-) -> list[np.ndarray]:
-    """E[f(u)] for each function, u ~ N(mean, variance), elementwise over arrays of means and variances."""
-    mean, variance = np.broadcast_arrays(np.asarray(mean, dtype=float), np.asarray(variance, dtype=float))
-    pairs, back = np.unique(np.stack([mean.ravel(), variance.ravel()]), axis=1, return_inverse=True)
-    values = np.empty((len(functions), pairs.shape[1]))
-    for k, (m, v) in enumerate(pairs.T):
-        u, w = normal_nodes(kinks, m, np.sqrt(max(v, 0.0)))
-        for f, function in enumerate(functions):
-            values[f, k] = np.sum(w * function(u))
-    return [row[back.ravel()].reshape(mean.shape) for row in values]
-
-
-# ---- pointwise functions ------------------------------------------------------------------------------------------------------
+# ---- pointwise functions -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Pointwise:
     """Moments of phi(u) for an elementwise op.
@@ -74,7 +42,7 @@ class Pointwise:
         u, *others = states
         extra = [o.mean for o in others]
         if not u.known or any(o.law != "given" for o in others):
-            return replace(UNKNOWN, sources=_sources(states))
+            return replace(UNKNOWN, sources=sources_of(states))
         law = "symmetric" if self.odd and u.law in ("normal", "symmetric") and _is_zero(u.mean) else "any"
         common = {"sources": u.sources, "odd": u.odd if self.odd else frozenset(), "law": law}
         if u.law == "given" and not isinstance(u.mean, Node):
@@ -139,7 +107,7 @@ class Pointwise:
             for sign in (-1.0, 1.0):
                 variance = u.variance * np.maximum(1.0 + sign * half, 0.0)
                 d2, _, _, d2u2, du = expectations(functions, u.mean, variance, kinks)
-                aligned = aligned + _over(g.second * (n * d2u2 + n * (n - 1) * _over(du, axes) ** 2), axes) / 2
+                aligned = aligned + over(g.second * (n * d2u2 + n * (n - 1) * over(du, axes) ** 2), axes) / 2
                 passed = passed + g.second * d2 / 2
             return [CotangentMoments(passed, aligned, axes, kind=kind), *nothing]
         d2, d2p2, dup, d2u2, _ = expectations(functions, u.mean, u.variance, kinks)
@@ -153,7 +121,10 @@ class Pointwise:
         # phi'(u) u = share * phi(u) + what is uncorrelated with it
         share = np.divide(dup, q, out=np.zeros(np.broadcast_shapes(np.shape(dup), np.shape(q))), where=q > 0)
         aligned = share**2 * g.aligned + n * rest * np.maximum(d2u2 - share**2 * q, 0.0)
-        return [CotangentMoments(along * d2p2 + rest * d2, _over(aligned, g.axes), g.axes, kind=kind), *nothing]
+        return [
+            CotangentMoments(along * d2p2 + rest * d2, over(aligned, g.axes), g.axes, kind=kind),
+            *nothing,
+        ]
 
     def _integrals(self, u: Moments, node: Node, extra: Sequence[Any]) -> list[np.ndarray]:
         def phi(x: np.ndarray) -> np.ndarray:
@@ -168,7 +139,7 @@ def _count(node: Node, axes: Sequence[int]) -> int:
     return int(product([node.shape[a] for a in axes]))  # type: ignore[arg-type]
 
 
-def _over(array: Any, axes: Sequence[int]) -> Any:
+def over(array: Any, axes: Sequence[int]) -> Any:
     """The mean over the unit dimensions, kept as size 1: units are alike there up to what a sample gives."""
     array = np.asarray(array, dtype=float)
     return array.mean(axis=tuple(a for a in axes if a < array.ndim), keepdims=True) if array.ndim else array
@@ -179,8 +150,8 @@ def norm_fourth(x: Moments, units: int, axes: Sequence[int]) -> Any:
     q = np.asarray(x.second, dtype=float)
     spread = x.unit_spread if x.law != "given" else 1.0
     kurtosis = x.kurtosis if x.law != "given" else 1.0
-    pairs = (units * _over(q, axes)) ** 2 - units * _over(q * q, axes)
-    return _over(spread * np.ones_like(q), axes) * pairs + units * _over(kurtosis * spread * q * q, axes)
+    pairs = (units * over(q, axes)) ** 2 - units * over(q * q, axes)
+    return over(spread * np.ones_like(q), axes) * pairs + units * over(kurtosis * spread * q * q, axes)
 
 
 def _value(node: Node, x: Any, extra: Sequence[Any]) -> Any:
@@ -212,11 +183,11 @@ def _is_zero(value: Any) -> bool:
     return value is not None and bool(np.all(np.asarray(value) == 0))
 
 
-def _sources(states: Sequence[Moments]) -> frozenset[str]:
+def sources_of(states: Sequence[Moments]) -> frozenset[str]:
     return frozenset().union(*(s.sources for s in states))
 
 
-# ---- sums ---------------------------------------------------------------------------------------------------------------------
+# ---- sums --------------------------------------------------------------------------------------------------
 def uncorrelated(a: Moments, b: Moments) -> bool:
     """Whether E[ab] = E[a]E[b]: independent sources, or one is odd in a source that the other does not have."""
     return not (a.sources & b.sources) or bool(a.odd - b.sources) or bool(b.odd - a.sources)
@@ -232,28 +203,28 @@ class SumRule:
         a, b = states
         sign = self.sign
         if not a.known or not b.known:
-            return replace(UNKNOWN, sources=_sources(states))
+            return replace(UNKNOWN, sources=sources_of(states))
         kind, why = worst(a.kind, b.kind), "variances of independent terms add"
-        mean = None if a.mean is None or b.mean is None else a.mean + sign * b.mean
+        mean: Any = None if a.mean is None or b.mean is None else a.mean + sign * b.mean
         if node.inputs[0] is node.inputs[1]:
             factor = (1 + sign) ** 2
             return replace(a, mean=mean, second=a.second * factor, why="the same value twice")
         if uncorrelated(a, b):
-            if mean is None and not (_is_zero(a.mean) or _is_zero(b.mean)):
-                return replace(UNKNOWN, sources=_sources(states), why="a mean is unknown")
-            cross = 0.0 if _is_zero(a.mean) or _is_zero(b.mean) else 2 * sign * (a.mean * b.mean)
-            both_given = a.law == b.law == "given"
-            cross = 2 * sign * (a.mean * b.mean) if both_given else cross
+            cross: Any = 0.0
+            if not (_is_zero(a.mean) or _is_zero(b.mean)):
+                if a.mean is None or b.mean is None:
+                    return replace(UNKNOWN, sources=sources_of(states), why="a mean is unknown")
+                cross = 2 * sign * (a.mean * b.mean)
         else:
             kind, why = worst(kind, "approximate"), "terms with common sources, taken as independent"
-            cross = 0.0 if mean is None else 2 * sign * (a.mean * b.mean)
+            cross = 0.0 if a.mean is None or b.mean is None else 2 * sign * (a.mean * b.mean)
         second = a.second + b.second + cross if not _is_zero(cross) else a.second + b.second
         return Moments(
             mean,
             second,
             law=_law_of_sum(a, b),
             kind=kind,
-            sources=_sources(states),
+            sources=sources_of(states),
             odd=a.odd & b.odd if a.sources and b.sources else (a.odd if _is_zero(b.second) else b.odd & a.odd),
             **_fourth_moments(a, b, second),
             why=why,
@@ -265,15 +236,15 @@ class SumRule:
         """g itself for both; its alignment with each from the split g = a (x + y) + rest."""
         if g.aligned is None or not all(s.known for s in states):
             return None
-        n, q = _count(node, g.axes), _over(y.second, g.axes)
-        qg = _over(g.second, g.axes)
+        n, q = _count(node, g.axes), over(y.second, g.axes)
+        qg = over(g.second, g.axes)
         with np.errstate(divide="ignore", invalid="ignore"):
             along = (g.aligned - n * q * qg) / (norm_fourth(y, n, g.axes) - n * q * q)
         along = np.clip(np.nan_to_num(along), 0.0, qg / np.maximum(q, 1e-300))
         rest = np.maximum(qg - along * q, 0.0)
         back: list[CotangentMoments | None] = []
         for x, other in zip(states, states[::-1], strict=True):
-            qx, qo = _over(x.second, g.axes), _over(other.second, g.axes)
+            qx, qo = over(x.second, g.axes), over(other.second, g.axes)
             aligned = along * (norm_fourth(x, n, g.axes) + n * qx * qo) + n * rest * qx
             back.append(CotangentMoments(g.second, aligned, g.axes, g.given, g.kind))
         return back
@@ -308,7 +279,7 @@ def _law_of_sum(a: Moments, b: Moments) -> str:
     return "symmetric" if laws == {"symmetric", "given"} and (_is_zero(a.second) or _is_zero(b.second)) else "any"
 
 
-# ---- products -----------------------------------------------------------------------------------------------------------------
+# ---- products ----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ScaleRule:
     """A fixed multiple, such as -1 or 1."""
@@ -338,7 +309,7 @@ class ProductRule:
     def forward(self, states: Sequence[Moments], node: Node) -> Moments:
         a, b = states
         if not a.known or not b.known or (self.invert and b.law != "given"):
-            return replace(UNKNOWN, sources=_sources(states))
+            return replace(UNKNOWN, sources=sources_of(states))
         if self.invert:
             b = replace(b, mean=1.0 / b.mean, second=1.0 / (b.mean * b.mean))
         if a.law == "given" and b.law != "given":
@@ -359,7 +330,7 @@ class ProductRule:
             a.second * b.second,
             law=law,
             kind=kind,
-            sources=_sources(states),
+            sources=sources_of(states),
             odd=a.odd ^ b.odd,
             unit_spread=a.unit_spread,
             kurtosis=a.kurtosis if b.law == "given" else a.kurtosis * b.kurtosis,
@@ -382,168 +353,7 @@ class PowerRule(Pointwise):
         return super().forward(states, node)
 
 
-# ---- contractions ---------------------------------------------------------------------------------------------------------------
-def contract(
-    values: Sequence[Any], operands: Sequence[tuple[int, ...]], result: Sequence[int], sizes: dict[int, int | Dim]
-) -> Any:
-    """The einsum of moment arrays, where a dimension of size 1 stands for equal elements.
-
-    A summed dimension that no operand resolves counts its size; a free one stays 1.
-    """
-    present = dict.fromkeys(i for o in operands for i in o)
-    if any(isinstance(v, Node) for v in values) or any(isinstance(sizes[i], Dim) for i in present):
-        total: Any = as_node(1.0)
-        for v in values:
-            total = total * v
-        count = product([sizes[i] for i in present if i not in result])
-        return total * as_node(count if isinstance(count, Dim) else float(count))
-    flat: list[Any] = []
-    resolved: set[int] = set()
-    for value, indices in zip(values, operands, strict=True):
-        array = np.asarray(value, dtype=float)
-        array = array.reshape((1,) * (len(indices) - array.ndim) + array.shape)
-        kept = [a for a, i in enumerate(indices) if array.shape[a] != 1 or sizes[i] == 1]
-        flat += [array.reshape([array.shape[a] for a in kept]), [indices[a] for a in kept]]
-        resolved |= {indices[a] for a in kept}
-    free = [i for i in result if i in resolved]
-    total = np.einsum(*flat, free)
-    count = float(np.prod([int(sizes[i]) for i in present if i not in result and i not in resolved] or [1.0]))
-    shape = [total.shape[free.index(i)] if i in resolved else 1 for i in result]
-    return (total * count).reshape(shape)
-
-
-class ContractionRule:
-    """A contraction of independent operands, at least one of which is random with mean zero given the others.
-
-    E[y^2] sums E[a^2] E[b^2] over the contracted elements where the operand with independent zero-mean elements makes
-    cross terms vanish; a contraction without such an operand needs covariances and is unknown, unless all is given.
-    """
-
-    def forward(self, states: Sequence[Moments], node: Node) -> Moments:
-        operands, result = node.params["operands"], node.params["result"]
-        if any(not s.known for s in states):
-            return replace(UNKNOWN, sources=_sources(states))
-        sizes = {i: s for n, o in zip(node.inputs, operands, strict=True) for i, s in zip(o, n.shape, strict=True)}
-        summed = [i for i in sizes if i not in result]
-        if all(s.law == "given" for s in states):
-            mean = contract([s.mean for s in states], operands, result, sizes)
-            return Moments(mean, mean * mean, law="given", why="a function of given numbers")
-        random = [k for k, s in enumerate(states) if s.odd and set(summed) <= set(operands[k])]
-        if len(states) == 1:
-            return _single(states[0], node, summed, sizes, operands, result)
-        if not random:
-            return replace(UNKNOWN, sources=_sources(states), why="a contraction without independent zero-mean weights")
-        second = contract([s.second for s in states], operands, result, sizes)
-        kinds = [s.kind for s in states]
-        weights = random[0]
-        others = [s for k, s in enumerate(states) if k != weights]
-        if any(states[weights].sources & s.sources for s in others):
-            kinds.append("approximate")
-        count = product([sizes[i] for i in summed])
-        spread: Any = 1.0
-        if len(states) == 2 and isinstance(count, int) and not isinstance(second, Node):
-            spread = _spread_of_inputs(others[0], operands[1 - weights], operands[weights], result, count)
-        zero = as_node(0.0) if isinstance(second, Node) else np.zeros(np.shape(second))
-        return Moments(
-            zero,
-            second,
-            law="normal",
-            kind=worst(*kinds),
-            sources=_sources(states),
-            odd=frozenset().union(*(s.odd for s in states)),
-            unit_spread=spread,
-            why="independent weights of mean zero: E[f^2] = sum of Var(w) E[h^2]",
-        )
-
-    def backward(
-        self, g: CotangentMoments, states: Sequence[Moments], y: Moments, node: Node
-    ) -> list[CotangentMoments | None] | None:
-        """The cotangent of x in f = W x for independent weights of mean zero, conditioned on f.
-
-        Given f, the part of W along x is fixed (W x = f) and the rest is still random: the cotangent is
-        x (g.f) / |x|^2 plus, in the other directions, an independent part of variance s^2 sum(g^2). Hence
-        E[g_x^2] = E[(g.f)^2] / (n |x|^2) + (1 - 1/n) s^2 sum E[g^2], and (g_x.x) = (g.f).
-        """
-        operands, result = node.params["operands"], node.params["result"]
-        if len(states) != 2 or g.given:
-            return None
-        weights = [k for k, s in enumerate(states) if s.fresh]
-        if len(weights) != 1:
-            return None
-        (k,) = weights
-        x, own, other = states[1 - k], operands[1 - k], operands[k]
-        sizes = {i: s for n, o in zip(node.inputs, operands, strict=True) for i, s in zip(o, n.shape, strict=True)}
-        summed = [i for i in own if i not in result]
-        units = tuple(a for a, i in enumerate(result) if i in other and i not in own)
-        if set(summed) != {i for i in other if i not in result} or not x.known:
-            return None
-        spread_over = contract([g.second, states[k].second], [result, other], own, sizes)
-        axes = tuple(a for a, i in enumerate(own) if i in summed)
-        if g.aligned is None or tuple(g.axes) != units:
-            found = CotangentMoments(spread_over, None, axes, kind=worst(g.kind, x.kind, "approximate"))
-        else:
-            n = int(product([sizes[i] for i in summed]))  # type: ignore[arg-type]
-            aligned = _moved_units(g.aligned, result, units, own, axes)
-            squared = contract([x.second], [own], [i for i in own if i not in summed], sizes)
-            squared = np.expand_dims(squared, axes)  # |x|^2, per vector
-            whole = (n * _over(x.second, axes)) ** 2
-            spread = np.divide(norm_fourth(x, n, axes), whole, out=np.ones_like(whole), where=whole > 0)
-            spread = spread if x.law != "given" else 1.0
-            along = np.divide(aligned, n * squared * spread, out=np.zeros(np.broadcast(aligned, squared).shape), where=squared > 0)
-            found = CotangentMoments(along + (1 - 1 / n) * spread_over, aligned, axes, kind=worst(g.kind, x.kind))
-        back: list[CotangentMoments | None] = [None, None]
-        back[1 - k] = found
-        return back
-
-
-def _spread_of_inputs(x: Moments, own: Sequence[int], weights: Sequence[int], result: Sequence[int], n: int) -> Any:
-    """The spread that units of W x share: that of |x|^2, vector by vector."""
-    if x.law == "given":
-        return 1.0
-    axes = tuple(a for a, i in enumerate(own) if i not in result)
-    if any(i in weights and i in result for i in own):
-        return 1.0
-    squared = (n * _over(x.second, axes)) ** 2
-    spread = np.divide(norm_fourth(x, n, axes), squared, out=np.ones_like(squared), where=squared > 0)
-    units = tuple(a for a, i in enumerate(result) if i not in own)
-    return _moved_units(spread, own, axes, result, units)
-
-
-def _moved_units(aligned: Any, result: Sequence[int], units: Sequence[int], own: Sequence[int], axes: Sequence[int]) -> Any:
-    """A per-vector array of f as one of x: the shared dimensions permuted, units dropped and added with size 1."""
-    array = np.asarray(aligned, dtype=float)
-    array = array.reshape((1,) * (len(result) - array.ndim) + array.shape)
-    shared = [i for a, i in enumerate(result) if a not in units]
-    array = array.reshape([array.shape[a] for a in range(len(result)) if a not in units])
-    order = [shared.index(i) for a, i in enumerate(own) if a not in axes]
-    return np.expand_dims(np.transpose(array, order), tuple(axes))
-
-
-def _single(
-    state: Moments, node: Node, summed: list[int], sizes: dict[int, Any], operands: Any, result: Any
-) -> Moments:
-    """Permutations, and sums of one value (whose elements are taken as independent)."""
-    if not summed:
-        if isinstance(state.second, Node):
-            return state
-        mean = None if state.mean is None else contract([state.mean], operands, result, sizes)
-        return replace(state, mean=mean, second=contract([state.second], operands, result, sizes))
-    if state.mean is None:
-        return replace(UNKNOWN, sources=state.sources)
-    mean = contract([state.mean], operands, result, sizes)
-    variance = contract([state.variance], operands, result, sizes)
-    return Moments(
-        mean,
-        variance + mean * mean,
-        law="normal",
-        kind=worst(state.kind, "approximate"),
-        sources=state.sources,
-        odd=state.odd,
-        why="a sum of elements taken as independent",
-    )
-
-
-# ---- movement -----------------------------------------------------------------------------------------------------------------
+# ---- movement ----------------------------------------------------------------------------------------------
 class MovementRule:
     """Values that only change place keep their moments."""
 
@@ -557,4 +367,6 @@ class MovementRule:
     def _moved(self, array: Any, node: Node) -> Any:
         if np.size(array) == 1:
             return np.reshape(array, (1,) * node.type.rank)
-        return np.asarray(node.op.value(np.broadcast_to(array, node.inputs[0].shape), **node.params))
+        return np.asarray(
+            node.op.value(np.broadcast_to(array, tuple(int(n) for n in node.inputs[0].shape)), **node.params)
+        )

@@ -52,9 +52,7 @@ LAYER_NORM = composite(
     expansion=_expansion,
     names=(),
     text=lambda p, node: f"layer_norm_affine({', '.join(p.child(i, 0) for i in node.inputs)})",
-    latex=lambda p, node: (
-        rf"\operatorname{{layernorm}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)"
-    ),
+    latex=lambda p, node: rf"\operatorname{{layernorm}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",
     torch=_torch,
     cost=lambda result, x, *_, **__: product([x.numel, 4]),
     aten={"layer_norm": _lowered},

@@ -37,7 +37,7 @@ def normal_axes(axes: int | float | Sequence[int] | None, rank: int) -> tuple[in
     if axes is None or (not isinstance(axes, (int, float)) and not len(axes)):
         return tuple(range(rank))
     given = (axes,) if isinstance(axes, (int, float)) else tuple(axes)
-    if any(not isinstance(a, int) and int(a) != a or not -rank <= a < rank for a in given):
+    if any((not isinstance(a, int) and int(a) != a) or not -rank <= a < rank for a in given):
         raise ShapeError(f"axis {given} of {rank} dimensions", required=f"whole numbers from {-rank} to {rank - 1}")
     return tuple(sorted({int(a) % rank for a in given}))
 
@@ -52,7 +52,7 @@ def restore(y: Node, x: Node, axes: tuple[int, ...], keepdims: bool) -> Node:
     return broadcast(y if keepdims else expand_dims(y, axes), x.shape)
 
 
-# ---- sums and means ----------------------------------------------------------------------------------------------------
+# ---- sums and means ----------------------------------------------------------------------------------------
 @spelling("sum")
 def total(x: Any, axis: Any = None) -> Node:
     """The sum of all elements, or along one axis."""
@@ -127,7 +127,7 @@ MEAN = composite(
 )
 
 
-# ---- maxima ------------------------------------------------------------------------------------------------------------
+# ---- maxima ------------------------------------------------------------------------------------------------
 def _extremum_mask(y: Node, x: Node, axes: tuple[int, ...], keepdims: bool) -> Node:
     hit = iverson(compare("eq", x, restore(y, x, axes, keepdims)), like=x)
     count = sum_axes(hit, axes)
@@ -177,7 +177,7 @@ AMAX = _reduced_extremum("amax", "max", np.max)
 AMIN = _reduced_extremum("amin", "min", np.min)
 
 
-# ---- norms, traces, diagonals -------------------------------------------------------------------------------------------
+# ---- norms, traces, diagonals ------------------------------------------------------------------------------
 @spelling("norm")
 def norm(x: Any, axis: Any = None) -> Node:
     """The Euclidean (Frobenius) norm, over all elements or along one axis."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -92,9 +92,7 @@ def gain(link: Link) -> str:
 # ---- tables ----------------------------------------------------------------------------------------------
 def columns_of(text: str) -> int:
     """How many columns a text takes: two for East Asian wide characters, none for combining ones."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
-    )
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def clipped(text: str, most: int) -> str:
@@ -177,6 +175,17 @@ def finding(found: Any) -> str:
     return str(getattr(found, "kind", found) or "")
 
 
+def chain_lines(chain: Chain, most: int | None = None) -> list[str]:
+    """All that is known about a chain: its table, what the product is, and the parameter gradients below it."""
+    lines = chain_table(chain, most)
+    if chain.links:
+        end = chain.links[-1].factor.partition(" = ")[0]
+        lines.append(clipped(f"product: {end} = {chain.product}", width() if most is None else most))
+    if chain.gradients:
+        lines += ["", *gradient_table(chain.gradients, most)]
+    return lines
+
+
 def gradient_table(gradients: Sequence[tuple[str, str, Sequence[Any]]], most: int | None = None) -> list[str]:
     """Parameter gradients, one line each: name, equation, shape."""
     rows = [(name, str(equation), shape(dims)) for name, equation, dims in gradients]
@@ -227,19 +236,3 @@ def can_draw(encoding: str | None) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
-
-
-# ---- findings --------------------------------------------------------------------------------------------
-def verdict(result: Any, name: str = "") -> list[str]:
-    """A diagnosis in a few lines: the verdict, then where, what and what to do for each root cause."""
-    head = f"{name}: " if name else ""
-    roots = [f for f in result.findings if f.severity != "info"]
-    if not roots:
-        return [f"{head}nothing is wrong ({len(result.checked)} checks: {', '.join(result.checked)})"]
-    lines = []
-    for found in roots:
-        lines.append(f"{head}{found.severity}: {found.kind} at {found.where}: {found.cause}")
-        lines.append(f"    fix: {found.fix}")
-    return lines
-
-

@@ -149,15 +149,14 @@ def case(
     return Case(model, batch, loss, optimizer, objective, data, epochs, scheduler)
 
 
-def as_case(
-    model: Any, batch: Any = None, loss: Any = None, optimizer: Any = None, objective: Any = None
-) -> Case:
+def as_case(model: Any, batch: Any = None, loss: Any = None, optimizer: Any = None, objective: Any = None) -> Case:
     """A Case as it is; a model with its batch as a new one."""
     if isinstance(model, Case):
         return model
     if batch is None:
         raise ModelError(
-            "a model needs a batch to be looked at", required="(inputs, target), or the inputs alone without a loss"
+            "a model needs a batch to be looked at",
+            required="(inputs, target), or the inputs alone without a loss",
         )
     return Case(model, batch, loss, optimizer, objective)
 

@@ -45,7 +45,10 @@ class Link:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return self.__dict__ | {"shape": [str(s) for s in self.shape], "multiplications": str(self.multiplications)}
+        return self.__dict__ | {
+            "shape": [str(s) for s in self.shape],
+            "multiplications": str(self.multiplications),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +134,7 @@ def chain(
             gradients.append((name, equation, step.shape))
             continue
         child = equations.program.children(name)[-1]
-        layer = layers.get(child, child)
+        layer = layers.get(child) or child
         before = None if child == equations.of else child
         error, gain = _measured_gain(measured, name, before)
         links.append(
@@ -176,8 +179,11 @@ def _factored(step: Step) -> str:
     """``dl/df = dl/dh * cos(f)``: known derivatives by symbol, local factors written out."""
     if not step.terms:
         return f"{step.symbol} = {step.closed_form.text}"
-    return f"{step.symbol} = {step.expression.simplified().text}" if _has_tensors(step) else f"{step.symbol} = " + " + ".join(
-        " * ".join(_factor_text(f, step) for f in term.factors) for term in step.terms
+    return (
+        f"{step.symbol} = {step.expression.simplified().text}"
+        if _has_tensors(step)
+        else f"{step.symbol} = "
+        + " + ".join(" * ".join(_factor_text(f, step) for f in term.factors) for term in step.terms)
     )
 
 
@@ -196,7 +202,7 @@ def _product(links: Sequence[Link]) -> str:
     return " . ".join(link.layer for link in links)
 
 
-# ---- columns --------------------------------------------------------------------------------------------------------------
+# ---- columns -----------------------------------------------------------------------------------------------
 def _layers(traced: Any) -> dict[str, str]:
     """Name in the graph -> module path and kind, innermost module first; the loss by its own name."""
     names = traced.graph.name_of()
@@ -238,7 +244,7 @@ def _measured_gain(measured: Mapping[str, Any], name: str, before: str | None) -
 
 
 def _bytes_kept(equations: DeriveResult, child: str, parameters: set[str]) -> int | None:
-    """Bytes of the forward values that the derivatives of ``child`` by its parents read; parameters are there anyway."""
+    """Bytes of the forward values that the derivatives of ``child`` by its parents read, parameters not counted."""
     program = equations.program
     kept: dict[Node, None] = {}
     for step in equations.steps:

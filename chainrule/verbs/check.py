@@ -135,9 +135,7 @@ def _verdict(
     return CheckResult(derived.of, derived.wrt[0], holds, claim, correct, difference, point, slip, decided_by)
 
 
-def _claim(
-    claim: str, derived: DeriveResult, shapes: Mapping[str, Any] | None, cotangent: str | None
-) -> Expression:
+def _claim(claim: str, derived: DeriveResult, shapes: Mapping[str, Any] | None, cotangent: str | None) -> Expression:
     """The claim, in which the formula's own names mean what they mean there."""
     program = derived.program
     given: dict[str, Node] = {n: program.symbol[n] for n in program.order}

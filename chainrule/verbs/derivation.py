@@ -47,7 +47,7 @@ class Step:
     """The derivative ``d of / d wrt`` as a sum over paths.
 
     Attributes:
-        terms: one per path. expression: the sum in symbols of derivatives already known. closed_form: with those put in.
+        terms: one per path. expression: the sum in known derivatives. closed_form: with those put in.
         shape: of the derivative. value: its number if numbers were given. note: why it is zero, where it is.
         lines: (line, rule) from the chain rule to the simplified form.
     """
@@ -170,7 +170,7 @@ class Derivation:
         scalars = [program.symbol[n] for n in program.order]
         self.scalar = all(s.shape == () for s in [*scalars, *program.variables.values()])
 
-    # ---- reverse ---------------------------------------------------------------------------------------------------------
+    # ---- reverse -------------------------------------------------------------------------------------------
     def reverse(self, wrt: Sequence[str], cotangent: Node | None = None) -> list[Step]:
         """Steps ``dy/d.`` from the output back to each of ``wrt``."""
         program, y = self.program, self.program.output
@@ -201,7 +201,11 @@ class Derivation:
             moved = self._contracted(tensor, x, local, y, child)
         if moved is None:
             return None
-        own = Factor(f"d{child}/d{name}", None if tensor is None else self._expression(tensor), self._shape(name, child))
+        own = Factor(
+            f"d{child}/d{name}",
+            None if tensor is None else self._expression(tensor),
+            self._shape(name, child),
+        )
         if child == y and cotangent is None and (known_is_one or not scalar_output):
             return Term((own,), self._expression(simplify(moved)))
         symbol = "g" if child == y and cotangent is not None and cotangent.is_leaf else f"d{y}/d{child}"
@@ -241,7 +245,7 @@ class Derivation:
             return einsum(([ix + ic, ic + iy], ix + iy), tensor, after)
         return einsum(([iy + ic, ic + ix], iy + ix), after, tensor)
 
-    # ---- forward -----------------------------------------------------------------------------------------------------------
+    # ---- forward -------------------------------------------------------------------------------------------
     def forward(self, wrt: str) -> list[Step]:
         """Steps ``d./dx`` from the variable on to the output."""
         program = self.program
@@ -276,7 +280,7 @@ class Derivation:
         pair = (own, known) if self.scalar or self.layout == "numerator" else (known, own)
         return Term(pair, self._expression(simplify(moved)))
 
-    # ---- shared ------------------------------------------------------------------------------------------------------------
+    # ---- shared --------------------------------------------------------------------------------------------
     def _step(self, of: str, wrt: str, terms: list[Term], linked: bool) -> Step:
         shape = self._shape(wrt, of) if not terms else terms[0].expression.shape
         total: Node | None = None
@@ -307,8 +311,16 @@ class Derivation:
     def _lines(self, terms: list[Term], substituted: Node, closed: Node) -> tuple[tuple[str, str], ...]:
         lines = []
         if terms:
-            lines.append((" + ".join(str(t) for t in terms), "chain rule" + (", sum over paths" if len(terms) > 1 else "")))
-        for node, rule in ((substituted, "factors and known derivatives substituted"), (closed, "simplified")):
+            lines.append(
+                (
+                    " + ".join(str(t) for t in terms),
+                    "chain rule" + (", sum over paths" if len(terms) > 1 else ""),
+                )
+            )
+        for node, rule in (
+            (substituted, "factors and known derivatives substituted"),
+            (closed, "simplified"),
+        ):
             shown = text(node)
             if not lines or lines[-1][0] != shown:
                 lines.append((shown, rule))
@@ -325,7 +337,7 @@ class Derivation:
         return self._expression(node if node is not None else cotangent)  # type: ignore[arg-type]
 
     def _expression(self, node: Node) -> Expression:
-        return Expression(node, self.program.definitions | self._closed_definitions())
+        return Expression(node, {**self.program.definitions, **self._closed_definitions()})
 
     def _closed_definitions(self) -> Mapping[Node, Node]:
         return {variable(f"d{a}/d{b}", TensorType(n.shape, n.type.dtype)): n for (a, b), n in self.closed.items()}

@@ -8,7 +8,7 @@ and the form of the answer.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,9 @@ class DeriveResult:
     def __getitem__(self, name: str) -> Expression:
         if name not in self.derivatives:
             raise FormulaError(
-                f"no derivative by {name!r} here", given=name, required=f"one of {', '.join(self.derivatives)}"
+                f"no derivative by {name!r} here",
+                given=name,
+                required=f"one of {', '.join(self.derivatives)}",
             )
         return self.derivatives[name]
 
@@ -140,7 +142,7 @@ def _factor_lines(step: Step) -> list[str]:
 
 
 def derive(
-    source: str | Graph | Expression | Callable[..., Any],
+    source: Any,
     *args: Any,
     wrt: str | Sequence[str] = "all",
     shapes: Mapping[str, Any] | None = None,
@@ -200,9 +202,7 @@ def derive(
             steps = [s for w in targets for s in derivation.forward(w)]
         definitions = tuple((n, Expression(program.local[n])) for n in program.order)
     found = {s.wrt: s.closed_form for s in steps if s.of == program.output and s.wrt in targets}
-    return DeriveResult(
-        program.output, tuple(targets), mode, order, layout, definitions, tuple(steps), found, program
-    )
+    return DeriveResult(program.output, tuple(targets), mode, order, layout, definitions, tuple(steps), found, program)
 
 
 def _choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -210,7 +210,7 @@ def _choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ChainruleError(f"unknown {name} {value!r}", given=value, required=f"one of {', '.join(allowed)}")
 
 
-# ---- the program --------------------------------------------------------------------------------------------------------
+# ---- the program -------------------------------------------------------------------------------------------
 def _program(
     source: Any, args: Sequence[Any], shapes: Mapping[str, Any] | None, split: bool
 ) -> tuple[list[tuple[str, Node]], list[Node], list[str]]:
@@ -288,7 +288,7 @@ def _targets(wrt: str | Sequence[str], program: NamedProgram) -> list[str]:
     return names
 
 
-# ---- direct mode and second order --------------------------------------------------------------------------------------------
+# ---- direct mode and second order --------------------------------------------------------------------------
 def _direct(program: NamedProgram, wrt: str, layout: str, seed: Node | None, order: int) -> Step:
     """One closed form. A named intermediate as the variable is cut free of what it means."""
     target = program.symbol[wrt]
@@ -311,7 +311,16 @@ def _direct(program: NamedProgram, wrt: str, layout: str, seed: Node | None, ord
         note = "the derivative is zero almost everywhere, or all paths cancel"
     expression = Expression(node, definitions)
     symbol_of, symbol_wrt = (of, wrt) if order == 1 else (f"2{of}", f"{wrt}2")
-    return Step(of, wrt, (), expression, expression, node.shape, note=note, lines=((expression.text, symbol_of + "/d" + symbol_wrt),))
+    return Step(
+        of,
+        wrt,
+        (),
+        expression,
+        expression,
+        node.shape,
+        note=note,
+        lines=((expression.text, symbol_of + "/d" + symbol_wrt),),
+    )
 
 
 def _output_first(found: Node, rank_x: int, rank_f: int, layout: str) -> Node:
@@ -319,5 +328,6 @@ def _output_first(found: Node, rank_x: int, rank_f: int, layout: str) -> Node:
     if rank_f == 0 or layout == "numerator":
         return found
     # denominator: X + F + X
-    return permute(found, (*range(rank_x, rank_x + rank_f), *range(rank_x), *range(rank_x + rank_f, 2 * rank_x + rank_f)))
-
+    return permute(
+        found, (*range(rank_x, rank_x + rank_f), *range(rank_x), *range(rank_x + rank_f, 2 * rank_x + rank_f))
+    )

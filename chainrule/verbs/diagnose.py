@@ -138,10 +138,14 @@ def _parameters(case: Case) -> dict[str, torch.Tensor]:
     return {n: case.trace.values[leaf].detach() for n, leaf in case.trace.parameters.items()}
 
 
-# ---- nonfinite ---------------------------------------------------------------------------------------------------------------
+# ---- nonfinite ---------------------------------------------------------------------------------------------
 def _nonfinite(case: Case) -> list[Finding]:
     traced = case.trace
-    for kind, leaves in (("batch", traced.batch_inputs), ("parameter", traced.parameters), ("buffer", traced.buffers)):
+    for kind, leaves in (
+        ("batch", traced.batch_inputs),
+        ("parameter", traced.parameters),
+        ("buffer", traced.buffers),
+    ):
         for name, leaf in leaves.items():
             position = _first_bad(traced.values[leaf])
             if position is not None:
@@ -183,7 +187,8 @@ def _nonfinite(case: Case) -> list[Finding]:
             place,
             f"{producer.op.name} gives {bad[producer][position].item()} for finite inputs"
             + (" in the backward pass" if backward else ""),
-            measured=f"{_bad_count(bad[producer])} of {bad[producer].numel()} values, first at {list(position)}, of {given}",
+            measured=f"{_bad_count(bad[producer])} of {bad[producer].numel()} values, first at {list(position)};"
+            f" inputs: {given}",
             expected="finite numbers",
             fix="keep its argument inside its domain (an epsilon, a clamp, or a stable form such as logsumexp)",
         )
@@ -215,7 +220,7 @@ def _place(traced: Trace, node: Node, nodes: Sequence[Node]) -> str:
     return "the loss"
 
 
-# ---- symmetric ---------------------------------------------------------------------------------------------------------------
+# ---- symmetric ---------------------------------------------------------------------------------------------
 def _symmetric(case: Case) -> list[Finding]:
     parameters = _parameters(case)
     grads = _gradients(case, parameters)
@@ -248,14 +253,15 @@ def _symmetric(case: Case) -> list[Finding]:
             measured=f"{first}: {different} different unit{'s' if different > 1 else ''} of {units}"
             + (f"; only {moved} can ever move" if stuck else ""),
             expected="all units different",
-            fix=("all parameters are constant: " if constant else "") + "draw the weights at random, variance 2 / fan_in",
+            fix=("all parameters are constant: " if constant else "")
+            + "draw the weights at random, variance 2 / fan_in",
             consequences=(f"{len(stuck)} of {len(grads)} parameters have gradient zero for ever",) if stuck else (),
         )
     ]
 
 
 def _equal_weights(columns: Sequence[torch.Tensor], missing: int) -> bool:
-    """Whether the equal rows are more than units that are dead alike: their weights must be equal, not only gradients."""
+    """Whether the weights too are equal, not only the gradients of units that are dead alike."""
     weights = columns[0].to(torch.float64)
     return weights.shape[0] - len(torch.unique(weights, dim=0)) >= missing > 0
 
@@ -269,11 +275,11 @@ def _movable(case: Case, parameters: Mapping[str, torch.Tensor], steps: int = 4)
     return [n for n, p in parameters.items() if not torch.equal(p, current[n])]
 
 
-# ---- vanishing and exploding ---------------------------------------------------------------------------------------------------
+# ---- vanishing and exploding -------------------------------------------------------------------------------
 def _gradient_flow(case: Case) -> list[Finding]:
     """A steady change of log10 rms(dL/dz) over the layers' pre-activations, of more than four decades."""
     traced = case.trace
-    cotangents, graph = case.cotangents()
+    _, graph = case.cotangents()
     outputs = compile(graph, "cotangents")(*(traced.values[i] for i in graph.inputs))
     rms = {n: _rms(o) for n, o in zip(graph.output_names, outputs, strict=True)}
     names = traced.graph.name_of()
@@ -304,11 +310,12 @@ def _gradient_flow(case: Case) -> list[Finding]:
             first[0] if kind == "vanishing" else last[0],
             cause,
             measured=f"rms of dL/dz {first[2]:.1e} at {first[0]} against {last[2]:.1e} at {last[0]}: "
-            f"a factor {10 ** -abs(slope):.2g} per layer" if kind == "vanishing" else
-            f"rms of dL/dz {first[2]:.1e} at {first[0]} against {last[2]:.1e} at {last[0]}: "
+            f"a factor {10 ** -abs(slope):.2g} per layer"
+            if kind == "vanishing"
+            else f"rms of dL/dz {first[2]:.1e} at {first[0]} against {last[2]:.1e} at {last[0]}: "
             f"a factor {10 ** abs(slope):.2g} per layer",
             expected="about one per layer"
-            + (f"; these weights predict {10 ** -predicted:.2g}" if predicted is not None else ""),
+            + (f"; these weights predict {10**-predicted:.2g}" if predicted is not None else ""),
             fix=fix,
         )
     ]

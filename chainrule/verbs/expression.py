@@ -40,7 +40,7 @@ class Expression:
     node: Node
     definitions: Mapping[Node, Node] = field(default_factory=dict)
 
-    # ---- reading ---------------------------------------------------------------------------------------------------------
+    # ---- reading -------------------------------------------------------------------------------------------
     @property
     def shape(self) -> tuple[Any, ...]:
         """Sizes of its dimensions; ``()`` is a scalar."""
@@ -103,7 +103,7 @@ class Expression:
         inputs = tuple(n for n in toposort([root]) if "name" in n.params and n.is_leaf)
         return Graph(inputs, (root,), ("",))
 
-    # ---- computing -------------------------------------------------------------------------------------------------------
+    # ---- computing -----------------------------------------------------------------------------------------
     def evaluate(self, **arrays: Any) -> Any:
         """Its value in NumPy float64, given the original variables by name.
 
@@ -131,7 +131,7 @@ class Expression:
             return True
         return False if exact else agree_at_random_points(self.full, other.full)[0]
 
-    # ---- showing ---------------------------------------------------------------------------------------------------------
+    # ---- showing -------------------------------------------------------------------------------------------
     def __str__(self) -> str:
         lines = [self.text]
         lines += [f"  where {name} = {body}" for name, body in self.where]
@@ -184,7 +184,7 @@ def formula(source: str, shapes: Mapping[str, Any] | None = None) -> Expression:
     return Expression(parse(source, shapes).outputs[-1])
 
 
-# ---- equality by sampling ------------------------------------------------------------------------------------------------
+# ---- equality by sampling ----------------------------------------------------------------------------------
 def sample_values(
     leaves: list[Node], generator: np.random.Generator, sizes: Mapping[str, int], positive: bool
 ) -> dict[Node, Any]:
@@ -251,5 +251,3 @@ def _point(leaves: list[Node], values: Mapping[Node, Any], a: Any, b: Any) -> di
         "first": plain(a),
         "second": plain(b),
     }
-
-

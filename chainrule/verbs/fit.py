@@ -104,7 +104,10 @@ def _signature(batch: Any) -> Any:
 
 
 def compile_step(
-    model: torch.nn.Module, loss: Any = None, optimizer: torch.optim.Optimizer | None = None, objective: Any = None
+    model: torch.nn.Module,
+    loss: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    objective: Any = None,
 ) -> Callable[..., torch.Tensor]:
     """A training step for a loop of one's own: ``step(x, y) -> loss``.
 
@@ -205,9 +208,7 @@ def fit(
                 callback(epoch + 1, epoch_loss[-1])
     except KeyboardInterrupt:
         interrupted = True
-    return FitResult(
-        tuple(epoch_loss), tuple(step_loss), "torch", reason, perf_counter() - start, interrupted
-    )
+    return FitResult(tuple(epoch_loss), tuple(step_loss), "torch", reason, perf_counter() - start, interrupted)
 
 
 def _batches(data: Any) -> Iterable[Any]:

@@ -87,7 +87,7 @@ def mean_of(array: Any) -> float | None:
     return None if array is None else float(np.mean(array))
 
 
-# ---- measured ---------------------------------------------------------------------------------------------------------------
+# ---- measured ----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Measured:
     """Mean squares over redraws: ``forward[name]`` and ``backward[name]`` are arrays with one entry per seed."""
@@ -134,7 +134,7 @@ def measure(case: Case, seeds: int = 16, first_seed: int = 0) -> Measured:
     return Measured(forward, backward, seeds)
 
 
-# ---- the verb on models -------------------------------------------------------------------------------------------------------
+# ---- the verb on models ------------------------------------------------------------------------------------
 def model_moments(model: Any, batch: Any = None, loss: Any = None, optimizer: Any = None) -> MomentsResult:
     """Rows of predicted moments, one per module call, in execution order; the model itself last.
 

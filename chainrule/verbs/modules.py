@@ -42,7 +42,10 @@ def case_program(traced: Trace) -> tuple[Named, list[Node], list[str]]:
         if node in position and node.inputs and node is not root:
             first.setdefault(node, name)
     named = sorted(((name, node) for node, name in first.items()), key=lambda item: position[item[1]])
-    root_name = next((n for n, node in traced.graph.names.items() if node is root), "loss" if traced.loss is not None else "y")
+    root_name = next(
+        (n for n, node in traced.graph.names.items() if node is root),
+        "loss" if traced.loss is not None else "y",
+    )
     variables = [leaf for leaf in position if leaf.is_leaf and "name" in leaf.params]
     target = list(traced.batch_inputs.values())[-1:] if traced.loss is not None and len(traced.batch_inputs) > 1 else []
     frozen = {traced.parameters[n] for n in traced.frozen}

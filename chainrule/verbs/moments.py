@@ -16,13 +16,11 @@ import numpy as np
 from chainrule.errors import ChainruleError, FormulaError, MissingExtraError
 from chainrule.frontends.formula import parse, parse_program
 from chainrule.interpreters import moments as propagation
-
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
 from chainrule.ir import Node, as_node, constant
 from chainrule.ir.moments import Moments
 from chainrule.verbs.expression import Expression
-
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,10 @@ class Quantity:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        shown = {k: (e.text if e is not None else None) for k, e in (("mean", self.mean), ("second", self.second), ("variance", self.variance))}
+        shown = {
+            k: (e.text if e is not None else None)
+            for k, e in (("mean", self.mean), ("second", self.second), ("variance", self.variance))
+        }
         return {"name": self.name, **shown, "kind": self.kind}
 
 
@@ -113,7 +114,9 @@ class MomentsResult:
             for r in self.rows
         ]
         widths = [max(len(row[k]) for row in [head, *body]) for k in range(len(head))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body])
+        return "\n".join(
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what ``--json`` prints."""
@@ -169,7 +172,9 @@ def moments(
     leaves = {n.params["name"]: n for n in program.graph.inputs}
     for name in laws:
         if name not in leaves:
-            raise FormulaError(f"a law for {name!r}, which the formula does not read", required=f"one of {', '.join(leaves)}")
+            raise FormulaError(
+                f"a law for {name!r}, which the formula does not read", required=f"one of {', '.join(leaves)}"
+            )
     states = {leaf: law_of(name, laws[name]) if name in laws else _fixed(leaf) for name, leaf in leaves.items()}
     named = [(s.name or "y", s.node) for s in program.statements]
     image = propagation.expanded([node for _, node in named])
@@ -212,7 +217,7 @@ def _quantity(name: str, state: Moments) -> Quantity:
     return Quantity(name, mean, second, variance, state.kind)
 
 
-# ---- laws -------------------------------------------------------------------------------------------------------------------
+# ---- laws --------------------------------------------------------------------------------------------------
 _LAW = re.compile(r"\s*([a-z]+)\s*\((.*)\)\s*$", re.S)
 _LAWS = ("symmetric", "normal", "uniform", "iid")
 
@@ -240,7 +245,12 @@ def law_of(name: str, law: str) -> Moments:
         mean, second = a, simplify(b + a * a)
     mean, second = _plain(mean), _plain(second)
     centred = mean == 0 if not isinstance(mean, Node) else mean.number == 0
-    laws = {"symmetric": "symmetric", "normal": "normal", "uniform": "symmetric" if centred else "any", "iid": "normal"}
+    laws = {
+        "symmetric": "symmetric",
+        "normal": "normal",
+        "uniform": "symmetric" if centred else "any",
+        "iid": "normal",
+    }
     return Moments(
         mean,
         second,

@@ -79,9 +79,7 @@ def test_figure_7_8(dtype: torch.dtype) -> None:
 def test_cross_entropy(dtype: torch.dtype, target: str, reduction: str) -> None:
     model = network(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4), dtype=dtype)
     y = torch.randint(4, (9,)) if target == "class numbers" else torch.rand(9, 4, dtype=dtype).softmax(-1)
-    assert_step_is_autograd(
-        model, (torch.randn(9, 6, dtype=dtype), y), nn.CrossEntropyLoss(reduction=reduction)
-    )
+    assert_step_is_autograd(model, (torch.randn(9, 6, dtype=dtype), y), nn.CrossEntropyLoss(reduction=reduction))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -297,12 +295,8 @@ def test_gradients_leave_no_intermediate_to_the_end() -> None:
     source = step(case).source
     body = ast.parse(source).body[-1]
     assert isinstance(body, ast.FunctionDef)
-    assigned = {
-        n.targets[0].id for n in body.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
-    }
-    deleted = {
-        t.id for n in body.body if isinstance(n, ast.Delete) for t in n.targets if isinstance(t, ast.Name)
-    }
+    assigned = {n.targets[0].id for n in body.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
+    deleted = {t.id for n in body.body if isinstance(n, ast.Delete) for t in n.targets if isinstance(t, ast.Name)}
     assert {name for name in assigned - deleted if not name.startswith("grad_")} == {"loss"}
 
 

@@ -203,11 +203,7 @@ def test_inputs_outputs_names_origins():
     assert graph.origins[graph.names["f2"]].position == text.index("^")
     assert graph.origins[graph.inputs[1]].position == text.index("a)")
     named = parse("y = x")
-    assert (
-        named.outputs == named.inputs
-        and named.output_names == ("y",)
-        and named.names == {"y": named.inputs[0]}
-    )
+    assert named.outputs == named.inputs and named.output_names == ("y",) and named.names == {"y": named.inputs[0]}
 
 
 def test_statements():

@@ -121,9 +121,7 @@ def test_a_function() -> None:
 
 
 def test_static_arguments_and_keywords() -> None:
-    found = trace(
-        lambda x, n, *, flip, y: (x**n - y) * flip, (torch.randn(3), 2), {"flip": -1.0, "y": torch.ones(3)}
-    )
+    found = trace(lambda x, n, *, flip, y: (x**n - y) * flip, (torch.randn(3), 2), {"flip": -1.0, "y": torch.ones(3)})
     assert list(found.batch_inputs) == ["x", "y"]
     assert values_equal(found)
 
@@ -247,9 +245,7 @@ def test_dtypes() -> None:
     found = trace_case(Function(forward), torch.randn(2, 3))
     assert values_equal(found) and found.graph.summary()["cast"] >= 3
     integers = trace(lambda n: ((n + 1) * 2, n * 0.5, n / 3, n.float()), (torch.arange(4),))
-    assert [o.type.dtype for o in integers.graph.outputs] == ["int64", *["float32"] * 3] and values_equal(
-        integers
-    )
+    assert [o.type.dtype for o in integers.graph.outputs] == ["int64", *["float32"] * 3] and values_equal(integers)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (1, 3), (2, 0, 3)])
@@ -579,9 +575,7 @@ def test_what_is_not_used_is_not_refused() -> None:
 def test_refused_tensors(tensor: torch.Tensor, words: str) -> None:
     with pytest.raises(UnsupportedOpError, match=words):
         trace_case(Function(lambda self, x: x * self.weight), tensor)
-    with pytest.raises(
-        UnsupportedOpError, match=words.replace("input 'x'", "the closed-over tensor 'captured'")
-    ):
+    with pytest.raises(UnsupportedOpError, match=words.replace("input 'x'", "the closed-over tensor 'captured'")):
         trace(lambda x: tensor * x, (torch.ones(3),))
 
 
@@ -604,10 +598,7 @@ def test_a_model_that_raises() -> None:
     with pytest.raises(ModelError) as caught:
         trace_case(nn.Sequential(Function(forward)), torch.randn(2, 3))
     message = str(caught.value)
-    assert (
-        f"raised KeyError at tests/frontends/test_torch.py:{line_of(forward) + 1}, module '0' (Function)"
-        in message
-    )
+    assert f"raised KeyError at tests/frontends/test_torch.py:{line_of(forward) + 1}, module '0' (Function)" in message
     assert "tensor (2 x 3) torch.float32" in message and isinstance(caught.value.__cause__, KeyError)
 
 

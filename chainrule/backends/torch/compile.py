@@ -56,7 +56,5 @@ def run(graph: Graph, values: Mapping[Node, torch.Tensor]) -> tuple[torch.Tensor
     """
     missing = [str(i.params["name"]) for i in graph.inputs if i not in values]
     if missing:
-        raise BackendError(
-            f"no value for input {', '.join(missing)}", required="a tensor for every input of the graph"
-        )
+        raise BackendError(f"no value for input {', '.join(missing)}", required="a tensor for every input of the graph")
     return compile(graph)(*(values[i] for i in graph.inputs))

@@ -95,9 +95,7 @@ class _Writer:
         self.graph, self.names = graph, names
         self.inputs = set(graph.inputs)
         self.nodes = graph.nodes
-        self.device = next(
-            (i.type.device for i in graph.inputs if i.type.device not in ("cpu", "meta")), None
-        )
+        self.device = next((i.type.device for i in graph.inputs if i.type.device not in ("cpu", "meta")), None)
         self.fixed = self._independent()
         self.above: list[str] = []
         self.body: list[str] = []
@@ -123,9 +121,7 @@ class _Writer:
         comma = "," if len(self.graph.outputs) == 1 else ""
         self.body.append(f"return ({returned}{comma})")
         head = _signature(name, [self.names.of(i) for i in self.graph.inputs])
-        return "\n".join(
-            [*self.above, *([""] if self.above else []), head, *(f"    {b}" for b in self.body), ""]
-        )
+        return "\n".join([*self.above, *([""] if self.above else []), head, *(f"    {b}" for b in self.body), ""])
 
     def _independent(self) -> set[Node]:
         """Nodes that no input reaches: computed once, above the function."""
@@ -181,9 +177,7 @@ class _Writer:
         if node not in self.tensors:
             self.tensors.add(node)
             device = f", device={self.device!r}" if self.device else ""
-            self.above.append(
-                f"{name} = torch.tensor({_number(node)}, dtype=torch.{node.type.dtype}{device})"
-            )
+            self.above.append(f"{name} = torch.tensor({_number(node)}, dtype=torch.{node.type.dtype}{device})")
         return name
 
 

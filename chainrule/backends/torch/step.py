@@ -47,9 +47,7 @@ class Step:
 
     def __init__(self, case: Case) -> None:
         if case.loss is None:
-            raise ModelError(
-                "a step needs a loss", given="a trace without one", instead="a loss or an objective"
-            )
+            raise ModelError("a step needs a loss", given="a trace without one", instead="a loss or an objective")
         self._case = case
         leaves: dict[Node, list[str]] = {}  # tied parameters: one leaf, several names
         for name, leaf in case.parameters.items():

@@ -100,9 +100,7 @@ def _declared(build: Rule) -> tuple[Parameter, ...]:
     for p in inspect.signature(build).parameters.values():
         kind = _KINDS.get(p.name, "value")
         several = p.kind is p.VAR_POSITIONAL or (kind == "axis" and p.default is None)
-        found.append(
-            Parameter(p.name, kind, p.default is p.empty and p.kind is not p.VAR_POSITIONAL, several)
-        )
+        found.append(Parameter(p.name, kind, p.default is p.empty and p.kind is not p.VAR_POSITIONAL, several))
     return tuple(found)
 
 
@@ -131,9 +129,7 @@ def bind(call: tree.Call, source: str) -> list[tuple[Parameter, Sequence[tree.Tr
                 required=_usage(call.name, declared),
             )
         if keyword.name in given:
-            raise FormulaError(
-                f"argument {keyword.name!r} given twice", source=source, position=keyword.position
-            )
+            raise FormulaError(f"argument {keyword.name!r} given twice", source=source, position=keyword.position)
         given[keyword.name] = list(value.items) if isinstance(value, tree.Sequence) else [value]
     if any(p.required and p.name not in given for p in declared):
         _wrong_count(call, declared, source, call.position)
@@ -144,24 +140,15 @@ def bind(call: tree.Call, source: str) -> list[tuple[Parameter, Sequence[tree.Tr
 
 def _usage(name: str, declared: Sequence[Parameter]) -> str:
     parts = [
-        "*" + p.name if p.several and p.kind != "axis" else p.name + ("" if p.required else "=...")
-        for p in declared
+        "*" + p.name if p.several and p.kind != "axis" else p.name + ("" if p.required else "=...") for p in declared
     ]
-    return (
-        f"{len(parts)} argument{'s' * (len(parts) > 1)}" if " " in parts[0] else f"{name}({', '.join(parts)})"
-    )
+    return f"{len(parts)} argument{'s' * (len(parts) > 1)}" if " " in parts[0] else f"{name}({', '.join(parts)})"
 
 
 def _wrong_count(call: tree.Call, declared: Sequence[Parameter], source: str, position: int) -> NoReturn:
     least, most = sum(p.required for p in declared), len(declared)
     open_ended = any(p.several for p in declared)
-    count = (
-        "at least " + str(max(least, 1))
-        if open_ended
-        else str(most)
-        if least == most
-        else f"{least} to {most}"
-    )
+    count = "at least " + str(max(least, 1)) if open_ended else str(most) if least == most else f"{least} to {most}"
     plural = "" if count in ("1", "at least 1") else "s"
     raise FormulaError(
         f"{call.name} takes {count} argument{plural}, not {len(call.arguments) + len(call.keywords)}",

@@ -162,9 +162,7 @@ def _string_end(source: str, position: int) -> int:
 def _check_name(source: str, position: int, text: str) -> None:
     if text.isidentifier():
         return
-    odd = next(
-        (k for k, c in enumerate(text) if not ("_" + c).isidentifier()), 0
-    )  # 0: a mark that begins no name
+    odd = next((k for k, c in enumerate(text) if not ("_" + c).isidentifier()), 0)  # 0: a mark that begins no name
     _stray(source, position + odd)
 
 

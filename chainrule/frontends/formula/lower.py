@@ -208,16 +208,12 @@ class Lowering:
             return self.not_negative((yield self.size(part)), part)
         if parameter.kind == "text":
             if not isinstance(part, tree.String):
-                self.fail(
-                    f"{parameter.name} not in quotes", part, required='a string: einsum("ij,jk->ik", A, B)'
-                )
+                self.fail(f"{parameter.name} not in quotes", part, required='a string: einsum("ij,jk->ik", A, B)')
             return part.text
         if parameter.takes_numbers and (number := functions.literal_number(part)) is not None:
             return number
         value = yield self.lower(part)
-        return (
-            self.as_condition(part, value) if parameter.kind == "condition" else self.as_number(part, value)
-        )
+        return self.as_condition(part, value) if parameter.kind == "condition" else self.as_number(part, value)
 
     def not_negative(self, value: int | Dim, part: tree.Tree) -> int | Dim:
         if isinstance(value, int) and value < 0:
@@ -269,9 +265,7 @@ class Lowering:
         if value.node.type.dtype == "bool":
             return value
         text = short(self.source[part.start : part.end])
-        self.fail(
-            "a number used as a condition", part, given=text, required="a comparison", instead=f"{text} != 0"
-        )
+        self.fail("a number used as a condition", part, given=text, required="a comparison", instead=f"{text} != 0")
 
     def refuse_power_t(self, part: tree.Binary) -> None:
         if not self.names.is_variable("T"):
@@ -312,9 +306,7 @@ class Lowering:
         origins, node = self.origins, value.node
         if node not in origins:
             for new in (
-                [node]
-                if all(i in origins for i in node.inputs)
-                else toposort([node], stop=origins.__contains__)
+                [node] if all(i in origins for i in node.inputs) else toposort([node], stop=origins.__contains__)
             ):
                 origins.setdefault(new, Origin(text=self.source, position=part.position))
         return value

@@ -78,11 +78,7 @@ class Names:
             node = self.given[name]
             self.inputs.update((n, None) for n in toposort([node]) if n.is_leaf and "name" in n.params)
         elif name in self.functions or name in self.declared.functions or name in self.unknown:
-            kind = (
-                "a function of the formula language"
-                if name in self.functions
-                else "called as a function elsewhere"
-            )
+            kind = "a function of the formula language" if name in self.functions else "called as a function elsewhere"
             raise FormulaError(
                 f"{name!r} is {'a function' if name not in self.functions else kind}",
                 source=self.source,

@@ -111,9 +111,7 @@ class _Parser:
                 )
             found.append(self.statement())
         if not found:
-            self.fail(
-                "an empty formula", self.token, required="at least one expression", instead="y = exp(x)"
-            )
+            self.fail("an empty formula", self.token, required="at least one expression", instead="y = exp(x)")
         return found
 
     def statement(self) -> tree.Assignment:
@@ -298,12 +296,7 @@ class _Parser:
         plain = tree.Name(name.start, name.start, name.end, name.text)
         match = _DERIVED.fullmatch(name.text)
         below = self.following
-        if (
-            not match
-            or match[2] not in self.functions
-            or below.kind != "name"
-            or not below.text.startswith("d")
-        ):
+        if not match or match[2] not in self.functions or below.kind != "name" or not below.text.startswith("d"):
             return plain
         if name.text in self.variables or below.text in self.variables:
             return plain
@@ -316,11 +309,7 @@ class _Parser:
                 self.advance()
                 inner = yield self.expression(0)
                 self.expect_close(")")
-                times = (
-                    int(self.advance().text)
-                    if self.token.kind == "number" and self.token.text.isdigit()
-                    else 1
-                )
+                times = int(self.advance().text) if self.token.kind == "number" and self.token.text.isdigit() else 1
                 wrt.append((inner, min(times, 99)))
             elif factor.text == "d":
                 self.at = before
@@ -367,9 +356,7 @@ class _Parser:
             )
         if token.kind == ")" and before is not None and before.kind == "(":
             self.fail("empty brackets", before, given="'()'", required="a value inside")
-        self.fail(
-            f"{given} where a value is expected", token, required="a name, a number, a call, ( or [condition]"
-        )
+        self.fail(f"{given} where a value is expected", token, required="a name, a number, a call, ( or [condition]")
 
     def refuse_chain(self, left: tree.Comparison) -> None:
         if _INFIX.get(self.token.kind) == COMPARISON:

@@ -63,9 +63,7 @@ class Partials:
             FormulaError: no call has such an argument, or calls with different arguments do.
         """
         if not 1 <= part.order <= _HIGHEST_ORDER:
-            raise self._error(
-                part, f"a derivative of order {part.order}", f"an order from 1 to {_HIGHEST_ORDER}"
-            )
+            raise self._error(part, f"a derivative of order {part.order}", f"an order from 1 to {_HIGHEST_ORDER}")
         written: list[str | tuple[Node, int]] = []
         for factor in part.wrt:
             if isinstance(factor, str):
@@ -103,8 +101,7 @@ class Partials:
 
     def _error(self, part: tree.Partial, what: str, required: str) -> FormulaError:
         calls = [
-            f"{part.function}({', '.join(n or '...' for n in c.names)})"
-            for c in self.calls.get(part.function, [])
+            f"{part.function}({', '.join(n or '...' for n in c.names)})" for c in self.calls.get(part.function, [])
         ]
         given = ", ".join(dict.fromkeys(calls[:20]))
         return FormulaError(

@@ -39,9 +39,7 @@ class Program:
     statements: tuple[Statement, ...]
 
 
-def parse(
-    text: str, shapes: Mapping[str, Any] | None = None, *, given: Mapping[str, Node] | None = None
-) -> Graph:
+def parse(text: str, shapes: Mapping[str, Any] | None = None, *, given: Mapping[str, Node] | None = None) -> Graph:
     """The graph of a formula; its output is the last statement.
 
     Inputs are the variables in the order of their first appearance. A vector is a column of shape (n,); a
@@ -73,9 +71,7 @@ def parse_program(
     [('f', 'exp'), ('', 'pow')]
     """
     if not isinstance(text, str):
-        raise FormulaError(
-            "a formula is text", given=type(text).__name__, required="a string such as 'y = exp(x)'"
-        )
+        raise FormulaError("a formula is text", given=type(text).__name__, required="a string such as 'y = exp(x)'")
     given = dict(given or {})
     known = functions.known_functions()
     declared = declarations(shapes, known, functions.activations())

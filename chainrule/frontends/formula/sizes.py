@@ -31,9 +31,7 @@ class Declarations:
     @property
     def dimensions(self) -> frozenset[str]:
         """Every dimension name that a shape mentions."""
-        return frozenset(
-            n for shape in self.shapes.values() for s in shape if isinstance(s, Dim) for n in s.names
-        )
+        return frozenset(n for shape in self.shapes.values() for s in shape if isinstance(s, Dim) for n in s.names)
 
 
 def declarations(
@@ -59,9 +57,7 @@ def declarations(
         )
     for name, spec in (shapes or {}).items():
         if not isinstance(name, str) or [t.kind for t in _tokens(name)] != ["name", "end"]:
-            raise FormulaError(
-                f"shapes declares {name!r}, which is not a name", required="letters, digits and '_'"
-            )
+            raise FormulaError(f"shapes declares {name!r}, which is not a name", required="letters, digits and '_'")
         if name in functions:
             raise FormulaError(
                 f"shapes declares {name!r}, which is a function of the formula language",
@@ -123,9 +119,7 @@ def _shape_of_text(name: str, text: str) -> Shape:
             before = tokens[k - 1] if k > begin else None
             ends = token.kind in (",", "end")
             juxtaposed = (
-                before is not None
-                and before.kind in ("name", "number", ")")
-                and token.kind in ("name", "number")
+                before is not None and before.kind in ("name", "number", ")") and token.kind in ("name", "number")
             )
             if ends or juxtaposed:
                 if k > begin:

@@ -63,9 +63,7 @@ def named_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: M
         names = []
     found: Named = []
     for k, value in enumerate(args):
-        found += leaves(
-            value, names[k] if k < len(names) and names[k] not in ("args", "kwargs") else f"x_{k + 1}"
-        )
+        found += leaves(value, names[k] if k < len(names) and names[k] not in ("args", "kwargs") else f"x_{k + 1}")
     return found + [pair for key, value in kwargs.items() for pair in leaves(value, str(key))]
 
 
@@ -125,8 +123,5 @@ def describe(value: Any) -> str:
     parts = _parts(value)
     if not parts:
         return type(value).__name__
-    shown = [
-        f"{key}: {describe(part)}" if isinstance(value, Mapping) else describe(part)
-        for key, part in parts[:6]
-    ]
+    shown = [f"{key}: {describe(part)}" if isinstance(value, Mapping) else describe(part) for key, part in parts[:6]]
     return f"{type(value).__name__} of {len(parts)}: {', '.join(shown)}{', ...' if len(parts) > 6 else ''}"

@@ -107,9 +107,7 @@ class Leaves:
     def _leaf(self, name: str, held: torch.Tensor, owner: str, value: torch.Tensor | None = None) -> Node:
         what = owner or f"the closed-over tensor {name!r}"
         if held.layout != torch.strided or held.is_quantized or held.is_nested:
-            raise UnsupportedOpError(
-                f"{what} is {held.layout}", required="a dense tensor", instead=".to_dense()"
-            )
+            raise UnsupportedOpError(f"{what} is {held.layout}", required="a dense tensor", instead=".to_dense()")
         if held.is_complex():
             raise UnsupportedOpError(
                 f"{what} is complex",
@@ -117,9 +115,7 @@ class Leaves:
                 instead="real and imaginary part as two tensors",
             )
         if not (held.is_floating_point() or held.dtype in _INTEGERS):
-            raise UnsupportedOpError(
-                f"{what} is {held.dtype}", required="float16/32/64, bfloat16, integers or bool"
-            )
+            raise UnsupportedOpError(f"{what} is {held.dtype}", required="float16/32/64, bfloat16, integers or bool")
         unique = self.unique.unique(name)
         node = variable(unique, type_of(held))
         self.names[unique] = node

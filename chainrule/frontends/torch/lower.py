@@ -181,9 +181,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def type_of(tensor: torch.Tensor) -> TensorType:
     """The type of a leaf: shape, dtype, strides and device of a tensor."""
-    return TensorType(
-        tuple(tensor.shape), dtype_name(tensor.dtype), tuple(tensor.stride()), str(tensor.device)
-    )
+    return TensorType(tuple(tensor.shape), dtype_name(tensor.dtype), tuple(tensor.stride()), str(tensor.device))
 
 
 def constant_of(tensor: torch.Tensor) -> Node:

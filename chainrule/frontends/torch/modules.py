@@ -73,9 +73,7 @@ class ModuleStack:
         node_of: the node of a tensor, or None where there is none.
     """
 
-    def __init__(
-        self, roots: Mapping[str, nn.Module], node_of: Callable[[torch.Tensor], Node | None]
-    ) -> None:
+    def __init__(self, roots: Mapping[str, nn.Module], node_of: Callable[[torch.Tensor], Node | None]) -> None:
         self._paths: dict[int, str] = {}
         for root, module in roots.items():
             for path, child in module.named_modules():
@@ -114,9 +112,7 @@ class ModuleStack:
             return
         inputs += self._nodes(kwargs)
         own = next(module.parameters(recurse=False), None) is not None
-        self.calls.append(
-            ModuleCall(path, kind_of(module), type(module).__name__, inputs, self._nodes(output), own)
-        )
+        self.calls.append(ModuleCall(path, kind_of(module), type(module).__name__, inputs, self._nodes(output), own))
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -28,9 +28,7 @@ class Names:
 
     def unique(self, wanted: str) -> str:
         """``wanted``, or the first free variation of it."""
-        base = (
-            f"{wanted}_" if keyword.iskeyword(wanted) or wanted in SPELLINGS or wanted == "torch" else wanted
-        )
+        base = f"{wanted}_" if keyword.iskeyword(wanted) or wanted in SPELLINGS or wanted == "torch" else wanted
         name, count = base, 1
         while name in self._taken:
             count += 1

@@ -40,11 +40,7 @@ class PythonSide(TorchFunctionMode):
             return args[0].detach()  # the same value and memory, and a derivative that ends here: never lost
         if func in _WAYS_OUT and self.recorder.depends(args[0]):
             self.recorder.fail_read()
-        if (
-            func in _FREEZING
-            and args[0].requires_grad
-            and not {*args[1:], *(kwargs or {}).values()} <= {True}
-        ):
+        if func in _FREEZING and args[0].requires_grad and not {*args[1:], *(kwargs or {}).values()} <= {True}:
             self.recorder.fail("requires_grad is switched off inside the traced program", instead=".detach()")
         if func in _REFUSED:
             self.recorder.fail(f"{_REFUSED[func]} inside the traced program")

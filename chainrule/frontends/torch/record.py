@@ -146,9 +146,7 @@ class Recorder(ProxyTorchDispatchMode):
         if not isinstance(func, torch._ops.OpOverload) or func.namespace == "prim":
             return func(*args, **kwargs)
         if maybe_current_level() is not None:
-            self.fail(
-                "a torch.func transform inside the traced program", instead="chainrule's own, outside of it"
-            )
+            self.fail("a torch.func transform inside the traced program", instead="chainrule's own, outside of it")
         name, _ = lowering.key_of(func)
         operands = list(_tensors((*args, *kwargs.values())))
         if name == "lift_fresh" and self._meaning.get(operands[0]) is None:
@@ -162,16 +160,12 @@ class Recorder(ProxyTorchDispatchMode):
         recorded = depends or torch.Tag.nondeterministic_seeded in func.tags
         # Before the call: it may write into a constant.
         prepared = self._prepared(args, kwargs, meanings) if recorded else None
-        with (
-            no_python_dispatcher()
-        ):  # the kernels that eager execution runs, not torch's Python versions of them
+        with no_python_dispatcher():  # the kernels that eager execution runs, not torch's Python versions of them
             out = func(*args, **kwargs)
         outputs = list(_tensors((out,)))
         if any(out is t for t in operands) and not lowering.is_in_place(func):
             return out  # nothing was done (contiguous() of what is so): the tensor means what it meant
-        results = (
-            [FOLDED] * len(outputs) if prepared is None else self._results(func, prepared, outputs, origin)
-        )
+        results = [FOLDED] * len(outputs) if prepared is None else self._results(func, prepared, outputs, origin)
         for tensor, result in zip(outputs, results, strict=True):
             self._meaning[tensor] = result
         if outputs and lowering.is_in_place(func) and results[0] is not FOLDED:
@@ -183,13 +177,9 @@ class Recorder(ProxyTorchDispatchMode):
         refused = next((m for m in meanings if isinstance(m, Refused)), None)
         if refused is not None:
             return refused
-        return [_mapped(a, self._operand) for a in args], {
-            k: _mapped(a, self._operand) for k, a in kwargs.items()
-        }
+        return [_mapped(a, self._operand) for a in args], {k: _mapped(a, self._operand) for k, a in kwargs.items()}
 
-    def _results(
-        self, func: Any, prepared: Any, outputs: Sequence[torch.Tensor], origin: Origin
-    ) -> Sequence[Any]:
+    def _results(self, func: Any, prepared: Any, outputs: Sequence[torch.Tensor], origin: Origin) -> Sequence[Any]:
         """What the outputs of one call mean."""
         if isinstance(prepared, Refused):
             return [prepared] * len(outputs)

@@ -81,9 +81,7 @@ class Trace:
         return replace(self, bit_equal=equal, largest_difference=worst)
 
 
-def trace(
-    function: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-) -> Trace:
+def trace(function: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Trace:
     """The graph of a function or module called with example arguments.
 
     Args:
@@ -145,9 +143,7 @@ def eager(traced: Trace) -> list[torch.Tensor]:
 # ---- calling -----------------------------------------------------------------------------------------------
 def _mode(model: Any, loss: Any, objective: Any) -> str:
     if not callable(model):
-        raise ModelError(
-            "the model cannot be called", given=type(model).__name__, required="a torch.nn.Module"
-        )
+        raise ModelError("the model cannot be called", given=type(model).__name__, required="a torch.nn.Module")
     if objective is not None and loss is not None:
         raise ModelError("both loss and objective are given", required="one of them")
     for name, value in (("loss", loss), ("objective", objective)):
@@ -159,15 +155,7 @@ def _mode(model: Any, loss: Any, objective: Any) -> str:
                 if name == "loss"
                 else "a function (model, batch) -> scalar",
             )
-    return (
-        "objective"
-        if objective is not None
-        else "none"
-        if loss is None
-        else "model"
-        if loss == "model"
-        else "loss"
-    )
+    return "objective" if objective is not None else "none" if loss is None else "model" if loss == "model" else "loss"
 
 
 def _call(model: Any, batch: Any, loss: Any, objective: Any, mode: str) -> tuple[Any, Any]:
@@ -226,9 +214,7 @@ def run_program(program: Callable[[], Any], recorder: Recorder | None, given: st
             raise recorder.failure from None
         frames = [(user_file(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
         lines = [f"{file}:{line}" for file, line in frames if file]
-        place = ", ".join(
-            p for p in (lines[-1] if lines else "", recorder.modules.place if recorder else "") if p
-        )
+        place = ", ".join(p for p in (lines[-1] if lines else "", recorder.modules.place if recorder else "") if p)
         raise ModelError(
             f"the model raised {type(error).__name__}{f' at {place}' if place else ''}: {error}",
             given=given,
@@ -258,9 +244,7 @@ def _trace(
 
     def program(bound: Any = batch) -> tuple[Any, Any]:
         loss, output = call(bound)
-        return loss, [
-            tensor for _, tensor in convention.leaves(_something(output) if loss is None else output)
-        ]
+        return loss, [tensor for _, tensor in convention.leaves(_something(output) if loss is None else output)]
 
     def rerun() -> list[torch.Tensor]:
         with untouched(modules.values()), torch.enable_grad():
@@ -277,11 +261,7 @@ def _trace(
         if custom is not None:
             raise UnsupportedOpError(custom_function(custom))
         nodes = [recorder.node_of(t) for t in results]
-        outputs = (
-            tuple(nodes)
-            if loss is None
-            else tuple(n for n in map(recorder.known_node, found) if n is not None)
-        )
+        outputs = tuple(nodes) if loss is None else tuple(n for n in map(recorder.known_node, found) if n is not None)
     names = _names(leaves, recorder.modules.calls, nodes[0] if loss is not None else None, outputs)
     graph = Graph(
         inputs=tuple(leaves.nodes),
@@ -342,9 +322,7 @@ def _output_names(count: int, loss: bool) -> tuple[str, ...]:
     return ("output",) if count == 1 else tuple(f"output_{k + 1}" for k in range(count))
 
 
-def _names(
-    leaves: Leaves, calls: Iterable[ModuleCall], loss: Node | None, outputs: Sequence[Node]
-) -> dict[str, Node]:
+def _names(leaves: Leaves, calls: Iterable[ModuleCall], loss: Node | None, outputs: Sequence[Node]) -> dict[str, Node]:
     """Leaves first, then the loss, then what modules returned: printers take the first name of a node."""
     names: dict[str, Node] = dict(leaves.names)
     unique: Names = leaves.unique
@@ -353,11 +331,7 @@ def _names(
     for call in calls:
         if call.path == "loss":
             continue
-        base = (
-            f"{'f' if call.has_parameters else 'h'}_{identifier_of_path(call.path)}"
-            if call.path
-            else "output"
-        )
+        base = f"{'f' if call.has_parameters else 'h'}_{identifier_of_path(call.path)}" if call.path else "output"
         for k, node in enumerate(call.outputs):
             names[unique.unique(base if not k else f"{base}_out{k + 1}")] = node
     if loss is None and "output" not in names and len(outputs) == 1:

@@ -1,0 +1,98 @@
+"""``chainrule demo``: every verb on the textbook's training example (figure 7.8), in at most 50 lines and one page."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from chainrule.cli.group import FINE, with_debug
+from chainrule.cli.progress import epochs_bar, working
+from chainrule.cli.target import require_torch
+
+if TYPE_CHECKING:
+    from chainrule.verbs.fit import FitResult
+
+
+@click.command()
+@click.option("--path", default="chainrule-report.html", show_default=True, help="Where to write the page.")
+@click.option(
+    "--seeds", type=click.IntRange(2), default=16, show_default=True, help="Redraws behind the measured gains."
+)
+@with_debug
+def demo(path: str, seeds: int) -> int:
+    """The textbook's own training example: its chain, gradients, diagnosis, training, and one page of it all."""
+    from chainrule.render.report import require_report
+
+    require_torch("demo")
+    require_report()
+    # One thread is fastest for a network this small, and the same on every machine. Read when torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for line in _lines(path, seeds):
+        click.echo(line)
+    return FINE
+
+
+def _lines(path: str, seeds: int) -> Iterator[str]:
+    with working("loading torch"):
+        from chainrule import examples
+        from chainrule.render.report import report
+        from chainrule.render.terminal import can_draw, chain_lines, curve
+        from chainrule.verbs.chain import chain
+        from chainrule.verbs.fit import fit
+    case = examples.figure_7_8()
+    kinds = [call.kind for call in case.trace.calls if call.path and call.path != "loss"]
+    yield f"The training example of figure 7.8: {' - '.join(kinds)}, mean squared error"
+
+    with working(f"measuring gains over {seeds} seeds"):
+        result = chain(case, seeds=seeds)
+    yield ""
+    yield "1. The chain from the loss to the input. Gains: predicted without running / measured ± standard error"
+    yield f"   of the mean over {seeds} seeds."
+    yield from chain_lines(result)
+
+    differences = gradient_differences(case)
+    yield ""
+    yield "2. Largest relative difference between these gradients and torch.autograd's: " + ", ".join(
+        f"{value:.1e} in {dtype}" for dtype, value in differences.items()
+    )
+
+    zeros = examples.figure_7_8_zeros().diagnosis
+    yield ""
+    yield f"3. This network: {case.diagnosis}"
+    yield f"   All weights zero: {zeros}"
+
+    with epochs_bar(case.epochs or 0) as advance:
+        trained = fit(case, callbacks=[advance])
+    yield ""
+    yield f"4. Training: {milestones(trained)}"
+    yield from curve(trained.loss, blocks=can_draw(sys.stdout.encoding))
+
+    facts = [
+        *((f"difference to torch.autograd, {d}", f"{v:.1e} relative") for d, v in differences.items()),
+        ("the same network, all weights zero", "; ".join(f"{f.kind} at {f.where}" for f in zeros.findings)),
+    ]
+    with working("drawing the page"):
+        written = report(case, path=path, fit=trained, chain=result, facts=facts)
+    yield ""
+    yield f"5. All of it on one page: {written}"
+
+
+def gradient_differences(case: Any) -> dict[str, float]:
+    """The largest relative difference between our gradients and torch.autograd's, by dtype."""
+    import importlib
+
+    from chainrule.examples import gradient_difference
+
+    torch = importlib.import_module("torch")  # the command line has no torch of its own
+    return {name: gradient_difference(case, getattr(torch, name)) for name in ("float32", "float64")}
+
+
+def milestones(trained: FitResult) -> str:
+    """The loss at epochs 1, 10, 100, as far as training went."""
+    epochs = [e for e in (1, 10, 100) if e <= len(trained.loss)]
+    losses = ", ".join(f"{trained.loss[e - 1]:.4g} at epoch {e}" for e in epochs)
+    return f"loss {losses} ({len(trained.step_loss)} steps in {trained.seconds:.1f} s)"

@@ -1,0 +1,39 @@
+"""Progress of long jobs, on stderr, and only where somebody is watching: a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+
+def watched() -> bool:
+    """Whether stderr is a terminal that can move its cursor."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Says what takes a while, while it does."""
+    if not watched():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(file=sys.stderr).status(what):
+        yield
+
+
+@contextlib.contextmanager
+def epochs_bar(epochs: int) -> Iterator[Callable[[int, float], None]]:
+    """A bar over epochs; the value is the callback ``(epoch, loss)`` that moves it."""
+    if not watched():
+        yield lambda epoch, loss: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task("training", total=epochs)
+        yield lambda epoch, loss: bar.update(task, completed=epoch, description=f"loss {loss:.4g}")

@@ -1,0 +1,188 @@
+"""How moments pass through contractions with independent weights of mean zero, forward and back.
+
+Sources: He et al. 2015 for the variances; the alignment of a cotangent with its value is derived at ``backward``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from chainrule.ir import Dim, Node, as_node, product
+from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments, worst
+from chainrule.ops.moment_rules import norm_fourth, over, sources_of
+
+
+def contract(
+    values: Sequence[Any],
+    operands: Sequence[tuple[int, ...]],
+    result: Sequence[int],
+    sizes: dict[int, int | Dim],
+) -> Any:
+    """The einsum of moment arrays, where a dimension of size 1 stands for equal elements.
+
+    A summed dimension that no operand resolves counts its size; a free one stays 1.
+    """
+    present = dict.fromkeys(i for o in operands for i in o)
+    if any(isinstance(v, Node) for v in values) or any(isinstance(sizes[i], Dim) for i in present):
+        total: Any = as_node(1.0)
+        for v in values:
+            total = total * v
+        count = product([sizes[i] for i in present if i not in result])
+        return total * as_node(count if isinstance(count, Dim) else float(count))
+    flat: list[Any] = []
+    resolved: set[int] = set()
+    for value, indices in zip(values, operands, strict=True):
+        array = np.asarray(value, dtype=float)
+        array = array.reshape((1,) * (len(indices) - array.ndim) + array.shape)
+        kept = [a for a, i in enumerate(indices) if array.shape[a] != 1 or sizes[i] == 1]
+        flat += [array.reshape([array.shape[a] for a in kept]), [indices[a] for a in kept]]
+        resolved |= {indices[a] for a in kept}
+    free = [i for i in result if i in resolved]
+    total = np.einsum(*flat, free)
+    count = float(product([sizes[i] for i in present if i not in result and i not in resolved]))  # type: ignore[arg-type]
+    shape = [total.shape[free.index(i)] if i in resolved else 1 for i in result]
+    return (total * count).reshape(shape)
+
+
+class ContractionRule:
+    """A contraction of independent operands, at least one of which is random with mean zero given the others.
+
+    E[y^2] sums E[a^2] E[b^2] over the contracted elements where the operand with independent zero-mean elements makes
+    cross terms vanish; a contraction without such an operand needs covariances and is unknown, unless all is given.
+    """
+
+    def forward(self, states: Sequence[Moments], node: Node) -> Moments:
+        operands, result = node.params["operands"], node.params["result"]
+        if any(not s.known for s in states):
+            return replace(UNKNOWN, sources=sources_of(states))
+        sizes = {i: s for n, o in zip(node.inputs, operands, strict=True) for i, s in zip(o, n.shape, strict=True)}
+        summed = [i for i in sizes if i not in result]
+        if all(s.law == "given" for s in states):
+            mean = contract([s.mean for s in states], operands, result, sizes)
+            return Moments(mean, mean * mean, law="given", why="a function of given numbers")
+        random = [k for k, s in enumerate(states) if s.odd and set(summed) <= set(operands[k])]
+        if len(states) == 1:
+            return _single(states[0], node, summed, sizes, operands, result)
+        if not random:
+            return replace(
+                UNKNOWN, sources=sources_of(states), why="a contraction without independent zero-mean weights"
+            )
+        second = contract([s.second for s in states], operands, result, sizes)
+        kinds = [s.kind for s in states]
+        weights = random[0]
+        others = [s for k, s in enumerate(states) if k != weights]
+        if any(states[weights].sources & s.sources for s in others):
+            kinds.append("approximate")
+        count = product([sizes[i] for i in summed])
+        spread: Any = 1.0
+        if len(states) == 2 and isinstance(count, int) and not isinstance(second, Node):
+            spread = _spread_of_inputs(others[0], operands[1 - weights], operands[weights], result, count)
+        zero = as_node(0.0) if isinstance(second, Node) else np.zeros(np.shape(second))
+        return Moments(
+            zero,
+            second,
+            law="normal",
+            kind=worst(*kinds),
+            sources=sources_of(states),
+            odd=frozenset().union(*(s.odd for s in states)),
+            unit_spread=spread,
+            why="independent weights of mean zero: E[f^2] = sum of Var(w) E[h^2]",
+        )
+
+    def backward(
+        self, g: CotangentMoments, states: Sequence[Moments], y: Moments, node: Node
+    ) -> list[CotangentMoments | None] | None:
+        """The cotangent of x in f = W x for independent weights of mean zero, conditioned on f.
+
+        Given f, the part of W along x is fixed (W x = f) and the rest is still random: the cotangent is
+        x (g.f) / |x|^2 plus, in the other directions, an independent part of variance s^2 sum(g^2). Hence
+        E[g_x^2] = E[(g.f)^2] / (n |x|^2) + (1 - 1/n) s^2 sum E[g^2], and (g_x.x) = (g.f).
+        """
+        operands, result = node.params["operands"], node.params["result"]
+        if len(states) != 2 or g.given:
+            return None
+        weights = [k for k, s in enumerate(states) if s.fresh]
+        if len(weights) != 1:
+            return None
+        (k,) = weights
+        x, own, other = states[1 - k], operands[1 - k], operands[k]
+        sizes = {i: s for n, o in zip(node.inputs, operands, strict=True) for i, s in zip(o, n.shape, strict=True)}
+        summed = [i for i in own if i not in result]
+        units = tuple(a for a, i in enumerate(result) if i in other and i not in own)
+        if set(summed) != {i for i in other if i not in result} or not x.known:
+            return None
+        spread_over = contract([g.second, states[k].second], [result, other], own, sizes)
+        axes = tuple(a for a, i in enumerate(own) if i in summed)
+        if g.aligned is None or tuple(g.axes) != units:
+            found = CotangentMoments(spread_over, None, axes, kind=worst(g.kind, x.kind, "approximate"))
+        else:
+            n = int(product([sizes[i] for i in summed]))  # type: ignore[arg-type]
+            aligned = _moved_units(g.aligned, result, units, own, axes)
+            squared = contract([x.second], [own], [i for i in own if i not in summed], sizes)
+            squared = np.expand_dims(squared, axes)  # |x|^2, per vector
+            whole = (n * over(x.second, axes)) ** 2
+            spread = np.divide(norm_fourth(x, n, axes), whole, out=np.ones_like(whole), where=whole > 0)
+            spread = spread if x.law != "given" else 1.0
+            along = np.divide(
+                aligned,
+                n * squared * spread,
+                out=np.zeros(np.broadcast(aligned, squared).shape),
+                where=squared > 0,
+            )
+            found = CotangentMoments(along + (1 - 1 / n) * spread_over, aligned, axes, kind=worst(g.kind, x.kind))
+        back: list[CotangentMoments | None] = [None, None]
+        back[1 - k] = found
+        return back
+
+
+def _spread_of_inputs(x: Moments, own: Sequence[int], weights: Sequence[int], result: Sequence[int], n: int) -> Any:
+    """The spread that units of W x share: that of |x|^2, vector by vector."""
+    if x.law == "given":
+        return 1.0
+    axes = tuple(a for a, i in enumerate(own) if i not in result)
+    if any(i in weights and i in result for i in own):
+        return 1.0
+    squared = (n * over(x.second, axes)) ** 2
+    spread = np.divide(norm_fourth(x, n, axes), squared, out=np.ones_like(squared), where=squared > 0)
+    units = tuple(a for a, i in enumerate(result) if i not in own)
+    return _moved_units(spread, own, axes, result, units)
+
+
+def _moved_units(
+    aligned: Any, result: Sequence[int], units: Sequence[int], own: Sequence[int], axes: Sequence[int]
+) -> Any:
+    """A per-vector array of f as one of x: the shared dimensions permuted, units dropped and added with size 1."""
+    array = np.asarray(aligned, dtype=float)
+    array = array.reshape((1,) * (len(result) - array.ndim) + array.shape)
+    shared = [i for a, i in enumerate(result) if a not in units]
+    array = array.reshape([array.shape[a] for a in range(len(result)) if a not in units])
+    order = [shared.index(i) for a, i in enumerate(own) if a not in axes]
+    return np.expand_dims(np.transpose(array, order), tuple(axes))
+
+
+def _single(
+    state: Moments, node: Node, summed: list[int], sizes: dict[int, Any], operands: Any, result: Any
+) -> Moments:
+    """Permutations, and sums of one value (whose elements are taken as independent)."""
+    if not summed:
+        if isinstance(state.second, Node):
+            return state
+        mean = None if state.mean is None else contract([state.mean], operands, result, sizes)
+        return replace(state, mean=mean, second=contract([state.second], operands, result, sizes))
+    if state.mean is None:
+        return replace(UNKNOWN, sources=state.sources)
+    mean = contract([state.mean], operands, result, sizes)
+    variance = contract([state.variance], operands, result, sizes)
+    return Moments(
+        mean,
+        variance + mean * mean,
+        law="normal",
+        kind=worst(state.kind, "approximate"),
+        sources=state.sources,
+        odd=state.odd,
+        why="a sum of elements taken as independent",
+    )
