@@ -63,10 +63,8 @@ class Printer:
         if not template and node.op.expansion is not None:
             return self.rendered(node.op.expansion(*node.inputs, **node.params))
         if callable(template):
-            found = template(self, node)
-            if isinstance(found, tuple):
-                return found
-            return found, self._strength(node, found)
+            found: Any = template(self, node)
+            return found if isinstance(found, tuple) else (found, self._strength(node, found))
         asked = self.asked(node)
         parts = [self.child(i, s) for i, s in zip(node.inputs, asked, strict=True)]
         return template.format(*parts), node.op.precedence

@@ -100,8 +100,9 @@ def loss_figure(loss: Sequence[float]) -> str:
         axes = figure.add_subplot()
         epochs = range(1, len(loss) + 1)
         axes.plot(epochs, [v if math.isfinite(v) else math.nan for v in loss], color=_FORWARD)
-        if any(v > 0 and math.isfinite(v) for v in loss):
-            axes.set_yscale("log")
+        positive = [v for v in loss if _on_log_axis(v)]
+        if positive:
+            _log_axis(axes, min(positive) / 1.3, max(positive) * 1.3)
         axes.set_xlabel("epoch")
         axes.set_title("loss, mean of each epoch")
         axes.margins(x=0.01)
@@ -123,11 +124,22 @@ def _signal(axes: Axes, signal: Signal, colour: str) -> None:
         axes.plot(*zip(*measured, strict=True), "o", color=colour, markersize=5, label="measured")
     values = [v for _, v in [*predicted, *measured]]
     if values:
-        axes.set_yscale("log")
-        axes.set_ylim(min(values) / 4, max(values) * 4)  # gains near 1 look like what they are: flat
+        _log_axis(axes, min(values) / 4, max(values) * 4)  # what stays near 1 looks like what it is: flat
         axes.legend(loc="best", fontsize=9)
     else:
         axes.text(0.5, 0.5, "zero or unknown everywhere", transform=axes.transAxes, ha="center")
+
+
+def _log_axis(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic axis with a few round numbers on it, written as plain text."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    within = (1.0, 2.0, 5.0) if math.log10(high / low) < 2.5 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=within, numticks=9))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
 def _on_log_axis(value: float | None) -> bool:
@@ -163,7 +175,8 @@ def _svg(draw: Any, inches: tuple[float, float], name: str) -> str:
 def _for_page(text: str, name: str) -> str:
     """SVG without what only a file of its own needs: prolog, metadata, namespaces, and ids that others may have."""
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page's own
     head, end, body = text.partition(">")
     view = re.search(r'viewBox="[^"]*"', head)
     head = f'<svg role="img" aria-label="{name}" {view[0] if view else ""}'

@@ -40,14 +40,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def count(value: float | None) -> str:
-    """A number of things, with separators.
+def count(value: Any) -> str:
+    """A number of things, with separators; what is symbolic stays so.
 
     >>> count(16000), count(2.5e9), count(None)
     ('16,000', '2.5e+09', '-')
     """
     if value is None:
         return "-"
+    if not isinstance(value, (int, float)):
+        return str(value)
     return f"{round(value):,}" if abs(value) < 1e9 else f"{value:.3g}"
 
 
@@ -187,9 +189,9 @@ def chain_lines(chain: Chain, most: int | None = None) -> list[str]:
 
 
 def gradient_table(gradients: Sequence[tuple[str, str, Sequence[Any]]], most: int | None = None) -> list[str]:
-    """Parameter gradients, one line each: name, equation, shape."""
-    rows = [(name, str(equation), shape(dims)) for name, equation, dims in gradients]
-    return table(("parameter", "gradient", "shape"), rows, most=most)
+    """Parameter gradients, one line each: equation and shape."""
+    rows = [(equation, shape(dims)) for _, equation, dims in gradients]
+    return table(("parameter gradient", "shape"), rows, most=most)
 
 
 # ---- a curve ---------------------------------------------------------------------------------------------
