@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +15,8 @@ from chainrule.cli.target import require_torch
 
 if TYPE_CHECKING:
     from chainrule.verbs.fit import FitResult
+
+_INDENT = "   "
 
 
 @click.command()
@@ -40,45 +42,50 @@ def _lines(path: str, seeds: int) -> Iterator[str]:
     with working("loading torch"):
         from chainrule import examples
         from chainrule.render.report import report
-        from chainrule.render.terminal import can_draw, chain_lines, curve
+        from chainrule.render.terminal import can_draw, chain_lines, curve, width
         from chainrule.verbs.chain import chain
         from chainrule.verbs.fit import fit
     case = examples.figure_7_8()
     kinds = [call.kind for call in case.trace.calls if call.path and call.path != "loss"]
-    yield f"The training example of figure 7.8: {' - '.join(kinds)}, mean squared error"
+    yield f"Figure 7.8: {' - '.join(kinds)}, mean squared error"
 
     with working(f"measuring gains over {seeds} seeds"):
-        result = chain(case, seeds=seeds)
+        annotated = chain(case, seeds=seeds)
     yield ""
-    yield "1. The chain from the loss to the input. Gains: predicted without running / measured ± standard error"
-    yield f"   of the mean over {seeds} seeds."
-    yield from chain_lines(result)
+    yield f"1. The chain from the loss to the input; measured: mean of {seeds} seeds ± standard error"
+    yield from _indented(chain_lines(annotated, width() - len(_INDENT)))
 
     differences = gradient_differences(case)
     yield ""
-    yield "2. Largest relative difference between these gradients and torch.autograd's: " + ", ".join(
-        f"{value:.1e} in {dtype}" for dtype, value in differences.items()
-    )
+    yield "2. Largest relative difference between these gradients and torch.autograd's"
+    yield _INDENT + ", ".join(f"{value:.1e} in {dtype}" for dtype, value in differences.items())
 
     zeros = examples.figure_7_8_zeros().diagnosis
     yield ""
-    yield f"3. This network: {case.diagnosis}"
-    yield f"   All weights zero: {zeros}"
+    yield "3. Diagnosis"
+    yield from _indented(f"this network: {case.diagnosis}".splitlines())
+    yield from _indented(f"all weights zero: {zeros}".splitlines())
 
-    with epochs_bar(case.epochs or 0) as advance:
-        trained = fit(case, callbacks=[advance])
+    # A network of its own is trained: what the page says about the chain is about the weights as they were drawn.
+    fresh = examples.figure_7_8()
+    with epochs_bar(fresh.epochs or 0) as advance:
+        trained = fit(fresh, callbacks=[advance])
     yield ""
     yield f"4. Training: {milestones(trained)}"
-    yield from curve(trained.loss, blocks=can_draw(sys.stdout.encoding))
+    yield from _indented(curve(trained.loss, blocks=can_draw(sys.stdout.encoding)))
 
     facts = [
         *((f"difference to torch.autograd, {d}", f"{v:.1e} relative") for d, v in differences.items()),
         ("the same network, all weights zero", "; ".join(f"{f.kind} at {f.where}" for f in zeros.findings)),
     ]
     with working("drawing the page"):
-        written = report(case, path=path, fit=trained, chain=result, facts=facts)
+        written = report(case, path=path, fit=trained, chain=annotated, facts=facts)
     yield ""
     yield f"5. All of it on one page: {written}"
+
+
+def _indented(lines: Iterable[str]) -> Iterator[str]:
+    yield from (f"{_INDENT}{line}".rstrip() for line in lines)
 
 
 def gradient_differences(case: Any) -> dict[str, float]:

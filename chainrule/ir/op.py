@@ -27,7 +27,7 @@ class Kink:
     value: float | str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """Arguments on which the contract test tries an op: arrays by position, static parameters by name."""
 

@@ -99,7 +99,7 @@ def elementwise(
         "shape": shape,
         "cost": _one_per_element,
         "text": f"{name}({arguments})",
-        "latex": rf"\operatorname{{{name}}}\left({arguments}\right)".replace("_", r"\_"),
+        "latex": rf"\operatorname{{{{{name}}}}}\left({arguments}\right)".replace("_", r"\_"),
         "torch": f"torch.{name}({arguments})",
         "samples": tuple(samples),
         "names": (name,),

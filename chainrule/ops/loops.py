@@ -162,6 +162,14 @@ def _scan_jvp(
     return (*results[n_carry : 2 * n_carry], *results[start : start + n_y])
 
 
+def _scan_torch(node: Node, x: list[str]) -> str:
+    """A call of the loop that the back end writes above; ``x`` starts with the name of the body's function."""
+    body, *operands = x
+    groups = (", ".join([*g, ""]) for g in _groups(operands, node.params["n_consts"], node.params["n_carry"]))
+    packed = ", ".join(f"({g.strip()})" for g in groups)
+    return f"scan({body}, {packed}, {node.params['length']}, {node.params['reverse']})"
+
+
 def _sample_body() -> Graph:
     w, h, x = (variable(n, TensorType((2,))) for n in ("w", "h", "x"))
     new = w * h + x * h
@@ -177,6 +185,7 @@ SCAN = register(
         vjp=_scan_vjp,
         jvp=_scan_jvp,
         transforms_body=True,
+        torch=_scan_torch,
         text=lambda p, node: f"scan({', '.join(p.child(i, 0) for i in node.inputs)})",
         latex=lambda p, node: rf"\operatorname{{scan}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",
         samples=(

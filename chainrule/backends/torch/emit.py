@@ -18,21 +18,32 @@ from chainrule.errors import BackendError
 from chainrule.ir import Graph, Literal, Node, TensorType, apply, describe, rebuild, shape_text
 
 _WIDTH = 100  # columns, beyond which a signature is broken into lines and a comment is left out
-_RESERVED = frozenset(("torch", "float"))
+_RESERVED = frozenset(("torch", "float", "scan"))
+
+# The one loop, written above a function that needs it: body(*consts, *carry, *slices) -> (*carry, *ys).
+_SCAN = """\
+def scan(body, consts, carry, xs, length, reverse):
+    collected = [()] * length
+    for k in reversed(range(length)) if reverse else range(length):
+        out = body(*consts, *carry, *(x[k] for x in xs))
+        carry, collected[k] = out[: len(carry)], out[len(carry) :]
+    return (*carry, *(torch.stack(ys) for ys in zip(*collected)))
+"""
 
 
-def emit(graph: Graph, name: str = "forward", free: bool = True) -> str:
+def emit(graph: Graph, name: str = "forward", free: bool = True, constants: str = "c") -> str:
     """Python source of a function of the graph's inputs that returns the tuple of its outputs.
 
     Args:
         graph: all inputs with numbers for sizes.
         name: of the function.
         free: whether intermediates are deleted after their last use.
+        constants: what the names of constants above the function start with.
     Raises:
         BackendError: an op without a ``torch`` field, or a leaf that is no input of the graph.
     """
     graph = inline_composites(graph)
-    return _Writer(graph, _Identifiers(graph)).source(_identifier(name), free)
+    return _Writer(graph, _Identifiers(graph, constants)).source(_identifier(name), free)
 
 
 def inline_composites(graph: Graph) -> Graph:
@@ -58,10 +69,11 @@ def _identifier(text: str) -> str:
 class _Identifiers:
     """One Python name per node: the user's first name for it, or ``t0``, ...; ``c0``, ... for constants."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, constants: str) -> None:
         self._names: dict[Node, str] = {}
         self._taken: set[str] = set()
-        self._counters = {"t": 0, "c": 0}
+        self._counters = {"t": 0, constants: 0}
+        self.constants = constants
         for node in graph.inputs:
             self._give(node, str(node.params.get("name", "x")))
         for node, name in graph.name_of().items():
@@ -99,9 +111,12 @@ class _Writer:
         self.fixed = self._independent()
         self.above: list[str] = []
         self.body: list[str] = []
+        self.bodies: dict[Graph, str] = {}
+        self.function = ""
         self.tensors: set[Node] = set()  # scalar constants that are needed as tensors
 
     def source(self, name: str, free: bool) -> str:
+        self.function = name
         last = self._last_uses() if free else {}
         for node in self.nodes:
             if node in self.inputs:
@@ -146,7 +161,7 @@ class _Writer:
 
     def _line(self, node: Node) -> None:
         above = node in self.fixed
-        name = self.names.of(node, "c" if above else "t")
+        name = self.names.of(node, self.names.constants if above else "t")
         expression = self._expression(node)
         if above and self.device is not None and not node.inputs:
             expression = f"{expression}.to({self.device!r})"
@@ -162,10 +177,23 @@ class _Writer:
                 required="a `torch` field, or an expansion",
                 instead="declare it in chainrule/ops (docs/adding-an-op.md)",
             )
+        if node.op.transforms_body:
+            operands = [self._operand(i, as_tensor=True) for i in node.inputs]
+            return str(written(node, [self._body(node.params["body"]), *operands]))
         # An infix operator takes numbers as they are, beside at least one tensor; a function wants tensors.
         infix = isinstance(written, str) and "(" not in written and any(i.number is None for i in node.inputs)
         operands = [self._operand(i, as_tensor=not infix) for i in node.inputs]
         return written.format(*operands) if isinstance(written, str) else str(written(node, operands))
+
+    def _body(self, body: Graph) -> str:
+        """The name of a function for the body of a loop, written above this one."""
+        if body not in self.bodies:
+            if not self.bodies:
+                self.above.append(_SCAN)
+            self.bodies[body] = f"{self.function}_body{len(self.bodies)}"
+            # Names of its own: the constants of a body and of the function share the module.
+            self.above.append(emit(body, self.bodies[body], constants=f"{self.bodies[body]}_c"))
+        return self.bodies[body]
 
     def _operand(self, node: Node, as_tensor: bool) -> str:
         if node.number is None:
@@ -173,7 +201,7 @@ class _Writer:
         if not as_tensor:
             text = _number(node)
             return f"({text})" if text.startswith("-") else text
-        name = self.names.of(node, "c")
+        name = self.names.of(node, self.names.constants)
         if node not in self.tensors:
             self.tensors.add(node)
             device = f", device={self.device!r}" if self.device else ""
