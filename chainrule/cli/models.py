@@ -78,8 +78,7 @@ def diagnose(target: str, fail_on: str, as_json: bool) -> int:
 @with_debug
 def explain(kind: str | None) -> int:
     """What a kind of finding means, and what to do; without KIND, the list of kinds."""
-    require_torch("explain")
-    from chainrule.verbs.diagnose import KINDS
+    from chainrule.verbs.kinds import KINDS
 
     if kind is None:
         click.echo("\n".join(KINDS))

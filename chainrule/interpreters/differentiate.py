@@ -19,6 +19,7 @@ from chainrule.ir import (
     TupleType,
     apply,
     constant,
+    fresh_variable,
     rebuild,
     rule_of,
     shape_text,
@@ -188,7 +189,8 @@ class _Bodies:
     @staticmethod
     def vjp_graph(body: Graph, wrt: Sequence[int]) -> tuple[Graph, Sequence[Node]]:
         """The graph (inputs, output cotangents) -> input cotangents, zeros where there is no path."""
-        seeds = [variable(f"cotangent_{k}", o.type) for k, o in enumerate(body.outputs)]
+        # Fresh: the body may itself be a derivative, whose inputs are seeds.
+        seeds = [fresh_variable(f"cotangent_{k}", o.type, body.inputs) for k, o in enumerate(body.outputs)]
         targets = [body.inputs[k] for k in wrt]
         found = vjp(body.outputs, seeds, targets)
         outs = [f if f is not None else zeros_like(t) for f, t in zip(found, targets, strict=True)]
@@ -197,7 +199,7 @@ class _Bodies:
     @staticmethod
     def jvp_graph(body: Graph) -> Graph:
         """The graph (inputs, input tangents) -> (outputs, output tangents)."""
-        tangents = [variable(f"tangent_{k}", i.type) for k, i in enumerate(body.inputs)]
+        tangents = [fresh_variable(f"tangent_{k}", i.type, body.inputs) for k, i in enumerate(body.inputs)]
         moved = jvp(body.outputs, body.inputs, tangents)
         outs = [m if m is not None else zeros_like(o) for m, o in zip(moved, body.outputs, strict=True)]
         return Graph((*body.inputs, *tangents), (*body.outputs, *outs))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chainrule.interpreters.printing import Printer
-from chainrule.ir import MUL, POSTFIX, Node
+from chainrule.ir import ATOM, MUL, POSTFIX, POWER, Node
 
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
@@ -35,6 +35,10 @@ class LatexPrinter(Printer):
         elif len(stem) > 1:
             stem = rf"\mathrm{{{stem}}}"
         return f"{stem}_{{{below.replace('_', ',')}}}" if below else stem
+
+    def _named(self, name: str) -> tuple[str, int]:
+        """A derivative as a name is a fraction: brackets only where it gets an exponent."""
+        return self.symbol(name), POWER if "/" in name else ATOM
 
     def number(self, value: Any) -> str:
         """Scientific notation as a power of ten."""

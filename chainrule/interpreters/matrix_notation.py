@@ -93,10 +93,30 @@ class _Contraction:
         self._self_loops()
         self._merge_matrices()
         self._merge_vectors()
+        factor = self._elementwise_factor()
         self._sum_out()
         self._diagonals()
         components = self._components()
-        return self._assemble(components)
+        text, strength = self._assemble(components)
+        return (text, strength) if factor is None else self._times(text, strength, factor)
+
+    def _elementwise_factor(self) -> Part | None:
+        """An operand over just the indices of the result, which the others span too: an elementwise factor of all."""
+        if not self.result:
+            return None
+        candidates = self.matrices if len(self.result) == 2 else self.vectors
+        for p in candidates:
+            if set(p.indices) != set(self.result) or len(self.result) != len(p.indices):
+                continue
+            rest = [q for q in [*self.vectors, *self.matrices, *self.identities] if q is not p]
+            if any(q.is_identity for q in rest) or not set(self.result) <= {i for q in rest for i in q.indices}:
+                continue
+            candidates.remove(p)
+            return p if p.indices == self.result else self._transposed(p)
+        return None
+
+    def _times(self, text: str, strength: int, factor: Part) -> tuple[str, int]:
+        return self.style.hadamard([factor, Part(text, strength, self.result)]), MUL
 
     # ---- reductions ----------------------------------------------------------------------------------------
     def _uses(self, index: int) -> int:

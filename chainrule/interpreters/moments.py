@@ -91,6 +91,8 @@ def _cotangents(
 ) -> list[CotangentMoments | None]:
     inputs = [states[i] for i in node.inputs]
     rule = node.op.moments
+    if g.second is None:
+        return [CotangentMoments(None, kind="unknown") for _ in inputs]
     if hasattr(rule, "backward"):
         answered = rule.backward(g, inputs, states[node], node)
         if answered is not None:

@@ -13,6 +13,7 @@ from chainrule.ir.graph import canonical_text as canonical_text
 from chainrule.ir.graph import constant as constant
 from chainrule.ir.graph import describe as describe
 from chainrule.ir.graph import digest as digest
+from chainrule.ir.graph import fresh_variable as fresh_variable
 from chainrule.ir.graph import item as item
 from chainrule.ir.graph import rebuild as rebuild
 from chainrule.ir.graph import substitute_nodes as substitute_nodes

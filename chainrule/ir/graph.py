@@ -144,6 +144,15 @@ def variable(name: str, type: TensorType | None = None) -> Node:
     return apply(OPS["input"], name=name, type=type or TensorType())
 
 
+def fresh_variable(name: str, type: TensorType, taken: Iterable[Node]) -> Node:
+    """A leaf called ``name``, or ``name'`` and so on, that is none of those ``taken``."""
+    leaf = variable(name, type)
+    while leaf in taken:
+        name += "'"
+        leaf = variable(name, type)
+    return leaf
+
+
 def constant(value: Any, dtype: str | None = None) -> Node:
     """A constant scalar or array. Without ``dtype``: Python's and NumPy's own, with floats as float64."""
     array = np.asarray(value)

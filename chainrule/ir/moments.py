@@ -24,7 +24,7 @@ class Moments:
         odd: those of them whose change of sign changes the sign of the value, so that it has mean zero given the rest.
         unit_spread: E[v^2] / E[v]^2 of the variance v that all units share given the weights before.
         kurtosis: E[x^4] / E[x^2]^2 of a unit given v (3 for a normal one, 1 for data).
-        fresh: the value is a tensor of weights as drawn, with independent elements of mean zero.
+        fresh: the value is a tensor of weights as drawn, with independent elements.
         why: the assumption or source of the last step.
     """
 

@@ -195,7 +195,10 @@ DIV = elementwise(
         [(node.inputs[0], 1), (node.inputs[1], -1)], node.type, indices
     ),
     text="{0} / {1}",
-    latex=r"\frac{{{0}}}{{{1}}}",
+    latex=lambda p, node: (
+        rf"\frac{{{p.child(node.inputs[0], 0)}}}{{{p.child(node.inputs[1], 0)}}}",
+        POWER,  # the bar groups by itself: brackets only where it gets an exponent
+    ),
     precedence=MUL,
     child_precedence=(MUL, MUL + 1),
     torch="{0} / {1}",
@@ -334,7 +337,7 @@ WHERE = elementwise(
     jvp=lambda t, y, c, a, b: (
         None
         if t[1] is None and t[2] is None
-        else where(c, t[1] if t[1] is not None else a * 0.0, t[2] if t[2] is not None else b * 0.0)
+        else where(c, t[1] if t[1] is not None else _zeros(a), t[2] if t[2] is not None else _zeros(b))
     ),
     build=lambda condition, a, b: where(condition, a, b),
     aten={
@@ -367,7 +370,7 @@ WHERE = elementwise(
 
 
 def _zeros(g: Node) -> Node:
-    # A constant, not g * 0: an inf or nan must not leak into the branch that was not taken.
+    # A constant, not g * 0: an inf or nan must not leak into the branch that was not taken. It broadcasts.
     return constant(0.0, g.type.dtype)
 
 
@@ -396,6 +399,9 @@ def where(condition: Node, a: Any, b: Any) -> Node:
 
 
 # ---- maximum and minimum -----------------------------------------------------------------------------------
+_A, _B = np.array([-1.7, -0.83, -0.31, 0.27, 0.64, 1.9]), np.array([2.1, -1.9, -0.9, -0.35, 0.31, 0.72])
+
+
 def _extremum(name: str, value: Any, wins: str) -> Any:
     def derivative(y: Node, a: Node, b: Node) -> tuple[Node, Node]:
         tie = iverson(compare("eq", a, b), like=y) * 0.5
@@ -410,6 +416,12 @@ def _extremum(name: str, value: Any, wins: str) -> Any:
         value=value,
         derivative=derivative,
         kinks=(Kink(0.0, 0.5),),
+        samples=(
+            Sample((_A, _B)),
+            Sample((_A.reshape(2, 3), _B[:3])),
+            Sample((np.array(0.2), _B)),
+            Sample((_A, _A), kink=True),
+        ),
         latex=rf"\{name[:3]}\left({{0}}, {{1}}\right)",
         aten={name: None},
         cost=lambda *_, **__: 0,

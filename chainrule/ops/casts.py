@@ -63,6 +63,7 @@ CAST = linear(
         Sample((np.array([0.3, -1.7]),), {"dtype": "float64"}),
         Sample((np.array([0.3, -1.7]),), {"dtype": "int64"}, smooth=False),
     ),
+    error_samples=(Sample((np.zeros(2),), {"dtype": "complex64"}),),
     source="torch.Tensor.to(dtype)",
 )
 

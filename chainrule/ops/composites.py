@@ -15,6 +15,7 @@ from chainrule.ir import OPS, Node, Sample, TensorType, apply, as_node, product,
 from chainrule.ops.contraction import einsum, sum_axes
 from chainrule.ops.families import composite, leaf
 from chainrule.ops.movement import broadcast, expand_dims, ones
+from chainrule.ops.probe_moments import ProbeRule
 from chainrule.ops.reductions import mean, restore
 
 _X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
@@ -76,6 +77,8 @@ LINEAR = composite(
 def _along(x: Node, axis: int) -> int:
     if not x.shape:
         raise ShapeError("softmax of a scalar", required="at least one dimension")
+    if not -x.type.rank <= axis < x.type.rank:
+        raise ShapeError(f"softmax along dimension {axis} of a value with {x.type.rank}")
     return axis % x.type.rank
 
 
@@ -116,7 +119,9 @@ def _axis_fields(name: str) -> dict[str, Any]:
         "torch": lambda node, x: f"torch.{name}({x[0]}, {node.params['axis']})",
         "build": lambda x, axis=-1: apply(OPS[name], x, axis=_along(x, int(axis))),
         "cost": lambda result, x, **_: x.numel,
+        "moments": ProbeRule(),
         "samples": (Sample((_X,), {"axis": 1}), Sample((_X,), {"axis": 0})),
+        "error_samples": (Sample((np.array(0.3),), {"axis": 0}), Sample((_X,), {"axis": 2})),
     }
 
 
@@ -245,6 +250,7 @@ BCE_WITH_LOGITS = composite(
         )
     },
     samples=_elementwise_samples(np.array([[0.0, 1.0, 1.0], [0.2, 0.0, 1.0]])),
+    error_samples=(Sample((_X, _X[:, :1]), {"reduction": "mean"}),),
     source="problem 7.5: -(1 - y) log(1 - sig(f)) - y log sig(f), derivative sig(f) - y",
 )
 
@@ -279,6 +285,12 @@ def _cross_entropy_parts(x: Node, target: Node) -> tuple[Node, int]:
     if target.type.is_float:
         _same_shape(x, target, "cross_entropy")
         return target, axis
+    if target.shape != (*x.shape[:axis], *x.shape[axis + 1 :]):
+        raise ShapeError(
+            "cross_entropy: class numbers do not fit the scores",
+            given=f"({shape_text(x.shape)}) and ({shape_text(target.shape)})",
+            required="one class number per sample: the scores' shape without its class dimension",
+        )
     hot = one_hot(target, x.shape[axis], x.type.dtype)
     order = [*range(axis), hot.type.rank - 1, *range(axis, hot.type.rank - 1)]
     return einsum(([tuple(range(hot.type.rank))], tuple(order)), hot), axis
@@ -309,6 +321,7 @@ CROSS_ENTROPY = composite(
     vjp=_cross_entropy_vjp,
     build=lambda x, target: _cross_entropy_expansion(x, target, reduction="mean"),
     **_loss_fields("cross_entropy"),
+    moments=ProbeRule(),
     aten={
         "cross_entropy_loss": lambda x, t, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0: (
             apply(CROSS_ENTROPY, x, t, reduction=_REDUCTIONS[reduction])
@@ -320,6 +333,10 @@ CROSS_ENTROPY = composite(
         Sample((_X, np.array([2, 0])), {"reduction": "mean"}),
         Sample((_X, np.array([[0.2, 0.3, 0.5], [0.0, 0.9, 0.3]])), {"reduction": "sum"}),
         Sample((_X[0], np.array(1)), {"reduction": "mean"}),
+    ),
+    error_samples=(
+        Sample((_X, np.array([2, 0, 1])), {"reduction": "mean"}),
+        Sample((_X, _X[:, :1]), {"reduction": "mean"}),
     ),
     source="-log softmax(x)[y]; derivative softmax(x) - onehot(y) over the batch",
 )

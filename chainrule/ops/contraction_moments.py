@@ -64,7 +64,7 @@ class ContractionRule:
         if all(s.law == "given" for s in states):
             mean = contract([s.mean for s in states], operands, result, sizes)
             return Moments(mean, mean * mean, law="given", why="a function of given numbers")
-        random = [k for k, s in enumerate(states) if s.odd and set(summed) <= set(operands[k])]
+        random = [k for k, s in enumerate(states) if (s.odd or s.fresh) and set(summed) <= set(operands[k])]
         if len(states) == 1:
             return _single(states[0], node, summed, sizes, operands, result)
         if not random:
@@ -81,14 +81,26 @@ class ContractionRule:
         spread: Any = 1.0
         if len(states) == 2 and isinstance(count, int) and not isinstance(second, Node):
             spread = _spread_of_inputs(others[0], operands[1 - weights], operands[weights], result, count)
-        zero = as_node(0.0) if isinstance(second, Node) else np.zeros(np.shape(second))
+        mean: Any = as_node(0.0) if isinstance(second, Node) else np.zeros(np.shape(second))
+        own = states[weights]
+        if not own.odd:
+            # Weights around a mean: the mean part is that mean times the sum of the inputs, E[(sum h)^2] taken
+            # with independent h; only their variance sums independently.
+            if len(others) != 1 or own.mean is None or others[0].mean is None:
+                return replace(UNKNOWN, sources=sources_of(states), why="weights with a mean, of an input without one")
+            (h,) = others
+            pair = (operands[weights], operands[1 - weights])
+            mean = contract([own.mean, h.mean], pair, result, sizes)
+            second = contract([own.variance, h.second], pair, result, sizes) + mean * mean
+            second = second + contract([own.mean * own.mean, h.variance], pair, result, sizes)
+            kinds.append("exact" if h.law == "given" else "approximate")
         return Moments(
-            zero,
+            mean,
             second,
             law="normal",
             kind=worst(*kinds),
             sources=sources_of(states),
-            odd=frozenset().union(*(s.odd for s in states)),
+            odd=frozenset().union(*(s.odd for s in states)) if own.odd else frozenset(),
             unit_spread=spread,
             why="independent weights of mean zero: E[f^2] = sum of Var(w) E[h^2]",
         )

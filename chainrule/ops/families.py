@@ -20,12 +20,14 @@ import numpy as np
 
 from chainrule.ir import (
     ATOM,
+    OPS,
     Node,
     Op,
     Sample,
     TensorType,
     apply,
     broadcast_shapes,
+    constant,
     promote,
     register,
     toposort,
@@ -94,6 +96,9 @@ def elementwise(
     if arity > 1:
         samples.append(Sample((arrays[0].reshape(2, 3), *[a[:3] for a in arrays[1:]])))
         samples.append(Sample((arrays[0][:1].reshape(()), *arrays[1:])))
+    kinks = [k.at for k in fields.get("kinks", ())]
+    if kinks:  # of the first operand
+        samples.append(Sample((np.array(kinks), *[a[: len(kinks)] for a in arrays[1:]]), kink=True))
     arguments = ", ".join(f"{{{i}}}" for i in range(arity))
     defaults: dict[str, Any] = {
         "shape": shape,
@@ -102,6 +107,7 @@ def elementwise(
         "latex": rf"\operatorname{{{{{name}}}}}\left({arguments}\right)".replace("_", r"\_"),
         "torch": f"torch.{name}({arguments})",
         "samples": tuple(samples),
+        "error_samples": (Sample((np.zeros(2), *[np.zeros(3)] * (arity - 1))),) if arity > 1 else (),
         "names": (name,),
         "moments": Pointwise(),
         "differentiable": derivative is not None or "expansion" in fields or "vjp" in fields,
@@ -122,9 +128,15 @@ def unary(
     return elementwise(name, arity=1, value=value, derivative=partials, **given)
 
 
+def zeros_like(x: Node) -> Node:
+    """Zeros in the type of a node. Never ``x * 0``, which is nan where x is not finite."""
+    zero = constant(0.0, x.type.dtype)
+    return apply(OPS["broadcast"], zero, shape=x.shape) if x.shape else zero
+
+
 def zero_derivative(y: Node, x: Node) -> Node:
     """The derivative of a function that is flat almost everywhere: a constant zero, which simplify and reports see."""
-    return x * 0.0
+    return zeros_like(x)
 
 
 def linear(name: str, *, transpose: Callable[..., Node | None], **fields: Any) -> Op:

@@ -67,7 +67,7 @@ DIM = leaf(
     value=lambda *, size: np.float64(size) if isinstance(size, int) else _unknown(size),
     text=lambda p, node: (p.size(node.params["size"]), _size_strength(node.params["size"])),
     latex=lambda p, node: (p.size(node.params["size"]), _size_strength(node.params["size"])),
-    torch=lambda node, _: repr(float(node.params["size"])),
+    torch=lambda node, _: f"torch.tensor({float(node.params['size'])!r}, dtype=torch.float64)",
     samples=(Sample((), {"size": 3}),),
     source="a dimension used as a number, such as n in sum(x) / n",
 )
@@ -128,6 +128,7 @@ ITEM = register(
         text=lambda p, node: f"{p.child(node.inputs[0], UNARY)}.{node.params['index']}",
         latex=lambda p, node: f"{p.child(node.inputs[0], UNARY)}_{{{node.params['index']}}}",
         torch=lambda node, x: f"{x[0]}[{node.params['index']}]",
+        samples=(Sample(((np.array([0.3, -0.7]), np.array(1.2)),), {"index": 1}),),
         source="one output of a node with several",
     )
 )

@@ -21,11 +21,13 @@ from chainrule.ir import (
     TensorType,
     TupleType,
     apply,
+    fresh_variable,
     item,
     register,
     toposort,
     variable,
 )
+from chainrule.ops.families import zeros_like
 
 
 def _groups(items: Sequence[Any], n_consts: int, n_carry: int) -> tuple[list[Any], list[Any], list[Any]]:
@@ -118,7 +120,7 @@ def _scan_vjp(
     back, seeds = differentiation.vjp_graph(body, floats)
     at = {k: position for position, k in enumerate(floats)}
     # Backward body: carry = (carry cotangents, accumulated const cotangents), x = (carries in, xs, y cotangents).
-    totals = {k: variable(f"total_{k}", body.inputs[k].type) for k in range(n_consts) if k in at}
+    totals = {k: fresh_variable(f"total_{k}", body.inputs[k].type, body.inputs) for k in range(n_consts) if k in at}
     carry_seeds, y_seeds = seeds[:n_carry], seeds[n_carry:]
     new_totals = [total + back.outputs[at[k]] for k, total in totals.items()]
     new_carry = [back.outputs[at[n_consts + k]] for k in range(n_carry)]
@@ -127,7 +129,7 @@ def _scan_vjp(
         (*body.inputs[:n_consts], *carry_seeds, *totals.values(), *body.inputs[n_consts:], *y_seeds),
         (*new_carry, *new_totals, *(back.outputs[at[p]] for p in x_positions)),
     )
-    zeros = [consts[k] * 0.0 for k in totals]
+    zeros = [zeros_like(consts[k]) for k in totals]
     results = scan(body_back, consts, [*g[:n_carry], *zeros], [*entered, *xs, *g[n_carry:]], length, not reverse)
     found: dict[int, Node] = {n_consts + k: results[k] for k in range(n_carry)}
     found |= dict(zip(totals, results[n_carry : n_carry + len(totals)], strict=True))
@@ -146,7 +148,7 @@ def _scan_jvp(
     reverse: bool,
     differentiation: Any,
 ) -> tuple[Node, ...]:
-    moved = [t if t is not None else x * 0.0 for t, x in zip(tangents, inputs, strict=True)]
+    moved = [t if t is not None else zeros_like(x) for t, x in zip(tangents, inputs, strict=True)]
     both = differentiation.jvp_graph(body)
     primal, tangent = both.inputs[: len(inputs)], both.inputs[len(inputs) :]
     (p_const, p_carry, p_x), (t_const, t_carry, t_x) = (_groups(v, n_consts, n_carry) for v in (primal, tangent))
@@ -195,6 +197,12 @@ SCAN = register(
                     np.array([1.0, 2.0]),
                     np.array([[0.1, 0.2], [-0.3, 0.4], [0.7, -0.2]]),
                 ),
+                {"body": _sample_body(), "n_consts": 1, "n_carry": 1, "length": 3, "reverse": False},
+            ),
+        ),
+        error_samples=(
+            Sample(
+                (np.zeros(2), np.zeros(2), np.zeros((4, 2))),
                 {"body": _sample_body(), "n_consts": 1, "n_carry": 1, "length": 3, "reverse": False},
             ),
         ),

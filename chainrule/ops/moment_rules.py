@@ -43,11 +43,13 @@ class Pointwise:
         extra = [o.mean for o in others]
         if not u.known or any(o.law != "given" for o in others):
             return replace(UNKNOWN, sources=sources_of(states))
-        law = "symmetric" if self.odd and u.law in ("normal", "symmetric") and _is_zero(u.mean) else "any"
-        common = {"sources": u.sources, "odd": u.odd if self.odd else frozenset(), "law": law}
-        if u.law == "given" and not isinstance(u.mean, Node):
+        if u.law == "given" and not any(isinstance(m, Node) for m in (u.mean, *extra)):
             value = _value(node, u.mean, extra)
             return Moments(value, value**2, law="given", why="a function of given numbers")
+        if not all(_uniform(e) for e in extra):
+            return replace(UNKNOWN, sources=u.sources, why=f"{node.op.name} with different numbers per element")
+        law = "symmetric" if self.odd and u.law in ("normal", "symmetric") and _is_zero(u.mean) else "any"
+        common = {"sources": u.sources, "odd": u.odd if self.odd else frozenset(), "law": law}
         if _is_zero(u.mean) and u.law == "normal" and self.normal is not None:
             mean, second = self.normal(u.second, *extra)
             kurtosis = 3.0 if isinstance(second, Node) else self._kurtosis(u, node, extra)
@@ -62,6 +64,8 @@ class Pointwise:
         if isinstance(u.second, Node) or isinstance(u.mean, Node) or u.law in ("symmetric", "given"):
             return replace(UNKNOWN, sources=u.sources, why=f"no closed form of {node.op.name} for this law")
         mean, second, _ = self._integrals(u, node, extra)
+        if not np.all(np.isfinite(second)):
+            return replace(UNKNOWN, sources=u.sources, why=f"{node.op.name} has no value on part of a normal law")
         mean = np.zeros_like(mean) if self.odd and _is_zero(u.mean) else mean
         kind = u.kind if u.law == "normal" else worst(u.kind, "approximate")
         kurtosis = self._kurtosis(u, node, extra)
@@ -77,9 +81,9 @@ class Pointwise:
     ) -> list[CotangentMoments | None] | None:
         """``g phi'(u)``: the part of g along phi(u) and the rest pass the derivative separately."""
         u, *others = states
-        if not u.known or u.mean is None or u.law == "given" or not y.known:
-            return None
         extra = [o.mean for o in others]
+        if not u.known or u.mean is None or u.law == "given" or not y.known or not all(map(_uniform, extra)):
+            return None
 
         def phi(x: np.ndarray) -> np.ndarray:
             return _value(node, x, extra)
@@ -94,7 +98,7 @@ class Pointwise:
             lambda x: (dphi(x) * x) ** 2,
             lambda x: dphi(x) * x,
         ]
-        kinks = [k.at for k in node.op.kinks]
+        kinks = _borders(node, extra)
         kind = worst(g.kind, u.kind, "exact" if u.law == "normal" else "approximate")
         nothing: list[CotangentMoments | None] = [None] * len(others)
         if g.given:
@@ -130,9 +134,19 @@ class Pointwise:
         def phi(x: np.ndarray) -> np.ndarray:
             return _value(node, x, extra)
 
-        kinks = [k.at for k in node.op.kinks]
+        kinks = _borders(node, extra)
         functions = [phi, lambda x: phi(x) ** 2, lambda x: phi(x) ** 4]
         return expectations(functions, u.mean, u.variance, kinks)
+
+
+def _borders(node: Node, extra: Sequence[Any]) -> list[float]:
+    """Where quadrature is split: the declared kinks, and the numbers that the value is compared with."""
+    return [*(k.at for k in node.op.kinks), *(float(np.ravel(e)[0]) for e in extra)]
+
+
+def _uniform(extra: Any) -> bool:
+    """Whether a given operand is one number for all elements."""
+    return isinstance(extra, Node) or bool(np.all(np.asarray(extra) == np.ravel(extra)[:1]))
 
 
 def _count(node: Node, axes: Sequence[int]) -> int:
@@ -156,7 +170,7 @@ def norm_fourth(x: Moments, units: int, axes: Sequence[int]) -> Any:
 
 def _value(node: Node, x: Any, extra: Sequence[Any]) -> Any:
     with np.errstate(all="ignore"):
-        return np.asarray(node.op.value(x, *(np.asarray(e).reshape(-1)[0] for e in extra), **node.params), dtype=float)
+        return np.asarray(node.op.value(x, *extra, **node.params), dtype=float)
 
 
 def _slope(node: Node, x: np.ndarray, y: np.ndarray, extra: Sequence[Any]) -> np.ndarray:
@@ -354,8 +368,11 @@ class PowerRule(Pointwise):
 
 
 # ---- movement ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
 class MovementRule:
-    """Values that only change place keep their moments."""
+    """Values that only change place keep their moments; ``fills``: zeros come between them."""
+
+    fills: bool = False
 
     def forward(self, states: Sequence[Moments], node: Node) -> Moments:
         (x,) = states
@@ -365,7 +382,7 @@ class MovementRule:
         return replace(x, mean=mean, second=self._moved(x.second, node))
 
     def _moved(self, array: Any, node: Node) -> Any:
-        if np.size(array) == 1:
+        if np.size(array) == 1 and not self.fills:
             return np.reshape(array, (1,) * node.type.rank)
         return np.asarray(
             node.op.value(np.broadcast_to(array, tuple(int(n) for n in node.inputs[0].shape)), **node.params)

@@ -178,12 +178,23 @@ def reshape(x: Node, shape: Shape) -> Node:
     return x if x.shape == tuple(shape) else apply(RESHAPE, x, shape=tuple(shape))
 
 
+def _check_axes(x: TensorType, axes: tuple[int, ...], rank: int) -> None:
+    if list(axes) != sorted(set(axes)) or any(not 0 <= a < rank for a in axes):
+        raise ShapeError(
+            "dimensions that do not fit",
+            given=f"{axes} for shape ({shape_text(x.shape)})",
+            required=f"increasing numbers from 0 to {rank - 1}",
+        )
+
+
 def _expand_shape(x: TensorType, *, axes: tuple[int, ...]) -> TensorType:
+    _check_axes(x, axes, x.rank + len(axes))
     rest = iter(x.shape)
     return x.with_shape(tuple(1 if a in axes else next(rest) for a in range(x.rank + len(axes))))
 
 
 def _squeeze_shape(x: TensorType, *, axes: tuple[int, ...]) -> TensorType:
+    _check_axes(x, axes, x.rank)
     if any(x.shape[a] != 1 for a in axes):
         raise ShapeError("squeeze of a dimension that is not 1", given=f"({shape_text(x.shape)}), axes {axes}")
     return x.with_shape(tuple(s for a, s in enumerate(x.shape) if a not in axes))
@@ -231,7 +242,8 @@ EXPAND_DIMS = linear(
         ),
     ),
     aten={"unsqueeze": _unsqueeze},
-    samples=(Sample((_X,), {"axes": (0, 2)}),),
+    samples=(Sample((_X,), {"axes": (0, 2)}), Sample((_X,), {"axes": (1,)})),
+    error_samples=(Sample((_X,), {"axes": (3,)}), Sample((_X,), {"axes": (1, 0)})),
     source="numpy.expand_dims",
 )
 SQUEEZE = linear(
@@ -263,7 +275,7 @@ SQUEEZE = linear(
         "squeeze.dims": lambda x, dims: squeeze(x, tuple(sorted(d % x.type.rank for d in dims if x.shape[d] == 1))),
     },
     samples=(Sample((_X[:, None, :],), {"axes": (1,)}),),
-    error_samples=(Sample((_X,), {"axes": (0,)}),),
+    error_samples=(Sample((_X,), {"axes": (0,)}), Sample((_X[:1],), {"axes": (2,)})),
     source="numpy.squeeze",
 )
 

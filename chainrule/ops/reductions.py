@@ -16,6 +16,7 @@ from chainrule.ir import (
     Kink,
     Node,
     Op,
+    Rewrite,
     Sample,
     TensorType,
     apply,
@@ -28,6 +29,7 @@ from chainrule.ops.arithmetic import compare, iverson
 from chainrule.ops.contraction import einsum, sum_axes, swap
 from chainrule.ops.families import composite
 from chainrule.ops.movement import broadcast, expand_dims, reshape
+from chainrule.ops.probe_moments import ProbeRule
 
 _X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
 
@@ -43,6 +45,7 @@ def normal_axes(axes: int | float | Sequence[int] | None, rank: int) -> tuple[in
 
 
 def _reduced_shape(x: TensorType, *, axes: tuple[int, ...], keepdims: bool) -> TensorType:
+    normal_axes(axes, x.rank)
     shape = tuple(1 if a in axes else s for a, s in enumerate(x.shape) if keepdims or a not in axes)
     return x.with_shape(shape)
 
@@ -61,6 +64,7 @@ def total(x: Any, axis: Any = None) -> Node:
 
 
 def _mean_expansion(x: Node, *, axes: tuple[int, ...], keepdims: bool) -> Node:
+    normal_axes(axes, x.type.rank)
     return sum_axes(x, axes, keepdims) / product([x.shape[a] for a in axes]) if axes else x
 
 
@@ -110,6 +114,14 @@ _REDUCTION_SAMPLES = (
     Sample((_X,), {"axes": (1,), "keepdims": False}),
     Sample((_X,), {"axes": (0,), "keepdims": True}),
 )
+_REDUCTION_ERRORS = (Sample((_X,), {"axes": (2,), "keepdims": False}),)
+
+
+def _kept_dimensions(node: Node) -> Node | None:
+    """``keepdims`` as what it abbreviates."""
+    (x,), axes = node.inputs, node.params["axes"]
+    return expand_dims(apply(node.op, x, axes=axes, keepdims=False), axes) if node.params["keepdims"] else None
+
 
 MEAN = composite(
     "mean",
@@ -123,6 +135,8 @@ MEAN = composite(
         "mean.dim": lambda x, dim, keepdim=False, dtype=None: mean(x, dim, keepdim),
     },
     samples=_REDUCTION_SAMPLES,
+    error_samples=_REDUCTION_ERRORS,
+    rewrites=(Rewrite(_kept_dimensions),),
     source="sum over the number of elements",
 )
 
@@ -161,13 +175,16 @@ def _reduced_extremum(name: str, spelled: str, value: Any) -> Op:
             text=_reduction_text(spelled),
             latex=_reduction_latex(spelled),
             torch=_reduction_torch(name),
+            moments=ProbeRule(),
             aten={
                 name: lambda x, dim=(), keepdim=False: apply(
                     OPS[name], x, axes=normal_axes(dim, x.type.rank), keepdims=keepdim
                 ),
                 spelled: lambda x: apply(OPS[name], x, axes=normal_axes(None, x.type.rank), keepdims=False),
             },
-            samples=_REDUCTION_SAMPLES,
+            samples=(*_REDUCTION_SAMPLES, Sample((np.full((2, 2), 0.7),), {"axes": (1,), "keepdims": False}, kink=True)),
+            error_samples=_REDUCTION_ERRORS,
+            rewrites=(Rewrite(_kept_dimensions),),
             source="the largest (smallest) element; equal ones share the derivative, as torch.amax does",
         )
     )

@@ -24,7 +24,8 @@ from chainrule.ir import (
     register,
     shape_text,
 )
-from chainrule.ops.families import linear
+from chainrule.ops.families import linear, zeros_like
+from chainrule.ops.moment_rules import MovementRule
 from chainrule.ops.movement import axes_tuple, expand_dims, squeeze
 
 _X = np.arange(6.0).reshape(2, 3) / 7 - 0.4
@@ -40,7 +41,13 @@ def _length(start: int | Dim, stop: int | Dim, step: int) -> int | Dim:
     return max(0, -(-span // step))
 
 
+def _one_per_dimension(x: TensorType, *amounts: Any) -> None:
+    if any(len(a) != x.rank for a in amounts):
+        raise ShapeError("one amount for each dimension", given=f"{amounts} for shape ({shape_text(x.shape)})")
+
+
 def _slice_shape(x: TensorType, *, starts: Any, stops: Any, steps: Any) -> TensorType:
+    _one_per_dimension(x, starts, stops, steps)
     for start, stop, size in zip(starts, stops, x.shape, strict=True):
         if all(isinstance(v, int) for v in (start, stop, size)) and not 0 <= start <= stop <= size:
             raise ShapeError("slice outside its dimension", given=f"{start}:{stop} of {size}")
@@ -111,12 +118,18 @@ SLICE = linear(
         Sample((_X,), {"starts": (0, 1), "stops": (2, 3), "steps": (1, 1)}),
         Sample((_X,), {"starts": (1, 0), "stops": (2, 3), "steps": (1, 2)}),
     ),
-    error_samples=(Sample((_X,), {"starts": (0, 1), "stops": (2, 9), "steps": (1, 1)}),),
+    error_samples=(
+        Sample((_X,), {"starts": (0, 1), "stops": (2, 9), "steps": (1, 1)}),
+        Sample((_X,), {"starts": (0,), "stops": (2,), "steps": (1,)}),
+    ),
     source="numpy basic slicing with positive steps",
 )
 
 
 def _pad_shape(x: TensorType, *, low: Any, high: Any, interior: Any) -> TensorType:
+    _one_per_dimension(x, low, high, interior)
+    if any(isinstance(n, int) and n < 0 for n in (*low, *high, *interior)):
+        raise ShapeError("pad by a negative amount", given=f"{low}, {high}, {interior}", instead="a slice")
     return x.with_shape(
         tuple(
             a + b + n + (n - 1) * k if n != 0 else a + b
@@ -176,6 +189,11 @@ PAD = linear(
         Sample((_X,), {"low": (1, 0), "high": (0, 2), "interior": (0, 0)}),
         Sample((_X,), {"low": (0, 1), "high": (1, 0), "interior": (1, 0)}),
     ),
+    error_samples=(
+        Sample((_X,), {"low": (-1, 0), "high": (0, 0), "interior": (0, 0)}),
+        Sample((_X,), {"low": (1,), "high": (0, 0), "interior": (0, 0)}),
+    ),
+    moments=MovementRule(fills=True),
     source="zeros around and between elements, as in XLA's pad",
 )
 
@@ -267,7 +285,7 @@ def _concat_vjp(g: Node, y: Node, *xs: Node, axis: int) -> tuple[Node, ...]:
 
 
 def _concat_jvp(tangents: Sequence[Node | None], y: Node, *xs: Node, axis: int) -> Node:
-    return apply(CONCAT, *(t if t is not None else x * 0.0 for t, x in zip(tangents, xs, strict=True)), axis=axis)
+    return apply(CONCAT, *(t if t is not None else zeros_like(x) for t, x in zip(tangents, xs, strict=True)), axis=axis)
 
 
 CONCAT = register(

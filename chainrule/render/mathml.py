@@ -68,7 +68,7 @@ class _Parser:
         while self.peek() and self.peek() not in stop:
             parts.append(self.scripted())
         self.depth -= 1
-        parts = [p for p in parts if p]
+        parts = _spaced([p for p in parts if p])
         return parts[0] if len(parts) == 1 else f"<mrow>{''.join(parts)}</mrow>"
 
     def group(self) -> str:
@@ -148,6 +148,17 @@ class _Parser:
         self.take(r"\right")
         closing = self.take()
         return f"<mrow>{_fence(opening)}{body}{_fence(closing)}</mrow>"
+
+
+def _spaced(parts: list[str]) -> list[str]:
+    """A little room between factors that stand side by side, as TeX would not need it between single letters."""
+    found: list[str] = []
+    for part in parts:
+        factor = not part.startswith(("<mo", "<mrow><mo", "<msup><mrow><mo"))
+        if factor and found and not re.match(r"(<msub>)?<mo|<mi>(∂|𝕀)", found[-1]):
+            found.append('<mspace width="0.25em"/>')
+        found.append(part)
+    return found
 
 
 def _fence(token: str) -> str:

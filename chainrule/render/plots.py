@@ -150,8 +150,10 @@ def _depth_axis(axes: Axes, layers: Sequence[str]) -> None:
     step = -(-len(layers) // 14)  # at most 14 names
     at = list(range(0, len(layers), step))
     axes.set_xlim(-0.4, len(layers) - 0.6)
+    names = [_short(layers[k]) for k in at]
+    crowded = sum(map(len, names)) > 40
     # A name is shown as it is: a dollar sign in it is no formula.
-    axes.set_xticks(at, [_short(layers[k]) for k in at], rotation=35, ha="right", parse_math=False)
+    axes.set_xticks(at, names, parse_math=False, rotation=35 * crowded, ha="right" if crowded else "center")
 
 
 def _short(name: str) -> str:

@@ -125,13 +125,16 @@ class Row:
 
 def _page(case: Case, chain: Chain, fit: FitResult | None, facts: Sequence[tuple[str, str]]) -> dict[str, Any]:
     equations = {step.symbol: _equation(step.symbol, step.closed_form) for step in case.equations.steps}
+    reach = _reach(chain.links[1:])  # the first row, the loss's own gradient, is a size and not a gain
     return {
         "title": type(case.model).__name__,
+        "layers": _layers(case),
         "summary": [*_summary(case), *facts],
         "ok": case.diagnosis.ok,
         "findings": case.diagnosis.findings,
         "checked": case.diagnosis.checked,
-        "rows": [_row(link, equations) for link in chain.links],
+        "rows": [_row(link, equations, reach if k else 0) for k, link in enumerate(chain.links)],
+        "reach": f"{reach:g}",
         "product": chain.product,
         "seeds": chain.seeds,
         "gradients": [
@@ -153,6 +156,13 @@ def _page(case: Case, chain: Chain, fit: FitResult | None, facts: Sequence[tuple
     }
 
 
+def _layers(case: Case) -> str:
+    """The innermost modules in order, the first ten of them."""
+    containers = {call.path.rpartition(".")[0] for call in case.trace.calls}
+    kinds = [c.kind for c in case.trace.calls if c.path not in {*containers, "", "loss"}]
+    return " – ".join(kinds[:10]) + (f" … ({len(kinds)} modules)" if len(kinds) > 10 else "")
+
+
 def _summary(case: Case) -> Iterator[tuple[str, str]]:
     traced = case.trace
     leaves = dict.fromkeys(traced.parameters.values())  # a tied parameter counts once
@@ -163,10 +173,16 @@ def _summary(case: Case) -> Iterator[tuple[str, str]]:
         yield "loss", getattr(case.loss, "__name__", type(case.loss).__name__ if callable(case.loss) else "the model's")
     if case.optimizer is not None:
         rates = sorted({group["lr"] for group in case.optimizer.param_groups if "lr" in group})
-        yield "optimizer", type(case.optimizer).__name__ + (f", learning rate {', '.join(map(str, rates))}" if rates else "")
+        yield (
+            "optimizer",
+            type(case.optimizer).__name__ + (f", learning rate {', '.join(map(str, rates))}" if rates else ""),
+        )
     if traced.bit_equal is not None:
         same = "equal to the model's, bit for bit"
-        yield "traced forward pass", same if traced.bit_equal else f"differs by {traced.largest_difference:.1e} (relative)"
+        yield (
+            "traced forward pass",
+            same if traced.bit_equal else f"differs by {traced.largest_difference:.1e} (relative)",
+        )
 
 
 def _symbol(equation: str) -> str:
@@ -183,31 +199,34 @@ def _math(name: str, expression: Any) -> str | None:
     return mathml(f"{LatexPrinter().symbol(name)} = {expression.latex}")
 
 
-def _row(link: Link, equations: dict[str, Equation]) -> Row:
+def _row(link: Link, equations: dict[str, Equation], reach: float) -> Row:
+    """``reach``: the gain at the right end of the bars, 0 for no bar."""
+    end = _position(link.gain_predicted, reach)
     return Row(
         layer=link.layer,
         equation=equations.get(_symbol(link.factor), Equation(None, link.factor)),
         shape=terminal.shape(link.shape),
         gain=terminal.gain(link),
-        bar=_bar(link.gain_predicted),
-        mark=_position(link.gain_measured),
+        bar=None if end is None else (min(50.0, end), abs(end - 50.0)),
+        mark=_position(link.gain_measured, reach),
         bytes=terminal.size(link.bytes),
         multiplications=terminal.count(link.multiplications),
         finding=terminal.finding(link.finding),
     )
 
 
-def _position(gain: float | None) -> float | None:
-    """Where a gain lies between 1/10 (0) and 10 (100)."""
-    if gain is None or not gain > 0 or not math.isfinite(gain):
+def _reach(links: Sequence[Link]) -> float:
+    """A round number that no gain and no 1 / gain exceeds, if a page of bars can show it."""
+    gains = [g for link in links for g in (link.gain_predicted, link.gain_measured) if g and math.isfinite(g)]
+    largest = max((abs(math.log10(g)) for g in gains), default=0.0)
+    return next((r for r in (4.0, 10.0, 100.0, 1e3, 1e6) if math.log10(r) >= largest), 1e12)
+
+
+def _position(gain: float | None, reach: float) -> float | None:
+    """Where a gain lies between 1 / reach (0) and reach (100)."""
+    if gain is None or not reach or not gain > 0 or not math.isfinite(gain):
         return None
-    return 50 + 50 * max(-1.0, min(1.0, math.log10(gain)))
-
-
-def _bar(gain: float | None) -> tuple[float, float] | None:
-    """Left end and width of the bar from no change to the gain."""
-    end = _position(gain)
-    return None if end is None else (min(50.0, end), abs(end - 50.0))
+    return 50 + 50 * max(-1.0, min(1.0, math.log10(gain) / math.log10(reach)))
 
 
 def _moments(case: Case, seeds: int) -> str:

@@ -133,8 +133,9 @@ def chain(
         if name in equations.program.variables and name not in inputs:
             gradients.append((name, equation, step.shape))
             continue
-        child = equations.program.children(name)[-1]
-        layer = layers.get(child) or child
+        children = equations.program.children(name)
+        child = children[-1]
+        layer = ", ".join(layers.get(c) or c for c in children)
         before = None if child == equations.of else child
         error, gain = _measured_gain(measured, name, before)
         links.append(
@@ -145,7 +146,7 @@ def chain(
                 gain_predicted=_gain(predicted.get(name), predicted.get(before) if before else 1.0),
                 gain_measured=gain,
                 gain_error=error,
-                bytes=_bytes_kept(equations, child, parameters),
+                bytes=_bytes_kept(equations, children, parameters),
                 multiplications=_multiplications(step),
                 finding=findings.get(layer.split(" ")[0], ""),
             )
@@ -243,12 +244,12 @@ def _measured_gain(measured: Mapping[str, Any], name: str, before: str | None) -
     return float(np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))), gain
 
 
-def _bytes_kept(equations: DeriveResult, child: str, parameters: set[str]) -> int | None:
-    """Bytes of the forward values that the derivatives of ``child`` by its parents read, parameters not counted."""
+def _bytes_kept(equations: DeriveResult, children: Sequence[str], parameters: set[str]) -> int | None:
+    """Bytes of the forward values that the derivatives of ``children`` read, parameters not counted."""
     program = equations.program
     kept: dict[Node, None] = {}
     for step in equations.steps:
-        if child in program.children(step.wrt):
+        if any(child in program.children(step.wrt) for child in children):
             for leaf in toposort([step.closed_form.node]):
                 name = leaf.params.get("name", "") if leaf.is_leaf else ""
                 if (name in program.node or name in program.variables) and name not in parameters:

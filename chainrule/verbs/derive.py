@@ -133,7 +133,7 @@ def _factor_lines(step: Step) -> list[str]:
         for f in term.factors:
             if f.symbol == step.symbol and len(term.factors) == 1:
                 continue
-            if f.expression is None:
+            if f.expression is None or any(g.expression is None for g in term.factors):
                 continue
             shown = f.expression.text
             shape = f"   ({shape_text(f.shape)})" if f.shape else ""

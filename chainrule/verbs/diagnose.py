@@ -19,24 +19,10 @@ from chainrule.errors import ModelError
 from chainrule.frontends.torch import Trace
 from chainrule.ir import Graph, Node, TensorType
 from chainrule.verbs.case import Case, as_case
+from chainrule.verbs.kinds import KINDS
 from chainrule.verbs.model_moments import mean_of, predict
 
-CHECKED = ("nonfinite", "symmetric", "vanishing", "exploding")
-
-KINDS: Mapping[str, str] = {
-    "nonfinite": "An inf or nan appears in the forward or the backward pass. The finding names the first value whose "
-    "inputs are all finite and that is not: that is where it was produced; everything after it only passes it on. "
-    "If the batch or a parameter already holds it, that is named instead.",
-    "symmetric": "Units of a layer have equal weights, equal biases and equal gradients. Gradient descent moves them "
-    "alike, so they stay equal for ever and the layer is as wide as its number of different units. "
-    "Usual cause: weights initialised to a constant. Fix: draw them at random (problem 7.15).",
-    "vanishing": "The gradient of the pre-activations shrinks by orders of magnitude from the loss back to the first "
-    "layers, steadily with depth, so these barely move. Usual causes: weights too small for the width, or "
-    "saturating activations. Fix: variance 2 / fan_in for ReLU (He), 1 / fan_in for tanh, or normalisation or skips.",
-    "exploding": "The gradient of the pre-activations grows by orders of magnitude from the loss back to the first "
-    "layers, steadily with depth. Usual cause: weights too large for the width. Fix: variance 2 / fan_in for ReLU.",
-}
-
+CHECKED = tuple(KINDS)
 _SEVERITIES = ("info", "warning", "error")
 _DECADES, _FIT = 4.0, 0.9  # range of log10 rms over depth, and R^2 of the line, of a faulty backward signal
 

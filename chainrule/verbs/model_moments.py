@@ -29,8 +29,8 @@ def weight_moments(name: str, tensor: torch.Tensor) -> Moments:
     one = (1,) * tensor.dim()
     if tensor.numel() < 2 or float(values.var(unbiased=False)) == 0.0:
         return Moments(np.full(one, mean), np.full(one, mean**2), law="given")
-    # A sample mean within two standard errors of zero is that of a zero-mean law.
-    centred = abs(mean) <= 2 * np.sqrt(second / tensor.numel())
+    # A sample mean within four standard errors of zero is that of a zero-mean law.
+    centred = abs(mean) <= 4 * np.sqrt(second / tensor.numel())
     mean = 0.0 if centred else mean
     source = frozenset({name})
     return Moments(
@@ -39,7 +39,7 @@ def weight_moments(name: str, tensor: torch.Tensor) -> Moments:
         law="normal",
         sources=source,
         odd=source if centred else frozenset(),
-        fresh=centred,
+        fresh=True,
     )
 
 

@@ -257,7 +257,7 @@ def law_of(name: str, law: str) -> Moments:
         law=laws[kind] if centred or kind in ("normal", "iid") else "any",
         sources=source,
         odd=source if centred else frozenset(),
-        fresh=centred and kind == "iid",
+        fresh=kind == "iid",
         why=f"{name} ~ {law.strip()}",
     )
 

@@ -1,0 +1,112 @@
+"""Moments of an op that couples its elements (softmax, cross-entropy, maxima, norms), by a small seeded probe.
+
+The operands are drawn as independent normal values with their own moments, the op's NumPy value and its derivative rule
+are evaluated, and averages taken. The result says that it is a probe. No data and no model are involved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from chainrule.ir import Dim, Node, TensorType, TupleType, toposort, variable
+from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments, worst
+from chainrule.ops.moment_rules import sources_of
+
+_ELEMENTS = 1 << 16  # drawn in all: a second moment is then good to about one percent
+_MOST_DRAWS = 256
+
+
+class ProbeRule:
+    """The rule of an op of any shape, from its value and its vjp."""
+
+    def forward(self, states: Sequence[Moments], node: Node) -> Moments:
+        if not _drawable(states, node):
+            return replace(UNKNOWN, sources=sources_of(states))
+        values = [np.asarray(y, dtype=float) for y, _ in self._draws(states, node)]
+        one = (1,) * node.type.rank
+        mean, second = float(np.mean(values)), float(np.mean(np.square(values)))
+        fourth = float(np.mean(np.power(values, 4)))
+        return Moments(
+            np.full(one, mean),
+            np.full(one, second),
+            kind="probe",
+            sources=sources_of(states),
+            kurtosis=fourth / second**2 if second > 0 else 1.0,
+            why=f"{node.op.name} of {len(values)} seeded draws",
+        )
+
+    def backward(
+        self, g: CotangentMoments, states: Sequence[Moments], y: Moments, node: Node
+    ) -> list[CotangentMoments | None] | None:
+        """The vjp of drawn operands and a drawn (or given) cotangent."""
+        if node.op.vjp is None or not _drawable(states, node):
+            return [CotangentMoments(None, kind="unknown") for _ in states]
+        leaves = [variable(f"operand {k}", i.type) for k, i in enumerate(node.inputs)]
+        value, cotangent = variable("value", node.type), variable("cotangent", node.type)
+        back = node.op.vjp(cotangent, value, *leaves, **node.params)
+        generator = np.random.default_rng(1)
+        squares: list[list[float]] = [[] for _ in leaves]
+        along: list[list[float]] = [[] for _ in leaves]
+        for result, operands in self._draws(states, node):
+            std = np.broadcast_to(np.sqrt(g.second), node.shape)
+            drawn = std if g.given else std * generator.standard_normal(node.shape)
+            given = {value: result, cotangent: drawn, **dict(zip(leaves, operands, strict=True))}
+            for k, gx in enumerate(back):
+                if gx is not None:
+                    array = np.asarray(_evaluated(gx, given), dtype=float)
+                    squares[k].append(float(np.mean(array**2)))
+                    product = array * np.asarray(operands[k], dtype=float)
+                    along[k].append(float(np.mean(np.sum(product, axis=-1) ** 2)) if product.ndim else 0.0)
+        kind = worst(g.kind, "probe", *(s.kind for s in states))
+        found: list[CotangentMoments | None] = []
+        for k, leaf in enumerate(leaves):
+            one = (1,) * leaf.type.rank
+            axes = (leaf.type.rank - 1,) if leaf.type.rank else ()
+            found.append(
+                CotangentMoments(np.full(one, np.mean(squares[k])), np.full(one, np.mean(along[k])), axes, kind=kind)
+                if squares[k]
+                else None
+            )
+        return found
+
+    def _draws(self, states: Sequence[Moments], node: Node) -> list[tuple[Any, list[Any]]]:
+        """(value, operands) of seeded draws."""
+        generator = np.random.default_rng(0)
+        size = max(1, *(int(i.type.numel) for i in node.inputs))
+        draws = []
+        for _ in range(int(np.clip(_ELEMENTS // size, 1, _MOST_DRAWS))):
+            operands = [_drawn(s, i, generator) for s, i in zip(states, node.inputs, strict=True)]
+            with np.errstate(all="ignore"):
+                draws.append((node.op.value(*operands, **node.params), operands))
+        return draws
+
+
+def _drawn(state: Moments, node: Node, generator: np.random.Generator) -> Any:
+    shape = tuple(int(n) for n in node.shape)
+    if state.law == "given":
+        values = np.broadcast_to(state.mean, shape)
+        return values if node.type.is_float else values.astype(np.int64)
+    std = np.sqrt(np.maximum(state.second - state.mean * state.mean, 0.0))
+    return np.broadcast_to(state.mean, shape) + np.broadcast_to(std, shape) * generator.standard_normal(shape)
+
+
+def _drawable(states: Sequence[Moments], node: Node) -> bool:
+    """Whether every operand has known numeric moments and a numeric shape."""
+    symbolic = any(isinstance(v, Node) for s in states for v in (s.mean, s.second))
+    named = any(isinstance(n, Dim) for i in node.inputs for n in i.shape)
+    unknown = any(s.mean is None or s.second is None for s in states)
+    return not (symbolic or named or unknown or isinstance(node.type, TupleType))
+
+
+def _evaluated(root: Node, given: dict[Node, Any]) -> Any:
+    table = dict(given)
+    with np.errstate(all="ignore"):
+        for node in toposort([root], stop=lambda n: n in table):
+            if node not in table:
+                assert isinstance(node.type, TensorType)
+                table[node] = node.op.value(*(table[i] for i in node.inputs), **node.params)
+    return table[root]

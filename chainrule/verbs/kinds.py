@@ -1,0 +1,22 @@
+"""Kinds of finding and what they mean: the page that ``chainrule explain KIND`` prints.
+
+Apart from :mod:`chainrule.verbs.diagnose`, which looks for them, so that reading about one needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+KINDS: Mapping[str, str] = {
+    "nonfinite": "An inf or nan appears in the forward or the backward pass. The finding names the first value whose "
+    "inputs are all finite and that is not: that is where it was produced; everything after it only passes it on. "
+    "If the batch or a parameter already holds it, that is named instead.",
+    "symmetric": "Units of a layer have equal weights, equal biases and equal gradients. Gradient descent moves them "
+    "alike, so they stay equal for ever and the layer is as wide as its number of different units. "
+    "Usual cause: weights initialised to a constant. Fix: draw them at random (problem 7.15).",
+    "vanishing": "The gradient of the pre-activations shrinks by orders of magnitude from the loss back to the first "
+    "layers, steadily with depth, so these barely move. Usual causes: weights too small for the width, or "
+    "saturating activations. Fix: variance 2 / fan_in for ReLU (He), 1 / fan_in for tanh, or normalisation or skips.",
+    "exploding": "The gradient of the pre-activations grows by orders of magnitude from the loss back to the first "
+    "layers, steadily with depth. Usual cause: weights too large for the width. Fix: variance 2 / fan_in for ReLU.",
+}
