@@ -16,6 +16,7 @@ from chainrule.backends.torch import emit
 from chainrule.interpreters.evaluate import evaluate
 from chainrule.ir import Graph, Node, Op, Sample, TensorType, TupleType, apply, item, variable
 from chainrule.ops.arithmetic import compare
+from chainrule.ops.contraction import sum_axes
 
 STEP = 1e-5  # of central differences: truncation ~1e-10 and rounding ~1e-11 of the function's size
 
@@ -38,31 +39,24 @@ class Trial:
 
     @property
     def floats(self) -> list[Node]:
-        """The operands that may have derivatives; those that are tuples are not asked."""
-        return [leaf for leaf in self.leaves if isinstance(leaf.type, TensorType) and leaf.type.is_float]
+        """The operands that may have derivatives."""
+        return [leaf for leaf in self.leaves if leaf.type.is_float]
 
     def generator(self) -> np.random.Generator:
         """Its own random numbers, the same in every run."""
         return np.random.default_rng([*self.op.name.encode(), len(self.leaves), *map(np.size, self.arrays)])
 
 
-def type_of(array: Any) -> Any:
-    """The type of a sample's operand: a tuple of arrays is a tuple."""
-    if isinstance(array, tuple):
-        return TupleType(tuple(type_of(a) for a in array))
+def type_of(array: Any) -> TensorType:
+    """The type of a sample's operand."""
     array = np.asarray(array)
     return TensorType(array.shape, str(array.dtype))
 
 
-def leaf_of(name: str, array: Any) -> Node:
-    """A leaf that takes the array. A tuple cannot be an input of a program: it is made of its parts."""
-    return variable(name, type_of(array))
-
-
 def trial(op: Op, sample: Sample) -> Trial:
     """The op applied to leaves that stand for the sample's arrays."""
-    leaves = tuple(leaf_of(f"x{k}", a) for k, a in enumerate(sample.args))
-    arrays = tuple(a if isinstance(a, tuple) else np.asarray(a) for a in sample.args)
+    arrays = tuple(np.asarray(a) for a in sample.args)
+    leaves = tuple(variable(f"x{k}", type_of(a)) for k, a in enumerate(arrays))
     node = apply(op, *leaves, **sample.params)
     return Trial(op, sample, leaves, arrays, node, outputs_of(node))
 
@@ -88,8 +82,6 @@ def written(op: Op, sample: Sample) -> tuple[Node, dict[str, tuple[int, ...]]]:
 # ---- derivatives -------------------------------------------------------------------------------------------
 def weighted(outputs: Sequence[Node], generator: np.random.Generator) -> tuple[Node, dict[Node, Any]]:
     """A scalar that depends on every element of every float output, and the values of its weights."""
-    from chainrule.ops.contraction import sum_axes
-
     total: Node | None = None
     values: dict[Node, Any] = {}
     for k, output in enumerate(o for o in outputs if o.type.is_float):
@@ -130,10 +122,8 @@ def close(a: Any, b: Any, tolerance: float) -> bool:
 
 
 # ---- torch -------------------------------------------------------------------------------------------------
-def tensor_of(array: Any, requires_grad: bool = False) -> Any:
-    """An operand for the emitted code; a tuple of arrays is a tuple of tensors."""
-    if isinstance(array, tuple):
-        return tuple(tensor_of(a) for a in array)
+def tensor_of(array: Any, requires_grad: bool = False) -> torch.Tensor:
+    """An operand for the emitted code."""
     tensor = torch.as_tensor(np.array(array))
     return tensor.requires_grad_() if requires_grad and tensor.is_floating_point() else tensor
 

@@ -43,7 +43,8 @@ NO_VALUE = {
     "input": "an argument of a program: its value is given, never computed",
     "function": "of an unknown function only the name is known",
 }
-NO_TORCH = NO_VALUE | {"scan": "a loop is not emitted yet (the fused recurrences come with issue C)"}
+NO_SAMPLES = NO_VALUE | {"item": "reads an op with several outputs: it is tried with scan's samples"}
+NO_TORCH = NO_VALUE
 NO_TEXT = NO_VALUE | {
     "item": "one output of several: formulas have single values",
     "scan": "its body is a program, not an operand",
@@ -59,8 +60,8 @@ TORCH_AT_KINKS = {
     "abs": torch.abs,
     "sign": torch.sign,
     "relu": torch.relu,
-    "leaky_relu": lambda x, a: torch.nn.functional.leaky_relu(x, float(a.flatten()[0])),
-    "elu": lambda x, a: torch.nn.functional.elu(x, float(a.flatten()[0])),
+    "leaky_relu": lambda x, a: torch.nn.functional.leaky_relu(x, a.detach().flatten()[0].item()),
+    "elu": lambda x, a: torch.nn.functional.elu(x, a.detach().flatten()[0].item()),
     "maximum": torch.maximum,
     "minimum": torch.minimum,
     "amax": lambda x, axes, keepdims: torch.amax(x, axes, keepdim=keepdims),
@@ -89,11 +90,11 @@ every_error = _over([(op, s, f"{op.name}-{k}") for op in OPS.values() for k, s i
 def test_declaration_is_complete(op: Op):
     assert op.source, "every op says where its formula can be checked"
     assert op.text or op.expansion, "nothing to print"
-    if op.name not in NO_VALUE:
+    if op.name not in NO_SAMPLES:
         assert op.samples, "an op without samples is an op without tests"
     if not op.differentiable:
         assert op.vjp is None or op.name == "stop_gradient", "a rule that is never used"
-    elif op.family != "leaf" and op.name not in NO_VALUE:
+    elif op.family != "leaf":
         assert op.vjp or op.jvp or op.expansion, "no derivative, and it does not say so (differentiable=False)"
     if op.kinks:
         assert any(s.kink for s in op.samples), "no sample sits on its kink"
@@ -104,17 +105,16 @@ def test_declaration_is_complete(op: Op):
 
 
 MAY_ACCEPT_ALL = {
-    "item": "its index is made by ir.item",
     "iverson": "any condition, any float dtype",
     "one_hot": "any array of class numbers",
 }
 
 
 def test_every_exemption_is_needed():
-    for exempt in (NO_VALUE, NO_TORCH, NO_TEXT, MAY_ACCEPT_ALL):
+    for exempt in (NO_SAMPLES, NO_TORCH, NO_TEXT, MAY_ACCEPT_ALL):
         assert set(exempt) <= set(OPS)
     assert {n for n, op in OPS.items() if op.torch is None and op.expansion is None} == set(NO_TORCH)
-    assert not any(OPS[n].samples for n in NO_VALUE)
+    assert {n for n, op in OPS.items() if not op.samples} == set(NO_SAMPLES)
     assert not any(OPS[n].error_samples for n in MAY_ACCEPT_ALL)
     assert {n for n, op in OPS.items() if op.kinks and op.aten} == set(TORCH_AT_KINKS)
 
@@ -172,8 +172,8 @@ def test_composites_equal_their_expansion(op: Op, sample: Sample):
 
 # ---- derivatives -------------------------------------------------------------------------------------------
 def _no_derivative(t: Trial) -> bool:
-    """Whether the op says that nothing flows: it is not differentiable, or its result is not a float."""
-    return not t.op.differentiable or not any(o.type.is_float for o in t.outputs)
+    """Whether the op says that nothing flows: it is not differentiable, or its operands or results are no floats."""
+    return not t.floats or not t.op.differentiable or not any(o.type.is_float for o in t.outputs)
 
 
 @every_smooth_sample
@@ -265,6 +265,8 @@ def test_text_parses_back_to_an_equal_graph(op: Op, sample: Sample):
     if sample.kink:
         return
     node, shapes = written(op, sample)
+    if not op.text:  # it prints as its expansion
+        (node,) = expand_composites([node], keep_named=False)
     if node.type.dtype == "bool":  # a condition is no result: it is printed inside a bracket
         node = apply(OPS["iverson"], node, dtype="float64")
     shown = text(node)
@@ -324,7 +326,7 @@ def _moment_trials(op: Op):
 
 @pytest.mark.parametrize("op, sample, mean, std, others", [p for op in WITH_MOMENTS for p in _moment_trials(op)])
 def test_moments_equal_sampling(op: Op, sample: Sample, mean: float, std: float, others: str):
-    """First and second moments of 200,000 draws, within four standard errors, where the rule says exact."""
+    """First and second moments of 200,000 draws, within four standard errors (and 10 % where not exact)."""
     if any(not type_of(a).is_float for a in sample.args):
         pytest.skip("conditions and class numbers have no normal law")
     pointwise = op.family == "elementwise"
@@ -354,14 +356,17 @@ def test_moments_equal_sampling(op: Op, sample: Sample, mean: float, std: float,
     if not np.all(np.isfinite(values)):
         assert not state.known, "the function has no value on part of a normal law"
         return
-    if state.kind != "exact" or not state.known:
+    if not state.known:
         return
     for predicted, power in ((state.mean, 1), (state.second, 2)):
         if predicted is None:
             continue
         per_draw = (values**power).mean(axis=1)
         error = per_draw.std() / np.sqrt(count)
-        assert abs(per_draw.mean() - float(np.mean(predicted))) <= 4 * error + 1e-9
+        allowed = 4 * error + 1e-9
+        if state.kind != "exact":  # an approximation, or a probe of a few draws: the right size
+            allowed += 0.1 * np.abs(per_draw).mean()
+        assert abs(per_draw.mean() - float(np.mean(predicted))) <= allowed
 
 
 @pytest.mark.parametrize("op", WITH_MOMENTS, ids=lambda op: op.name)

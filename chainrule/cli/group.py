@@ -69,7 +69,7 @@ def _message(error: BaseException, run: Run) -> int:
             return INTERRUPTED
         case click.NoSuchOption():
             error.show()
-            click.echo('(a formula that starts with "-" is written after --)', err=True)
+            click.echo('(a formula that starts with "-" is written as an assignment: "y = -x^2")', err=True)
             return REFUSED
         case click.ClickException():
             error.show()

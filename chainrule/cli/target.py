@@ -190,7 +190,7 @@ def _raised(error: BaseException, doing: str, place: str) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
         return error
     required = "code that runs without errors"
-    instead = f"python {place}, to see the whole traceback" if place.endswith(".py") else "--debug shows where"
+    instead = "--debug shows the whole traceback"
     if isinstance(error, SystemExit):
         return ModelError(
             f"{doing} ended the program",
@@ -239,7 +239,7 @@ def _case(found: Any, target: str) -> Case:
                 f"{target} returned a dict with the unknown key {key!r}",
                 given=", ".join(map(str, found)),
                 required=f"keys out of {', '.join(known)}",
-                instead=repr(near[0]) if near else _RETURN,
+                instead=f"the key {near[0]!r}" if near else _RETURN,
             )
     missing = [key for key in ("model", "batch") if key not in found]
     if missing:

@@ -20,10 +20,10 @@ _MAX_FACTORED = 40  # sums of more terms than this are left as they are
 
 
 def order_key(node: Node) -> tuple[object, ...]:
-    """Human order: names alphabetically, then expressions from short to long."""
+    """Human order: names alphabetically, then expressions from short to long, alphabetically among equals."""
     if node.is_leaf:
         return (0, 0, str(node.params.get("name", node.params)))
-    return (1, tree_size(node), digest(node).hex())
+    return (1, tree_size(node), node.op.name, digest(node).hex())
 
 
 def _term_key(term: Term) -> tuple[object, ...]:

@@ -124,7 +124,7 @@ def _short(value: float) -> bool:
 
 def _normal_form(node: Node, distributed: bool = False) -> Node | None:
     """The node through the algebra of terms and back; None if it is no sum of products."""
-    if node.op.terms is None or not isinstance(node.type, TensorType) or not node.type.is_float:
+    if node.is_leaf or node.op.terms is None or not isinstance(node.type, TensorType) or not node.type.is_float:
         return None
     algebra = Algebra()
     free = algebra.indices_of(node.type)

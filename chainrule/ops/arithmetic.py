@@ -233,6 +233,20 @@ def _power_terms(algebra: Any, node: Node, indices: tuple[Any, ...]) -> Any:
     return algebra.product([(base, exponent.number)], node.type, indices)
 
 
+def _power_text(p: Any, node: Node) -> str:
+    base, exponent = node.inputs
+    written, strength = p.rendered(exponent)
+    signed = exponent.op is NEG and not p.is_named(exponent)
+    magnitude = p.rendered(exponent.inputs[0])[1] if signed else POWER if exponent.number is not None else strength
+    # x^-a and x^-2 need no brackets, x^(a * b) and x^(-a * b) do.
+    return f"{p.child(base, POWER + 1)}^{written if magnitude >= POWER else p.brackets(written)}"
+
+
+def _power_latex(p: Any, node: Node) -> str:
+    base, exponent = node.inputs
+    return f"{p.child(base, POWER + 1)}^{{{p.child(exponent, 0)}}}"
+
+
 POW = elementwise(
     "pow",
     arity=2,
@@ -240,10 +254,9 @@ POW = elementwise(
     domain="positive",
     derivative=_power_derivative,
     terms=_power_terms,
-    text="{0}^{1}",
-    latex="{0}^{{{1}}}",
+    text=_power_text,
+    latex=_power_latex,
     precedence=POWER,
-    child_precedence=(POWER + 1, UNARY),  # -x^2 is -(x^2), 2^-x needs no brackets
     torch="{0} ** {1}",
     names=(),
     aten={

@@ -76,7 +76,7 @@ LINEAR = composite(
 # ---- softmax -----------------------------------------------------------------------------------------------
 def _along(x: Node, axis: int) -> int:
     if not x.shape:
-        raise ShapeError("softmax of a scalar", required="at least one dimension")
+        raise ShapeError("softmax of a scalar", given=str(x.type), required="at least one dimension")
     if not -x.type.rank <= axis < x.type.rank:
         raise ShapeError(f"softmax along dimension {axis} of a value with {x.type.rank}")
     return axis % x.type.rank

@@ -257,6 +257,12 @@ def permute(x: Node, axes: tuple[int, ...]) -> Node:
 def swap(x: Node, i: int, j: int) -> Node:
     """``x`` with two dimensions exchanged."""
     axes = list(range(x.type.rank))
+    if axes and not all(-len(axes) <= a < len(axes) for a in (i, j)):
+        raise ShapeError(
+            "dimensions that do not exist are exchanged",
+            given=f"{i} and {j} of shape ({shape_text(x.shape)})",
+            required=f"numbers from {-len(axes)} to {len(axes) - 1}",
+        )
     if axes:
         axes[i], axes[j] = axes[j], axes[i]
     return permute(x, tuple(axes))

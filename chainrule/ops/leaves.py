@@ -52,7 +52,7 @@ INPUT = leaf(
 CONSTANT = leaf(
     "constant",
     shape=_constant_type,
-    value=lambda *, literal, dtype: literal.array,
+    value=lambda *, literal, dtype: literal.array[()],  # a scalar is a NumPy number, as any op gives it
     text=_constant_text,
     latex=_constant_text,
     torch=_constant_torch,
@@ -103,7 +103,7 @@ STOP_GRADIENT = _routed(
     transpose=lambda g, y, x: None,
     jvp=lambda tangents, y, x: None,
     text="stop_gradient({0})",
-    latex=r"\operatorname{sg}\left({0}\right)",
+    latex=r"\operatorname{{sg}}\left({0}\right)",
     names=("stop_gradient", "detach"),
     torch="{0}.detach()",
     aten={"detach": None},
@@ -128,7 +128,6 @@ ITEM = register(
         text=lambda p, node: f"{p.child(node.inputs[0], UNARY)}.{node.params['index']}",
         latex=lambda p, node: f"{p.child(node.inputs[0], UNARY)}_{{{node.params['index']}}}",
         torch=lambda node, x: f"{x[0]}[{node.params['index']}]",
-        samples=(Sample(((np.array([0.3, -0.7]), np.array(1.2)),), {"index": 1}),),
         source="one output of a node with several",
     )
 )

@@ -48,6 +48,7 @@ class Pointwise:
             return Moments(value, value**2, law="given", why="a function of given numbers")
         if not all(_uniform(e) for e in extra):
             return replace(UNKNOWN, sources=u.sources, why=f"{node.op.name} with different numbers per element")
+        extra = _numbers(extra)
         law = "symmetric" if self.odd and u.law in ("normal", "symmetric") and _is_zero(u.mean) else "any"
         common = {"sources": u.sources, "odd": u.odd if self.odd else frozenset(), "law": law}
         if _is_zero(u.mean) and u.law == "normal" and self.normal is not None:
@@ -84,6 +85,7 @@ class Pointwise:
         extra = [o.mean for o in others]
         if not u.known or u.mean is None or u.law == "given" or not y.known or not all(map(_uniform, extra)):
             return None
+        extra = _numbers(extra)
 
         def phi(x: np.ndarray) -> np.ndarray:
             return _value(node, x, extra)
@@ -141,12 +143,16 @@ class Pointwise:
 
 def _borders(node: Node, extra: Sequence[Any]) -> list[float]:
     """Where quadrature is split: the declared kinks, and the numbers that the value is compared with."""
-    return [*(k.at for k in node.op.kinks), *(float(np.ravel(e)[0]) for e in extra)]
+    return [*(k.at for k in node.op.kinks), *extra]
 
 
 def _uniform(extra: Any) -> bool:
     """Whether a given operand is one number for all elements."""
     return isinstance(extra, Node) or bool(np.all(np.asarray(extra) == np.ravel(extra)[:1]))
+
+
+def _numbers(extra: Sequence[Any]) -> list[Any]:
+    return [e if isinstance(e, Node) else float(np.ravel(e)[0]) for e in extra]
 
 
 def _count(node: Node, axes: Sequence[int]) -> int:
@@ -183,7 +189,7 @@ def _slope(node: Node, x: np.ndarray, y: np.ndarray, extra: Sequence[Any]) -> np
     if derivative is None:
         return np.zeros_like(x)
     values: dict[Node, Any] = {g: np.ones_like(x), value: y, u: x}
-    values |= {leaf: np.asarray(e).reshape(-1)[0] for leaf, e in zip(others, extra, strict=True)}
+    values |= dict(zip(others, extra, strict=True))
     with np.errstate(all="ignore"):
         for n in toposort([derivative], stop=lambda n: n in values):
             if n not in values:

@@ -182,7 +182,10 @@ def _reduced_extremum(name: str, spelled: str, value: Any) -> Op:
                 ),
                 spelled: lambda x: apply(OPS[name], x, axes=normal_axes(None, x.type.rank), keepdims=False),
             },
-            samples=(*_REDUCTION_SAMPLES, Sample((np.full((2, 2), 0.7),), {"axes": (1,), "keepdims": False}, kink=True)),
+            samples=(
+                *_REDUCTION_SAMPLES,
+                Sample((np.full((2, 2), 0.7),), {"axes": (1,), "keepdims": False}, kink=True),
+            ),
             error_samples=_REDUCTION_ERRORS,
             rewrites=(Rewrite(_kept_dimensions),),
             source="the largest (smallest) element; equal ones share the derivative, as torch.amax does",

@@ -10,14 +10,22 @@ import re
 from html import escape
 
 _TOKEN = re.compile(r"\s+|\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|.", re.DOTALL)
-_GREEK = {
-    **dict(zip("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi".split(), "αβγδϵζηθικλμνξ", strict=True)),
-    **dict(zip("pi rho sigma tau upsilon phi chi psi omega".split(), "πρστυϕχψω", strict=True)),
-    **dict(zip("Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega".split(), "ΓΔΘΛΞΠΣΥΦΨΩ", strict=True)),
-}  # fmt: skip
+_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
+    "omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
+).split()
+_GREEK = dict(zip(_NAMES, "αβγδϵζηθικλμνξπρστυϕχψωΓΔΘΛΞΠΣΥΦΨΩ", strict=True))
 _OPERATORS = {
-    "odot": "⊙", "cdot": "⋅", "times": "×", "leq": "≤", "geq": "≥", "neq": "≠", "sum": "∑", "approx": "≈", "otimes": "⊗",
-}  # fmt: skip
+    "odot": "⊙",
+    "cdot": "⋅",
+    "times": "×",
+    "leq": "≤",
+    "geq": "≥",
+    "neq": "≠",
+    "sum": "∑",
+    "approx": "≈",
+    "otimes": "⊗",
+}
 _LETTERS = {"partial": "∂", "top": "⊤", "infty": "∞", "ldots": "…", "ell": "ℓ"}
 _FUNCTIONS = set("exp log sin cos tan sinh cosh tanh arcsin arccos arctan det max min".split())
 _SPACES = {r"\,", r"\;", r"\:", r"\ ", r"\quad", r"\!"}

@@ -26,7 +26,7 @@ _COLOURS = {
     "#010206": "var(--line)",
 }
 _INK, _FORWARD, _BACKWARD, _LINE = _COLOURS
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -100,7 +100,7 @@ def loss_figure(loss: Sequence[float]) -> str:
         axes = figure.add_subplot()
         epochs = range(1, len(loss) + 1)
         axes.plot(epochs, [v if math.isfinite(v) else math.nan for v in loss], color=_FORWARD)
-        positive = [v for v in loss if _on_log_axis(v)]
+        positive = _positive(loss)
         if positive:
             _log_axis(axes, min(positive) / 1.3, max(positive) * 1.3)
         axes.set_xlabel("epoch")
@@ -112,9 +112,9 @@ def loss_figure(loss: Sequence[float]) -> str:
 
 # ---- drawing ---------------------------------------------------------------------------------------------
 def _signal(axes: Axes, signal: Signal, colour: str) -> None:
-    predicted = [(k, v) for k, v in enumerate(signal.predicted) if _on_log_axis(v)]
-    measured = [(k, v) for k, v in enumerate(signal.measured) if _on_log_axis(v)]
-    bands = [(k, *b) for k, b in enumerate(signal.bands) if b and _on_log_axis(b[0]) and _on_log_axis(b[1])]
+    predicted = [(k, v) for k, v in enumerate(signal.predicted) if _positive([v])]
+    measured = [(k, v) for k, v in enumerate(signal.measured) if _positive([v])]
+    bands = [(k, *b) for k, b in enumerate(signal.bands) if b and len(_positive(b)) == 2]
     if bands:
         at, low, high = zip(*bands, strict=True)
         axes.fill_between(at, low, high, color=colour, alpha=0.16, linewidth=0, label="nine draws of ten")
@@ -122,7 +122,7 @@ def _signal(axes: Axes, signal: Signal, colour: str) -> None:
         axes.plot(*zip(*predicted, strict=True), color=colour, label="predicted")
     if measured:
         axes.plot(*zip(*measured, strict=True), "o", color=colour, markersize=5, label="measured")
-    values = [v for _, v in [*predicted, *measured]]
+    values = _positive([v for _, v in [*predicted, *measured]])
     if values:
         _log_axis(axes, min(values) / 4, max(values) * 4)  # what stays near 1 looks like what it is: flat
         axes.legend(loc="best", fontsize=9)
@@ -142,8 +142,9 @@ def _log_axis(axes: Axes, low: float, high: float) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
-def _on_log_axis(value: float | None) -> bool:
-    return value is not None and math.isfinite(value) and value > 0
+def _positive(values: Sequence[float | None]) -> list[float]:
+    """Those that a logarithmic axis can show."""
+    return [v for v in values if v is not None and math.isfinite(v) and v > 0]
 
 
 def _depth_axis(axes: Axes, layers: Sequence[str]) -> None:

@@ -170,19 +170,14 @@ def _summary(case: Case) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{parameters:,}"
     yield "batch", ", ".join(f"{name}: {terminal.shape(leaf.shape)}" for name, leaf in traced.batch_inputs.items())
     if case.loss is not None:
-        yield "loss", getattr(case.loss, "__name__", type(case.loss).__name__ if callable(case.loss) else "the model's")
+        named = type(case.loss).__name__ if callable(case.loss) else "the model's"
+        yield "loss", getattr(case.loss, "__name__", named)
     if case.optimizer is not None:
-        rates = sorted({group["lr"] for group in case.optimizer.param_groups if "lr" in group})
-        yield (
-            "optimizer",
-            type(case.optimizer).__name__ + (f", learning rate {', '.join(map(str, rates))}" if rates else ""),
-        )
+        rates = sorted({str(group["lr"]) for group in case.optimizer.param_groups if "lr" in group})
+        yield "optimizer", type(case.optimizer).__name__ + "".join(f", learning rate {rate}" for rate in rates)
     if traced.bit_equal is not None:
-        same = "equal to the model's, bit for bit"
-        yield (
-            "traced forward pass",
-            same if traced.bit_equal else f"differs by {traced.largest_difference:.1e} (relative)",
-        )
+        difference = f"differs by {traced.largest_difference:.1e} (relative)"
+        yield "traced forward pass", "equal to the model's, bit for bit" if traced.bit_equal else difference
 
 
 def _symbol(equation: str) -> str:

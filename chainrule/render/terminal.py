@@ -180,9 +180,8 @@ def finding(found: Any) -> str:
 def chain_lines(chain: Chain, most: int | None = None) -> list[str]:
     """All that is known about a chain: its table, what the product is, and the parameter gradients below it."""
     lines = chain_table(chain, most)
-    if chain.links:
-        end = chain.links[-1].factor.partition(" = ")[0]
-        lines.append(clipped(f"product: {end} = {chain.product}", width() if most is None else most))
+    if chain.product:
+        lines.append(clipped(f"product: {chain.product}", width() if most is None else most))
     if chain.gradients:
         lines += ["", *gradient_table(chain.gradients, most)]
     return lines

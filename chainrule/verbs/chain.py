@@ -8,6 +8,7 @@ findings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,8 @@ class Chain:
     Attributes:
         links: from the loss to the input; their product is the gradient at the input.
         gradients: (parameter, equation, shape) in the same notation.
-        product: the chain as a product of symbols. seeds: redraws behind the measured gains.
+        product: the gradient at the input written out; empty where the chain branches.
+        seeds: redraws behind the measured gains.
     """
 
     links: tuple[Link, ...]
@@ -200,7 +202,31 @@ def _factor_text(factor: Any, step: Step) -> str:
 
 
 def _product(links: Sequence[Link]) -> str:
-    return " . ".join(link.layer for link in links)
+    """The gradient at the input as one product, each factor put into the next; empty where the chain branches."""
+    symbol, product = "", ""
+    for link in links:
+        name, _, factor = link.factor.partition(" = ")
+        uses = len(re.findall(rf"{re.escape(symbol)}(?!\w)", factor)) if symbol else 0
+        if symbol and (uses != 1 or len(re.findall(r"\bd\w+/d\w+", factor)) != 1):
+            return ""
+        if symbol:
+            # Products group to the left, so a known derivative in front needs no brackets unless it is a sum.
+            front = factor.startswith((symbol, f"({symbol})"))
+            inner = f"({product})" if not front or _is_sum(product) else product
+            factor = (
+                factor.replace(f"({symbol})", inner, 1) if f"({symbol})" in factor else factor.replace(symbol, inner, 1)
+            )
+        symbol, product = name, factor
+    return f"{symbol} = {product}" if links else ""
+
+
+def _is_sum(text: str) -> bool:
+    depth = 0
+    for k, character in enumerate(text):
+        depth += (character in "([") - (character in ")]")
+        if depth == 0 and k and text[k - 1 : k + 2] in (" + ", " - "):
+            return True
+    return False
 
 
 # ---- columns -----------------------------------------------------------------------------------------------

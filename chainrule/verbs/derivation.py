@@ -7,7 +7,7 @@ terms, one per path, and a term is a local factor times a derivative that is alr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,13 @@ from chainrule.interpreters.differentiate import vjp
 from chainrule.interpreters.linearize import jacobian
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Node, TensorType, constant, rebuild, shape_text, toposort, variable
+from chainrule.ir import Node, TensorType, apply, constant, rebuild, shape_text, toposort, variable
 from chainrule.ops.contraction import einsum
 from chainrule.ops.movement import broadcast
 from chainrule.verbs.expression import Expression, resolve
+
+
+_MAX_SUBSTITUTED = 120  # named quantities
 
 
 @dataclass(frozen=True)
@@ -130,17 +133,25 @@ class NamedProgram:
         self.symbol = {name: variable(name, node.type) for name, node in named} | self.variables
         self.local: dict[str, Node] = {}
         for name, node in named:
-            image = {n: s for n, s in symbols.items() if first[n] != name}
-            self.local[name] = rebuild([node], image=image)[node]
+            if not node.inputs or first[node] != name:  # a variable, or another name of the same value
+                self.local[name] = symbols.get(node, node)
+                continue
+            inside = rebuild(node.inputs, image=symbols)
+            self.local[name] = apply(node.op, *(inside[i] for i in node.inputs), **node.params)
+        self._children: dict[str, list[str]] = {}
         self.parents = {
             name: [n.params["name"] for n in toposort([local]) if n.is_leaf and "name" in n.params]
             for name, local in self.local.items()
         }
+        for name in self.order:
+            for parent in self.parents[name]:
+                if parent != name:
+                    self._children.setdefault(parent, []).append(name)
         self.definitions = {self.symbol[n]: self.local[n] for n in self.order if self.local[n] is not self.symbol[n]}
 
     def children(self, name: str) -> list[str]:
         """Named quantities that read ``name`` directly, in order."""
-        return [n for n in self.order if name in self.parents[n] and n != name]
+        return self._children.get(name, [])
 
     def ancestors(self, name: str) -> set[str]:
         """Everything that ``name`` depends on, itself included."""
@@ -167,6 +178,11 @@ class Derivation:
     def __init__(self, program: NamedProgram, layout: str = "denominator", factors: bool = True) -> None:
         self.program, self.layout, self.with_factors = program, layout, factors
         self.closed: dict[tuple[str, str], Node] = {}
+        # What every name in an expression means: the program's, and the derivatives found so far.
+        self.meanings: dict[Node, Node] = dict(program.definitions)
+        self.derivatives: dict[Node, Node] = {}
+        # Closed forms of very long programs would grow with every step: they stay in known derivatives.
+        self.substitutes = factors and len(program.order) <= _MAX_SUBSTITUTED
         scalars = [program.symbol[n] for n in program.order]
         self.scalar = all(s.shape == () for s in [*scalars, *program.variables.values()])
 
@@ -202,7 +218,7 @@ class Derivation:
         if moved is None:
             return None
         own = Factor(
-            f"d{child}/d{name}",
+            self._partial(name, child),
             None if tensor is None else self._expression(tensor),
             self._shape(name, child),
         )
@@ -225,6 +241,11 @@ class Derivation:
             if needed:
                 raise
             return None
+
+    def _partial(self, name: str, child: str) -> str:
+        """The symbol of a local factor; with round d's where the total derivative is a sum of more paths."""
+        several = child == self.program.output and len(self.program.children(name)) > 1
+        return f"∂{child}/∂{name}" if several else f"d{child}/d{name}"
 
     def _known(self, y: str, child: str, cotangent: Node | None) -> Node | None:
         if child != y:
@@ -290,13 +311,14 @@ class Derivation:
         if total is None:
             total = broadcast(constant(0.0), shape)
             note = f"{of} does not depend on {wrt}" if not linked else "no derivative flows (stop_gradient)"
-        known = {variable(f"d{a}/d{b}", n.type): n for (a, b), n in self.closed.items()}
         # A model's equations stay in the derivatives already known; a formula's are put in.
-        substituted = resolve(total, known) if self.with_factors else total
+        substituted = resolve(total, self.derivatives) if self.substitutes else total
         closed = simplify(substituted)
         if not note and _is_zero(closed):
             note = "the derivative is zero almost everywhere, or all paths cancel"
         self.closed[of, wrt] = closed
+        symbol = variable(f"d{of}/d{wrt}", TensorType(closed.shape, closed.type.dtype))
+        self.derivatives[symbol] = self.meanings[symbol] = closed
         return Step(
             of,
             wrt,
@@ -337,10 +359,7 @@ class Derivation:
         return self._expression(node if node is not None else cotangent)  # type: ignore[arg-type]
 
     def _expression(self, node: Node) -> Expression:
-        return Expression(node, {**self.program.definitions, **self._closed_definitions()})
-
-    def _closed_definitions(self) -> Mapping[Node, Node]:
-        return {variable(f"d{a}/d{b}", TensorType(n.shape, n.type.dtype)): n for (a, b), n in self.closed.items()}
+        return Expression(node, self.meanings)
 
     def _shape(self, wrt: str, of: str, cotangent: Node | None = None) -> tuple[Any, ...]:
         x, f = self.program.symbol[wrt].shape, self.program.symbol[of].shape

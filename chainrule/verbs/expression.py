@@ -160,11 +160,21 @@ def _cut(node: Node, image: Mapping[Node, Node]) -> Node:
 
 def resolve(node: Node, definitions: Mapping[Node, Node]) -> Node:
     """A node with names of intermediates replaced by their meaning, as deep as they go."""
-    for _ in range(len(definitions) + 1):
-        if not any(n in definitions for n in toposort([node])):
-            return node
-        node = substitute_nodes([node], definitions)[0]
-    raise ChainruleError("names that are defined by each other")
+    meaning: dict[Node, Node] = {}
+    pending = [(node, False)]
+    opened: set[Node] = set()
+    while pending:
+        symbol, ready = pending.pop()
+        body = node if symbol is node and node not in definitions else definitions[symbol]
+        if ready:
+            meaning[symbol] = substitute_nodes([body], meaning)[0]
+        elif symbol not in meaning:
+            if symbol in opened:
+                raise ChainruleError("names that are defined by each other", given=str(symbol))
+            opened.add(symbol)
+            pending.append((symbol, True))
+            pending += [(n, False) for n in toposort([body]) if n in definitions and n not in meaning]
+    return meaning[node]
 
 
 def formula(source: str, shapes: Mapping[str, Any] | None = None) -> Expression:
