@@ -23,6 +23,7 @@ from chainrule.interpreters.simplify import simplify
 from chainrule.ir import Graph, Node, constant, shape_text, toposort, variable
 from chainrule.ops.contraction import einsum, permute
 from chainrule.ops.movement import broadcast
+from chainrule.verbs.defined import refuse_division_by_zero
 from chainrule.verbs.derivation import Derivation, NamedProgram, Step
 from chainrule.verbs.expression import Expression
 
@@ -183,6 +184,8 @@ def derive(
     named, variables, active = _program(source, args, shapes, split=mode != "direct")
     program = NamedProgram(named, variables)
     targets = active if wrt == "all" else _targets(wrt, program)
+    if not targets:
+        raise ChainruleError("there is nothing to derive by", required="a variable that is not an integer")
     seed = None
     if cotangent is not None:
         output = program.symbol[program.output]
@@ -223,6 +226,7 @@ def _program(
         if args:
             raise ChainruleError("a formula takes no further positional arguments", given=repr(args))
         parsed = parse_program(source, shapes)
+        refuse_division_by_zero(parsed)
         statements = [(s.name, s.node) for s in parsed.statements if s.name]
         last = parsed.statements[-1]
         if not last.name:

@@ -20,6 +20,7 @@ from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
 from chainrule.ir import Node, as_node, constant
 from chainrule.ir.moments import Moments
+from chainrule.verbs.defined import refuse_division_by_zero
 from chainrule.verbs.expression import Expression
 
 
@@ -168,6 +169,7 @@ def moments(
             raise MissingExtraError("moments of a model", error.name or "torch", "torch") from error
         return model_moments(source, batch, loss, optimizer)
     program = parse_program(source, shapes)
+    refuse_division_by_zero(program)
     laws = dict(given or {})
     leaves = {n.params["name"]: n for n in program.graph.inputs}
     for name in laws:
