@@ -26,7 +26,9 @@ class LatexPrinter(Printer):
         if derivative:
             top, bottom = (self.symbol(g) for g in derivative.groups())
             return rf"\frac{{\partial {top}}}{{\partial {bottom}}}"
-        stem, _, below = name.partition("_")
+        if not name.strip("_"):
+            return r"\_"
+        stem, _, below = name.strip("_").partition("_")
         digits = re.fullmatch(r"([^\W\d_]+)(\d+)", stem)
         if digits:
             stem, below = digits.group(1), digits.group(2) + (f",{below}" if below else "")
@@ -34,7 +36,8 @@ class LatexPrinter(Printer):
             stem = "\\" + stem
         elif len(stem) > 1:
             stem = rf"\mathrm{{{stem}}}"
-        return f"{stem}_{{{below.replace('_', ',')}}}" if below else stem
+        parts = [rf"\mathrm{{{p}}}" if len(p) > 1 and not p.isdigit() else p for p in re.split("[_,]+", below) if p]
+        return f"{stem}_{{{','.join(parts)}}}" if parts else stem
 
     def _named(self, name: str) -> tuple[str, int]:
         """A derivative as a name is a fraction: brackets only where it gets an exponent."""

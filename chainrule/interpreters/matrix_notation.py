@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from chainrule.interpreters.terms import symmetric
 from chainrule.ir import MUL, POSTFIX, Node
 from chainrule.ops.contraction import subscripts_text
 
@@ -52,7 +53,8 @@ def contraction_text(style: Any, node: Node) -> tuple[str, int]:
     for child, indices in zip(node.inputs, operands, strict=True):
         child, indices = _without_permutation(style, child, indices)
         text, strength = style.rendered(child)
-        parts.append(Part(text, strength, indices, _is_identity(child)))
+        is_symmetric = len(indices) == 2 and not style.is_named(child) and symmetric(child)
+        parts.append(Part(text, strength, indices, _is_identity(child), is_symmetric))
     try:
         batched = _batched_product(style, parts, result)
         if batched is not None:
@@ -297,6 +299,11 @@ class _Contraction:
         return self._joined(chain, flips, tuple(free)), tuple(free)
 
     def _joined(self, chain: list[Part], flips: list[bool], free: Indices) -> Part:
+        turned = [flip and not p.is_symmetric for p, flip in zip(chain, flips, strict=True)]
+        if len(free) == 2 and len(chain) > 2 and all(turned[k] or chain[k].is_symmetric for k in range(len(chain))):
+            # A' @ B' @ C' is shorter as (C @ B @ A)'.
+            inner = Part(self.style.matmul(chain[::-1]), MUL, free[::-1])
+            return Part(self.style.transpose(inner), POSTFIX, free)
         parts = [self._transposed(p) if flip else p for p, flip in zip(chain, flips, strict=True)]
         if len(parts) == 1:
             return Part(parts[0].text, parts[0].strength, free)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from itertools import permutations
 
 from chainrule.interpreters.terms import Algebra, Factor, Number, Sum, Term, collect, rename
 from chainrule.ir import OPS, Node, apply, constant, digest, tree_size
@@ -16,6 +17,7 @@ from chainrule.ops.movement import broadcast, expand_dims, squeeze
 
 Indices = tuple[int, ...]
 
+_MAX_ORDERS = 120  # orders of equal operands that are compared
 _MAX_FACTORED = 40  # sums of more terms than this are left as they are
 
 
@@ -154,7 +156,11 @@ class Builder:
         if not inner:
             return Term(Fraction(0))
         used = {i for t in inner for f in t.factors for i in f.indices}
-        outer = tuple(i for i in (*free, *dummies) if i in used)
+        # Indices in reading order: A' @ inner reads the summed index of inner first, inner @ x reads it last.
+        inside = [i for i in free if i in used and i not in first.indices]
+        leads = [i for i in free if i in first.indices]
+        before = bool(leads and inside and free.index(leads[0]) < free.index(inside[0]))
+        outer = tuple(i for i in ((*dummies, *free) if before else (*free, *dummies)) if i in used)
         if len(inner) == 1:
             body = inner[0]
             return Term(body.coefficient, (replace(first, power=power), *body.factors), (*body.summed, *dummies))
@@ -175,8 +181,6 @@ class Builder:
             else:
                 bottom.append((_raised(node, -f.power), indices))
         covered = tuple(i for i in free if any(i in own for _, own in top))
-        if not covered and any(own for _, own in bottom):
-            covered = tuple(i for i in free if any(i in own for _, own in bottom))
         coefficient = term.coefficient
         negative, coefficient = coefficient < 0, abs(coefficient)
         numerator: Number = coefficient.numerator if isinstance(coefficient, Fraction) else coefficient
@@ -225,11 +229,34 @@ class Builder:
                 if own != covered:
                     core = core * node
         elif parts:
-            core = einsum(([own for _, own in parts], covered), *(node for node, _ in parts))
+            core = _canonical_einsum(parts, covered)
         product: Node | None = None
         for node in [*scalars, *([core] if core is not None else [])]:
             product = node if product is None else product * node
         return product
+
+
+def _canonical_einsum(parts: list[tuple[Node, Indices]], result: Indices) -> Node:
+    """The einsum with its operands in one order: equal operands in the order that numbers the indices least."""
+    groups: dict[Node, list[Indices]] = {}
+    for node, own in parts:
+        groups.setdefault(node, []).append(own)
+    orders: list[list[tuple[Node, Indices]]] = [[]]
+    for node, owns in groups.items():
+        options = list(permutations(owns)) if len(owns) <= 4 else [tuple(owns)]
+        if len(orders) * len(options) > _MAX_ORDERS:
+            options = options[:1]
+        orders = [[*o, *((node, own) for own in option)] for o in orders for option in options]
+    best = min(orders, key=lambda order: _numbered([own for _, own in order], result))
+    return einsum(([own for _, own in best], result), *(node for node, _ in best))
+
+
+def _numbered(operands: Sequence[Indices], result: Indices) -> tuple[object, ...]:
+    number: dict[int, int] = {}
+    for own in operands:
+        for i in own:
+            number.setdefault(i, len(number))
+    return tuple(tuple(number[i] for i in own) for own in operands), tuple(number[i] for i in result)
 
 
 def _power_left(f: Factor, common: Number) -> bool:

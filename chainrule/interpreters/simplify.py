@@ -8,12 +8,14 @@ Reads ``Op.rewrites``, ``Op.facts`` and ``Op.terms``; knows no op by name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fractions import Fraction
 from typing import overload
 
 import numpy as np
 
 from chainrule.interpreters.rebuild_terms import Builder
-from chainrule.interpreters.terms import Algebra, collect, distribute
+from chainrule.interpreters.terms import Algebra, Factor, Number, Term, collect, distribute
 from chainrule.ir import Graph, Node, Rewrite, TensorType, apply, constant, rebuild, tree_size
 
 _MAX_ROUNDS = 6
@@ -44,6 +46,12 @@ def simplify(program: Node | Graph, exact: bool = False) -> Node | Graph:
 
 def simplify_all(nodes: Sequence[Node], exact: bool = False) -> list[Node]:
     """Each node simplified; shared work is done once."""
+    results = _stable(nodes, exact)
+    return results if exact else [_shorter_of_expanded(n) for n in results]
+
+
+def _stable(nodes: Sequence[Node], exact: bool) -> list[Node]:
+    """Passes until nothing changes."""
     results = list(nodes)
     for _ in range(_MAX_ROUNDS):
         image = _pass(results, exact)
@@ -51,9 +59,7 @@ def simplify_all(nodes: Sequence[Node], exact: bool = False) -> list[Node]:
         if after == results:
             break
         results = after
-    if exact:
-        return results
-    return [_shorter_of_expanded(n) for n in results]
+    return results
 
 
 def expand(node: Node) -> Node:
@@ -66,11 +72,38 @@ def _shorter_of_expanded(node: Node) -> Node:
     """Multiplying out pays off where things cancel: the shorter of the two forms."""
     if node.op.terms is None or not isinstance(node.type, TensorType):
         return node
-    candidate = expand(node)
-    if candidate is node or tree_size(candidate) >= tree_size(node):
+    best = node
+    for candidate in (expand(node), together(node)):
+        if tree_size(candidate) < tree_size(best):
+            (again,) = _stable([candidate], exact=False)
+            best = again if tree_size(again) <= tree_size(candidate) else candidate
+    return best
+
+
+def together(node: Node) -> Node:
+    """The node as one fraction: all terms over a common denominator, the numerator multiplied out."""
+    algebra = Algebra()
+    free = algebra.indices_of(node.type)
+    terms = distribute(algebra.expand(node, free), algebra)
+    if terms is None or len(terms) < 2:
         return node
-    image = _pass([candidate], exact=False)
-    return image[candidate] if tree_size(image[candidate]) <= tree_size(candidate) else candidate
+    below: dict[tuple[Node, tuple[int | None, ...]], Number] = {}
+    for term in terms:
+        for f in term.factors:
+            if f.power < 0 and not any(i in term.summed for i in f.indices):
+                below[f.atom, f.indices] = max(below.get((f.atom, f.indices), Fraction(0)), -f.power)
+    if not below:
+        return node
+    raised = tuple(Factor(atom, indices, power) for (atom, indices), power in below.items())
+    above = distribute([replace(t, factors=(*t.factors, *raised)) for t in terms], algebra)
+    if above is None or any(f.power < 0 for t in above for f in t.factors):
+        return node
+    builder = Builder(algebra, node.type.dtype)
+    if not above:
+        return builder.sum([], free)
+    numerator = builder.sum(above, free)
+    quotient = Term(Fraction(1), (Factor(numerator, free), *(replace(f, power=-f.power) for f in raised)))
+    return builder.sum([quotient], free)
 
 
 # ---- one pass ----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from fractions import Fraction
 from itertools import permutations
 
 from chainrule.ir import Dim, Node, TensorType, as_node, digest
+from chainrule.ops.recognition import recognise
 
 Number = Fraction | float
 Index = int | None  # None: a dimension of size 1, read at its only element
@@ -55,6 +56,23 @@ def exact(value: float) -> Number:
     return as_fraction if as_fraction.denominator <= 64 else float(value)
 
 
+def symmetric(node: Node) -> bool:
+    """Whether a matrix is its own transpose by its structure: an identity, ``X' @ X``, ``A + A'``, their inverses."""
+    if node.type.rank != 2 or node.shape[0] != node.shape[1]:
+        return False
+    if node.op.keeps_symmetry:
+        return symmetric(node.inputs[0])
+    if node.op.terms is None or not node.inputs:
+        return False
+    algebra = Algebra()
+    i, j = algebra.indices_of(node.type)
+    read, transposed = (node.op.terms(algebra, node, pair) for pair in ((i, j), (j, i)))
+    if read is None or transposed is None:
+        return False
+    a, b = (collect(terms, algebra) for terms in (read, transposed))
+    return {canonical_key(t): t.coefficient for t in a} == {canonical_key(t): t.coefficient for t in b}
+
+
 class Algebra:
     """Expansion of nodes into terms. One instance per expression: it owns the indices."""
 
@@ -79,7 +97,9 @@ class Algebra:
         return found if found is not None else self.atom(node, tuple(indices))
 
     def atom(self, node: Node, indices: tuple[Index, ...], power: Number = Fraction(1)) -> Sum:
-        """The node as one factor."""
+        """The node as one factor; a symmetric matrix is read with its indices in one order."""
+        if len(indices) == 2 and None not in indices and indices[0] > indices[1] and symmetric(node):  # type: ignore[operator]
+            indices = indices[::-1]
         return [Term(Fraction(1), (Factor(node, indices, power),))]
 
     def number(self, node: Node, indices: tuple[Index, ...]) -> Sum | None:
@@ -225,6 +245,9 @@ def contract(term: Term, algebra: Algebra) -> Term:
         key = (f.atom, f.indices)
         merged[key] = Fraction(1) if _is_identity(f) and key in merged else merged.get(key, Fraction(0)) + f.power
     factors = [Factor(a, i, p) for (a, i), p in merged.items() if p != 0]
+    known = recognise([(f.atom, f.indices, f.power) for f in factors])
+    if known is not None:
+        return contract(replace(term, factors=tuple(Factor(a, i, Fraction(p)) for a, i, p in known)), algebra)
     coefficient, summed = term.coefficient, []
     used = {i for f in factors for i in f.indices}
     for index in term.summed:

@@ -63,6 +63,7 @@ class Op:
         jvp: ``(tangents, y, *xs, **params) -> tangent``; a tangent is None where nothing moves.
         expansion: for composites, ``(*xs, **params) -> Node`` in smaller ops; everything not given follows from it.
         terms: how the node is a sum of products, for the algebra of ``simplify`` (see ``interpreters.terms``).
+        keeps_symmetry: of a symmetric matrix it makes a symmetric one (inv).
         lift: ``(params, extra) -> params`` of the same linear op on a value with more dimensions behind its own.
         moments: first and second moments, forward and backward (see ``interpreters.moments``).
         cost: ``(type, *input types, **params) -> multiplications``; default 0 (movement).
@@ -85,6 +86,7 @@ class Op:
     expansion: Rule | None = None
     terms: Rule | None = None
     lift: Rule | None = None
+    keeps_symmetry: bool = False
     moments: Any = None
     cost: Rule | None = None
     text: str | Rule = ""

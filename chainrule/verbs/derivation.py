@@ -20,6 +20,7 @@ from chainrule.ir import Node, TensorType, apply, constant, rebuild, shape_text,
 from chainrule.ops.contraction import einsum
 from chainrule.ops.movement import broadcast
 from chainrule.verbs.expression import Expression, resolve
+from chainrule.verbs.naming import shortest
 
 
 _MAX_SUBSTITUTED = 120  # named quantities
@@ -314,6 +315,9 @@ class Derivation:
         # A model's equations stay in the derivatives already known; a formula's are put in.
         substituted = resolve(total, self.derivatives) if self.substitutes else total
         closed = simplify(substituted)
+        if self.substitutes:
+            named = [(s, n) for s, n in self.program.definitions.items() if s is not self.program.symbol[of]]
+            closed = shortest(closed, resolve(substituted, self.program.definitions), named)
         if not note and _is_zero(closed):
             note = "the derivative is zero almost everywhere, or all paths cancel"
         self.closed[of, wrt] = closed

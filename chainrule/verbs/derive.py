@@ -205,6 +205,9 @@ def derive(
             steps = [s for w in targets for s in derivation.forward(w)]
         definitions = tuple((n, Expression(program.local[n])) for n in program.order)
     found = {s.wrt: s.closed_form for s in steps if s.of == program.output and s.wrt in targets}
+    if isinstance(source, Expression) or (isinstance(source, str) and _is_single(source, shapes)):
+        # The names of a single formula's parts are ours, for the steps; the answer is in the user's own.
+        found = {w: Expression(simplify(e.full), program.definitions) for w, e in found.items()}
     return DeriveResult(program.output, tuple(targets), mode, order, layout, definitions, tuple(steps), found, program)
 
 
@@ -240,6 +243,10 @@ def _program(
     except ModuleNotFoundError as error:
         raise MissingExtraError("derive of a model", error.name or "torch", "torch") from error
     return module_program(source, args)
+
+
+def _is_single(source: str, shapes: Mapping[str, Any] | None) -> bool:
+    return len(parse_program(source, shapes).statements) == 1
 
 
 def _with_targets(

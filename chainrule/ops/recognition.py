@@ -1,0 +1,131 @@
+"""Known forms in a product: ``exp(u) / (1 + exp(u))`` is ``sigmoid(u)``, ``sign(u) * abs(u)`` is ``u``.
+
+Each rule looks at the factors of one term, ``(atom, indices, power)``, and answers with other factors that have the same
+product, fewer or simpler ones, or with None. ``interpreters.terms`` applies them until none fits. They are ordinary
+identities of the functions (almost everywhere for ``sign``); what they buy is stability as well as brevity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from chainrule.ir import OPS, Node, apply
+
+FactorLike = tuple[Node, tuple[Any, ...], Any]
+Rule = Callable[[Sequence[FactorLike]], "list[FactorLike] | None"]
+
+
+def _replaced(factors: Sequence[FactorLike], gone: Sequence[FactorLike], new: Sequence[FactorLike]) -> list[FactorLike]:
+    """The factors without one power of each of ``gone``, with ``new`` added."""
+    result = []
+    for atom, indices, power in factors:
+        for other, own, taken in gone:
+            if other is atom and own == indices:
+                power -= taken
+        if power != 0:
+            result.append((atom, indices, power))
+    return [*result, *new]
+
+
+def _logistic(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
+    """``exp(u) / (1 + exp(u)) = sigmoid(u)`` and ``1 / (1 + exp(u)) = sigmoid(-u)``."""
+    for atom, indices, power in factors:
+        e = _one_plus_exponential(atom)
+        if e is None or power != int(power) or power > -1:
+            continue
+        u = e.inputs[0]
+        if any(other is e and own == indices and p >= 1 for other, own, p in factors):
+            return _replaced(factors, [(e, indices, 1), (atom, indices, -1)], [(apply(OPS["sigmoid"], u), indices, 1)])
+        minus = u.inputs[0] if u.op.name == "neg" else -u
+        return _replaced(factors, [(atom, indices, -1)], [(apply(OPS["sigmoid"], minus), indices, 1)])
+    return None
+
+
+def _logistic_tail(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
+    """``exp(-u) sigmoid(u) = sigmoid(-u)``."""
+    for atom, indices, power in factors:
+        if atom.op.name != "sigmoid" or power < 1:
+            continue
+        for other, own, p in factors:
+            if other.op.name == "exp" and own == indices and p >= 1 and _opposite(other.inputs[0], atom.inputs[0]):
+                tail = apply(OPS["sigmoid"], other.inputs[0])
+                return _replaced(factors, [(atom, indices, 1), (other, own, 1)], [(tail, indices, 1)])
+    return None
+
+
+def _opposite(a: Node, b: Node) -> bool:
+    return (a.op.name == "neg" and a.inputs[0] is b) or (b.op.name == "neg" and b.inputs[0] is a)
+
+
+def _one_plus_exponential(node: Node) -> Node | None:
+    if node.op.name != "add":
+        return None
+    a, b = node.inputs
+    e, one = (a, b) if a.op.name == "exp" else (b, a)
+    return e if e.op.name == "exp" and one.number == 1 and e.shape == node.shape else None
+
+
+def _softmax(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
+    """``exp(x) / sum(exp(x))`` over the last dimension, or over all of a vector, is ``softmax(x)``."""
+    for atom, indices, power in factors:
+        operands = atom.params.get("operands")
+        if operands is None or len(operands) != 1 or power > -1 or atom.inputs[0].op.name != "exp":
+            continue
+        e = atom.inputs[0]
+        if operands[0][:-1] != atom.params["result"] or len(set(operands[0])) != len(operands[0]):
+            continue
+        for other, own, p in factors:
+            if other is e and own[:-1] == indices and p >= 1:
+                soft = apply(OPS["softmax"], e.inputs[0], axis=e.type.rank - 1)
+                return _replaced(factors, [(e, own, 1), (atom, indices, -1)], [(soft, own, 1)])
+    return None
+
+
+def _absolute(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
+    """``sign(u) abs(u) = u``, ``u sign(u) = abs(u)``, ``sign(u)^2 = 1``, ``abs(u)^2 = u^2``, almost everywhere."""
+    for atom, indices, power in factors:
+        if atom.op.name == "abs" and power == int(power) and abs(power) >= 2:
+            even = power - power % 2 if power > 0 else power + (-power) % 2
+            return _replaced(factors, [(atom, indices, even)], [(atom.inputs[0], indices, even)])
+        if atom.op.name != "sign" or power < 1:
+            continue
+        u = atom.inputs[0]
+        if power >= 2:
+            return _replaced(factors, [(atom, indices, 2)], [])
+        for other, own, p in factors:
+            if own != indices:
+                continue
+            if other.op.name == "abs" and other.inputs[0] is u and p != 0:
+                # sign(u) = u / abs(u)
+                return _replaced(factors, [(atom, indices, 1)], [(u, indices, 1), (other, indices, -1)])
+            if other is u and p >= 1 and p == int(p):
+                return _replaced(factors, [(atom, indices, 1), (u, indices, 1)], [(apply(OPS["abs"], u), indices, 1)])
+    return None
+
+
+def _indicator(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
+    """``[c]^k = [c]`` and ``[u > 0] relu(u) = relu(u)``."""
+    for atom, indices, power in factors:
+        if atom.op.name != "iverson" or power < 1:
+            continue
+        if power > 1:
+            return _replaced(factors, [(atom, indices, power - 1)], [])
+        condition = atom.inputs[0]
+        for other, own, p in factors:
+            if other.op.name == "relu" and own == indices and p >= 1 and condition.op.name == "gt":
+                if condition.inputs[0] is other.inputs[0] and condition.inputs[1].number == 0:
+                    return _replaced(factors, [(atom, indices, 1)], [])
+    return None
+
+
+RULES: tuple[Rule, ...] = (_logistic, _logistic_tail, _softmax, _absolute, _indicator)
+
+
+def recognise(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
+    """Other factors with the same product, or None if nothing is recognised."""
+    for rule in RULES:
+        found = rule(factors)
+        if found is not None:
+            return found
+    return None
