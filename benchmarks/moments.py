@@ -35,11 +35,15 @@ def table(name: str, example: Case, seeds: int) -> tuple[float, float]:
     """Prints one network's ratios; returns the worst deviation each way."""
     predicted, measured = predict(example), measure(example, seeds)
     print(f"\n{name} ({seeds} redraws)")
-    print(f"{'value':10} {'E[x^2]':>10} {'pred/meas':>10} {'s.e.':>6}   {'E[g^2]':>10} {'pred/meas':>10} {'s.e.':>6}  kind")
+    print(
+        f"{'value':10} {'E[x^2]':>10} {'pred/meas':>10} {'s.e.':>6}   {'E[g^2]':>10} {'pred/meas':>10} {'s.e.':>6}  kind"
+    )
     worst = [0.0, 0.0]
     for value in (v for v in measured.backward if v in predicted.backward):
         cells = []
-        for k, (mine, theirs) in enumerate(((predicted.forward, measured.forward), (predicted.backward, measured.backward))):
+        for k, (mine, theirs) in enumerate(
+            ((predicted.forward, measured.forward), (predicted.backward, measured.backward))
+        ):
             if value not in theirs or value not in mine or mine[value].second is None:
                 cells.append(f"{'':10} {'':10} {'':6}")
                 continue

@@ -12,7 +12,9 @@ from time import perf_counter
 import numpy as np
 
 
-def best_times(contestants: Mapping[str, Callable[[], object]], rounds: int = 30, window: float = 0.02) -> dict[str, float]:
+def best_times(
+    contestants: Mapping[str, Callable[[], object]], rounds: int = 30, window: float = 0.02
+) -> dict[str, float]:
     """name -> seconds per call: the best of ``rounds`` windows of about ``window`` seconds each, taken in turns."""
     calls = {}
     for name, run in contestants.items():

@@ -312,7 +312,12 @@ def _normal(name: str, mean: float, std: float, fresh: bool) -> Moments:
     source = frozenset({name})
     centred = mean == 0.0
     return Moments(
-        mean, mean**2 + std**2, law="normal", sources=source, odd=source if centred else frozenset(), fresh=fresh and centred
+        mean,
+        mean**2 + std**2,
+        law="normal",
+        sources=source,
+        odd=source if centred else frozenset(),
+        fresh=fresh and centred,
     )
 
 
@@ -394,4 +399,3 @@ def test_the_table_of_ops_has_no_hole():
         if not (getattr(op, column) or op.expansion) and op.name not in exempt.get(column, {})
     ]
     assert not holes
-

@@ -78,6 +78,7 @@ class Algebra:
 
     def __init__(self) -> None:
         self.sizes: dict[int, int | Dim] = {}
+        self._sums_are_atoms = False  # inside a power: (a * sum(x))^-1 is a^-1 * sum(x)^-1
 
     def fresh(self, size: int | Dim) -> int:
         """A new index over a dimension of that size."""
@@ -148,8 +149,10 @@ class Algebra:
         operands: Sequence[tuple[int, ...]],
         result: Sequence[int],
         indices: tuple[Index, ...],
-    ) -> Sum:
+    ) -> Sum | None:
         """An einsum read at ``indices``; its summed indices are new."""
+        if self._sums_are_atoms and any(i not in result for own in operands for i in own):
+            return None
         name: dict[int, Index] = dict(zip(result, indices, strict=True))
         summed: list[int] = []
         for node, own in zip(inputs, operands, strict=True):
@@ -165,7 +168,9 @@ class Algebra:
     # ---- products and powers -------------------------------------------------------------------------------
     def power(self, node: Node, indices: tuple[Index, ...], power: Number) -> Sum:
         """``node ^ power`` as terms: a sum of several stays one factor."""
+        before, self._sums_are_atoms = self._sums_are_atoms, self._sums_are_atoms or power != 1
         terms = collect(self.expand(node, indices), self)
+        self._sums_are_atoms = before
         if power == 1 and len(terms) <= 1:
             return terms
         if len(terms) == 1 and not terms[0].summed:

@@ -25,6 +25,19 @@ def _sigmoid(x: Any) -> Any:
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
 
 
+def _root_text(p: Any, node: Node, root: str, norm: str) -> str:
+    """``sqrt(sum(x^2))`` is written as the norm that it is."""
+    (total,) = node.inputs
+    square = total.inputs[0] if len(total.inputs) == 1 and total.shape == () and "operands" in total.params else None
+    if square is None or p.is_named(total) or p.is_named(square):
+        return root.format(p.child(total, 0))
+    # A trace of squares, einsum("ii->"), sums less than all elements.
+    whole = len(set(total.params["operands"][0])) == square.type.rank
+    if whole and square.op.name == "pow" and square.inputs[1].number == 2:
+        return norm.format(p.child(square.inputs[0], 0))
+    return root.format(p.child(total, 0))
+
+
 def _function(name: str) -> str:
     return rf"\{name}\left({{0}}\right)"
 
@@ -65,7 +78,8 @@ SQRT = unary(
     value=np.sqrt,
     derivative=lambda y, x: 0.5 / y,
     domain="positive",
-    latex=r"\sqrt{{{0}}}",
+    text=lambda p, node: _root_text(p, node, "sqrt({0})", "norm({0})"),
+    latex=lambda p, node: _root_text(p, node, r"\sqrt{{{0}}}", r"\left\|{0}\right\|"),
     aten={"sqrt": None},
     terms=lambda algebra, node, indices: algebra.product([(node.inputs[0], 0.5)], node.type, indices),
     source="the positive root; derivative infinite at 0, as in torch",

@@ -30,6 +30,8 @@ _LETTERS = {"partial": "∂", "top": "⊤", "infty": "∞", "ldots": "…", "ell
 _FUNCTIONS = set("exp log sin cos tan sinh cosh tanh arcsin arccos arctan det max min".split())
 _SPACES = {r"\,", r"\;", r"\:", r"\ ", r"\quad", r"\!"}
 _DEEPEST = 60
+_LETTER = re.compile(r"<mi>.</mi>")
+_NO_FACTOR = ("<mo", "<mrow><mo", "<msup><mrow><mo")  # an operator, or the arguments of the function in front
 
 
 class _Unknown(Exception):
@@ -159,11 +161,12 @@ class _Parser:
 
 
 def _spaced(parts: list[str]) -> list[str]:
-    """A little room between factors that stand side by side, as TeX would not need it between single letters."""
+    """A little room between factors that stand side by side, unless both are single letters."""
     found: list[str] = []
     for part in parts:
-        factor = not part.startswith(("<mo", "<mrow><mo", "<msup><mrow><mo"))
-        if factor and found and not re.match(r"(<msub>)?<mo|<mi>(∂|𝕀)", found[-1]):
+        before = found[-1] if found else ""
+        factors = not part.startswith(_NO_FACTOR) and not re.match(r"(<msub>)?<mo|<mi>(∂|𝕀)", before)
+        if before and factors and not (_LETTER.fullmatch(before) and _LETTER.fullmatch(part)):
             found.append('<mspace width="0.25em"/>')
         found.append(part)
     return found

@@ -82,6 +82,7 @@ def report(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     page = _page(case, case.chain if chain is None else chain, fit, facts)
     return _written(environment.get_template("page.html").render(page), Path(path))

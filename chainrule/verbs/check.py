@@ -12,6 +12,7 @@ from typing import Any
 
 from chainrule.errors import ChainruleError
 from chainrule.frontends.formula import parse, parse_program
+from chainrule.frontends.formula.functions import unknown_in
 from chainrule.interpreters.simplify import equal, simplify
 from chainrule.ir import Graph, Node, shape_text, variable
 from chainrule.ops.contraction import transpose
@@ -138,7 +139,8 @@ def _verdict(
 def _claim(claim: str, derived: DeriveResult, shapes: Mapping[str, Any] | None, cotangent: str | None) -> Expression:
     """The claim, in which the formula's own names mean what they mean there."""
     program = derived.program
-    given: dict[str, Node] = {n: program.symbol[n] for n in program.order}
+    # An unknown function of the formula is one in the claim, too: dl/df is its derivative.
+    given = {n: program.local[n] if unknown_in([program.local[n]]) else program.symbol[n] for n in program.order}
     given |= program.variables
     if cotangent is not None:
         given[cotangent] = variable(cotangent, program.symbol[program.output].type)

@@ -107,11 +107,16 @@ class Expression:
     def evaluate(self, **arrays: Any) -> Any:
         """Its value in NumPy float64, given the original variables by name.
 
+        Args:
+            arrays: the variables; a whole number under another name is the size of that dimension (``n=3``). What the
+                expression does not contain is passed over.
+
         Raises:
             ShapeError: a missing variable, or an array of the wrong shape.
         """
         graph = self.graph
-        sizes = {k: int(v) for k, v in arrays.items() if k not in {n.params["name"] for n in graph.inputs}}
+        names = {n.params["name"] for n in graph.inputs}
+        sizes = {k: int(v) for k, v in arrays.items() if k not in names and np.ndim(v) == 0 and v == int(v)}
         values = {n: arrays[n.params["name"]] for n in graph.inputs if n.params["name"] in arrays}
         return evaluate(graph.outputs, values, sizes)[0]
 
@@ -227,8 +232,11 @@ def agree_at_random_points(
 ) -> tuple[bool, dict[str, Any]]:
     """Whether two nodes have the same values at random points, and the point where they differ most.
 
-    Points where both are nan (outside a domain) are passed over; if all are, positive points are tried.
+    Points where both are nan (outside a domain) are passed over; if all are, positive points are tried. An unknown
+    function and its derivatives have random values like a variable.
     """
+    unknown = {n: variable(text(n), n.type) for n in toposort([a, b]) if n.op.family == "unknown"}
+    a, b = substitute_nodes([a, b], unknown)
     nodes = toposort([a, b])
     leaves = [n for n in nodes if "name" in n.params and n.is_leaf]
     worst: tuple[float, dict[str, Any]] = (-1.0, {})
@@ -253,8 +261,11 @@ def agree_at_random_points(
 
 
 def _point(leaves: list[Node], values: Mapping[Node, Any], a: Any, b: Any) -> dict[str, Any]:
+    # As many digits as it takes to see a difference.
+    digits = next((d for d in range(4, 15) if not np.array_equal(np.round(a, d), np.round(b, d))), 4)
+
     def plain(v: Any) -> Any:
-        return np.round(np.asarray(v, dtype=float), 4).tolist()
+        return np.round(np.asarray(v, dtype=float), digits).tolist()
 
     return {
         "at": {n.params["name"]: plain(values[n]) for n in leaves},

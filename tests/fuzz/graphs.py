@@ -27,15 +27,15 @@ Draw = Callable[[st.SearchStrategy], object]
 
 def shapes(named: bool) -> dict[str, tuple[int | Dim, ...]]:
     """The shapes of the leaves, with names or numbers for sizes."""
-    return {
-        name: tuple(Dim(s) if named else SIZES[s] for s in text.split(",") if s) for name, text in SHAPES.items()
-    }
+    return {name: tuple(Dim(s) if named else SIZES[s] for s in text.split(",") if s) for name, text in SHAPES.items()}
 
 
 def values(graph: Graph, seed: int) -> dict[Node, np.ndarray]:
     """Standard normal values for the inputs of a graph."""
     generator = np.random.default_rng(seed)
-    drawn = {name: generator.standard_normal(tuple(SIZES[s] for s in text.split(",") if s)) for name, text in SHAPES.items()}
+    drawn = {
+        name: generator.standard_normal(tuple(SIZES[s] for s in text.split(",") if s)) for name, text in SHAPES.items()
+    }
     return {leaf: drawn[leaf.params["name"]] for leaf in graph.inputs}
 
 
@@ -79,7 +79,26 @@ def _number(draw: Draw, pool: list[Node]) -> Node:
 
 def _product(draw: Draw, pool: list[Node]) -> Node:
     a, b = draw(st.sampled_from(pool)), draw(st.sampled_from(pool))
-    form = draw(st.sampled_from(("ij,jk->ik", "ij,kj->ik", "ji,jk->ik", "ij,j->i", "ij,i->j", "i,j->ij", "i,i->", "ij,ij->", "ij,ij->ij", "ij,ij->i", "ii->", "ii->i", "ij->ji", "ij,i->ij")))
+    form = draw(
+        st.sampled_from(
+            (
+                "ij,jk->ik",
+                "ij,kj->ik",
+                "ji,jk->ik",
+                "ij,j->i",
+                "ij,i->j",
+                "i,j->ij",
+                "i,i->",
+                "ij,ij->",
+                "ij,ij->ij",
+                "ij,ij->i",
+                "ii->",
+                "ii->i",
+                "ij->ji",
+                "ij,i->ij",
+            )
+        )
+    )
     return einsum(form, *((a, b) if "," in form else (a,)))
 
 
@@ -126,7 +145,9 @@ _STEPS = (_elementwise, _bounded, _binary, _binary, _number, _product, _product,
 def programs(draw: Draw, most: int = 9) -> Graph:
     """A graph with one output that depends on at least one variable."""
     leaves = {name: variable(name, TensorType(shape)) for name, shape in shapes(draw(st.booleans())).items()}
-    pool = [leaves[name] for name in draw(st.lists(st.sampled_from(sorted(leaves)), min_size=2, max_size=5, unique=True))]
+    pool = [
+        leaves[name] for name in draw(st.lists(st.sampled_from(sorted(leaves)), min_size=2, max_size=5, unique=True))
+    ]
     if not any(p.shape for p in pool):
         pool.append(leaves["x"])
     for _ in range(draw(st.integers(1, most))):
@@ -151,4 +172,8 @@ def weighted_sum(root: Node) -> Node:
 
 def weights_of(scalar: Node, root: Node, shape: tuple[int, ...]) -> dict[Node, np.ndarray]:
     """The weights of :func:`weighted_sum`."""
-    return {} if scalar is root else {variable("weights", root.type): np.linspace(0.6, 1.4, int(np.prod(shape))).reshape(shape)}
+    return (
+        {}
+        if scalar is root
+        else {variable("weights", root.type): np.linspace(0.6, 1.4, int(np.prod(shape))).reshape(shape)}
+    )

@@ -168,5 +168,3 @@ def test_three_modes_equal_finite_differences(source: str, x: float, z: float):
     for mode in ("direct", "forward", "reverse"):
         found = derive(f"y = {source} + 0*x + 0*z", wrt="x", mode=mode)["x"].evaluate(x=x, z=z)
         assert abs(float(found) - expected) <= 1e-5 * size, mode
-
-

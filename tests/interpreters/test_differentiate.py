@@ -151,7 +151,9 @@ def test_broadcasting_is_summed_back(shapes):
     loss = sum_axes((a * b) ** 2.0)
     for leaf, g in zip((a, b), gradient(loss, [a, b]), strict=True):
         assert g.shape == leaf.shape
-        assert close(number(g, values), central(lambda x, leaf=leaf: number(loss, values | {leaf: x}), values[leaf]), 1e-8)
+        assert close(
+            number(g, values), central(lambda x, leaf=leaf: number(loss, values | {leaf: x}), values[leaf]), 1e-8
+        )
 
 
 def test_infinities_do_not_leak_from_the_branch_not_taken():
@@ -182,7 +184,9 @@ def test_loops_at_order_one_and_two(length: int, reverse: bool):
     directions = {variable(f"d{k}", i.type): RNG.standard_normal(i.shape) for k, i in enumerate(inputs)}
     for leaf, g in zip(inputs, found, strict=True):
         check(Graph(inputs, (g,)))
-        assert close(number(g, values), central(lambda x, leaf=leaf: number(loss, values | {leaf: x}), values[leaf]), 1e-8)
+        assert close(
+            number(g, values), central(lambda x, leaf=leaf: number(loss, values | {leaf: x}), values[leaf]), 1e-8
+        )
     (moved,) = jvp([loss], inputs, list(directions))
     along = sum(np.sum(number(g, values) * d) for g, d in zip(found, directions.values(), strict=True))
     assert number(moved, values | directions) == pytest.approx(along, rel=1e-10)

@@ -33,7 +33,9 @@ def test_text_is_as_written(source: str):
         assert text(node) == source
 
 
-@pytest.mark.parametrize("source", ["A @ B @ x", "2 * A @ x", "x' @ A @ y", "A' @ B @ x", "a * b * x @ y'", "sum(A) * x"])
+@pytest.mark.parametrize(
+    "source", ["A @ B @ x", "2 * A @ x", "x' @ A @ y", "A' @ B @ x", "a * b * x @ y'", "sum(A) * x"]
+)
 def test_text_of_one_contraction_is_one_product(source: str):
     node = simplify(parse(source, SHAPES).outputs[0])
     assert text(node) == source
@@ -80,7 +82,18 @@ def test_names_stand_for_nodes():
     assert latex(variable("dy/df3")) == r"\frac{\partial y}{\partial f_{3}}"
 
 
-@pytest.mark.parametrize("value, expected", [(2.0, "2"), (0.5, "0.5"), (-1.0, "-1"), (1e-5, "1e-05"), (1e20, "1e+20"), (True, "1"), (1 / 3, "0.3333333333333333")])
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (2.0, "2"),
+        (0.5, "0.5"),
+        (-1.0, "-1"),
+        (1e-5, "1e-05"),
+        (1e20, "1e+20"),
+        (True, "1"),
+        (1 / 3, "0.3333333333333333"),
+    ],
+)
 def test_numbers(value: float, expected: str):
     assert text(constant(value)) == expected
 

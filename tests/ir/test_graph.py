@@ -157,7 +157,11 @@ _PROGRAM = "import chainrule as cr; from chainrule.ir import digest; g = cr.form
 def test_text_and_digest_are_the_same_in_every_process():
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", _PROGRAM], env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", _PROGRAM],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("0", "12345")
     }
@@ -203,7 +207,9 @@ BROKEN = {
     "not the declared one": Graph((x,), (_broken(x * x, op=replace(OPS["mul"], source="other")),)),
     "not an input": Graph((), (x * x,)),
     "differ in length": Graph((x,), (x,), ("a", "b")),
-    "do not broadcast": Graph((v,), (_broken(apply(OPS["broadcast"], v, shape=(4, 2, 3)), params=MappingProxyType({"shape": (4, 2, 2)})),)),
+    "do not broadcast": Graph(
+        (v,), (_broken(apply(OPS["broadcast"], v, shape=(4, 2, 3)), params=MappingProxyType({"shape": (4, 2, 2)})),)
+    ),
 }
 
 
