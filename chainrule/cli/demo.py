@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -55,7 +55,7 @@ def _lines(path: str, seeds: int) -> Iterator[str]:
     yield f"1. The chain from the loss to the input; measured: mean of {seeds} seeds ± standard error"
     yield from _indented(chain_lines(annotated, width() - len(_INDENT)))
 
-    differences = gradient_differences(case)
+    differences = {dtype: examples.gradient_difference(case, dtype) for dtype in ("float32", "float64")}
     yield ""
     yield "2. Largest relative difference between these gradients and torch.autograd's"
     yield _INDENT + ", ".join(f"{value:.1e} in {dtype}" for dtype, value in differences.items())
@@ -71,7 +71,7 @@ def _lines(path: str, seeds: int) -> Iterator[str]:
     with epochs_bar(fresh.epochs or 0) as advance:
         trained = fit(fresh, callbacks=[advance])
     yield ""
-    yield f"4. Training: {milestones(trained)}"
+    yield f"4. Training: {_milestones(trained)}"
     yield from _indented(curve(trained.loss, blocks=can_draw(sys.stdout.encoding)))
 
     facts = [
@@ -88,17 +88,7 @@ def _indented(lines: Iterable[str]) -> Iterator[str]:
     yield from (f"{_INDENT}{line}".rstrip() for line in lines)
 
 
-def gradient_differences(case: Any) -> dict[str, float]:
-    """The largest relative difference between our gradients and torch.autograd's, by dtype."""
-    import importlib
-
-    from chainrule.examples import gradient_difference
-
-    torch = importlib.import_module("torch")  # the command line has no torch of its own
-    return {name: gradient_difference(case, getattr(torch, name)) for name in ("float32", "float64")}
-
-
-def milestones(trained: FitResult) -> str:
+def _milestones(trained: FitResult) -> str:
     """The loss at epochs 1, 10, 100, as far as training went."""
     epochs = [e for e in (1, 10, 100) if e <= len(trained.loss)]
     losses = ", ".join(f"{trained.loss[e - 1]:.4g} at epoch {e}" for e in epochs)

@@ -328,6 +328,8 @@ class ProductRule:
 
     def forward(self, states: Sequence[Moments], node: Node) -> Moments:
         a, b = states
+        if node.inputs[0] is node.inputs[1] and not self.invert and a.law != "given":
+            return squared(a)
         if not a.known or not b.known or (self.invert and b.law != "given"):
             return replace(UNKNOWN, sources=sources_of(states))
         if self.invert:
@@ -358,6 +360,17 @@ class ProductRule:
         )
 
 
+def squared(u: Moments) -> Moments:
+    """The moments of u^2; its second moment is that of a normal u, otherwise unknown."""
+    why, second = "E[u^4] needs more of the law than its variance", None
+    if u.known and u.law == "normal" and u.mean is not None:
+        m2, v = u.mean * u.mean, u.variance
+        second = 3 * v * v if _is_zero(u.mean) else 3 * v * v + 6 * m2 * v + m2 * m2
+        why = "E[u^4] = 3 v^2 + 6 m^2 v + m^4 for a normal u"
+    kind = u.kind if second is not None else "unknown"
+    return Moments(u.second, second, kind=kind, sources=u.sources, unit_spread=u.unit_spread, why=why)
+
+
 @dataclass(frozen=True)
 class PowerRule(Pointwise):
     """``u ^ p`` for a given p: the square of a centred value in closed form, anything else by quadrature."""
@@ -365,11 +378,9 @@ class PowerRule(Pointwise):
     def forward(self, states: Sequence[Moments], node: Node) -> Moments:
         u = states[0]
         if u.known and node.inputs[1].number == 2 and u.law != "given":
-            normal_zero = u.law == "normal" and _is_zero(u.mean)
-            second = u.second * u.second * 3 if normal_zero else None
-            if second is not None or isinstance(u.second, Node):
-                why = "E[u^2]; E[u^4] = 3 v^2 for a normal u"
-                return Moments(u.second, second, kind=u.kind, sources=u.sources, unit_spread=u.unit_spread, why=why)
+            found = squared(u)
+            if found.known or isinstance(u.second, Node):
+                return found
         return super().forward(states, node)
 
 

@@ -18,7 +18,7 @@ from chainrule.frontends.formula import parse, parse_program
 from chainrule.interpreters import moments as propagation
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Node, as_node, constant
+from chainrule.ir import Dim, Node, as_node, constant
 from chainrule.ir.moments import Moments
 from chainrule.verbs.defined import refuse_division_by_zero
 from chainrule.verbs.expression import Expression
@@ -177,7 +177,9 @@ def moments(
             raise FormulaError(
                 f"a law for {name!r}, which the formula does not read", required=f"one of {', '.join(leaves)}"
             )
-    states = {leaf: law_of(name, laws[name]) if name in laws else _fixed(leaf) for name, leaf in leaves.items()}
+    dimensions = {d for n in leaves.values() for s in n.shape if isinstance(s, Dim) for d in s.names}
+    sizes = {d: as_node(Dim(d)) for d in dimensions - set(leaves)}
+    states = {leaf: law_of(name, laws[name], sizes) if name in laws else _fixed(leaf) for name, leaf in leaves.items()}
     named = [(s.name or "y", s.node) for s in program.statements]
     image = propagation.expanded([node for _, node in named])
     found = propagation.forward([image[node] for _, node in named], states)
@@ -224,8 +226,8 @@ _LAW = re.compile(r"\s*([a-z]+)\s*\((.*)\)\s*$", re.S)
 _LAWS = ("symmetric", "normal", "uniform", "iid")
 
 
-def law_of(name: str, law: str) -> Moments:
-    """The moments that a law such as ``normal(mu, sigma^2)`` states.
+def law_of(name: str, law: str, sizes: Mapping[str, Node] | None = None) -> Moments:
+    """The moments that a law such as ``normal(mu, sigma^2)`` states; ``sizes``: what the names of dimensions mean.
 
     Raises:
         FormulaError: not one of the laws, or not two arguments.
@@ -240,7 +242,7 @@ def law_of(name: str, law: str) -> Moments:
             instead="symmetric(0, sigma^2)",
         )
     kind, source = match.group(1), frozenset({name})
-    a, b = (simplify(parse(argument).outputs[-1]) for argument in arguments)
+    a, b = (simplify(parse(argument, given=sizes).outputs[-1]) for argument in arguments)
     if kind == "uniform":
         mean, second = simplify((a + b) / 2.0), simplify((a * a + a * b + b * b) / 3.0)
     else:

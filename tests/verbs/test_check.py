@@ -111,7 +111,7 @@ def test_claims_about_unknown_functions(claim: str, holds: bool):
     shapes = {"beta": "m", "Omega": "m,n", "h": "n"}
     c = cr.check("f = beta + Omega @ h; L = l[f]", wrt="Omega", claim=claim, shapes=shapes)
     assert c.holds is holds
-    assert holds or "dl/df" in c.counterexample["at"]
+    assert holds or any(name.startswith("dl/d") for name in c.counterexample["at"])
 
 
 def test_domains_are_respected():
