@@ -19,6 +19,7 @@ def main() -> None:
     model, batch, loss = case.model, case.batch, case.loss
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     step = case.step
+    assert callable(loss)
 
     def eager() -> None:
         model.zero_grad(set_to_none=True)

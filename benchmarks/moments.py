@@ -36,7 +36,7 @@ def table(name: str, example: Case, seeds: int) -> tuple[float, float]:
     predicted, measured = predict(example), measure(example, seeds)
     print(f"\n{name} ({seeds} redraws)")
     print(
-        f"{'value':10} {'E[x^2]':>10} {'pred/meas':>10} {'s.e.':>6}   {'E[g^2]':>10} {'pred/meas':>10} {'s.e.':>6}  kind"
+        f"{'value':10} {'E[x^2]':>10} {'pred/meas':>10} {'s.e.':>6}   {'E[g^2]':>10} {'pred/meas':>10} {'s.e.':>6} kind"
     )
     worst = [0.0, 0.0]
     for value in (v for v in measured.backward if v in predicted.backward):

@@ -6,6 +6,7 @@ powers below zero go under a fraction line, and everything is ordered, so that e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations

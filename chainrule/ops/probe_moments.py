@@ -52,8 +52,9 @@ class ProbeRule:
         squares: list[list[float]] = [[] for _ in leaves]
         along: list[list[float]] = [[] for _ in leaves]
         for result, operands in self._draws(states, node):
-            std = np.broadcast_to(np.sqrt(g.second), node.shape)
-            drawn = std if g.given else std * generator.standard_normal(node.shape)
+            shape = tuple(int(n) for n in node.shape)
+            std = np.broadcast_to(np.sqrt(g.second), shape)
+            drawn = std if g.given else std * generator.standard_normal(shape)
             given = {value: result, cotangent: drawn, **dict(zip(leaves, operands, strict=True))}
             for k, gx in enumerate(back):
                 if gx is not None:

@@ -1,8 +1,8 @@
 """Known forms in a product: ``exp(u) / (1 + exp(u))`` is ``sigmoid(u)``, ``sign(u) * abs(u)`` is ``u``.
 
-Each rule looks at the factors of one term, ``(atom, indices, power)``, and answers with other factors that have the same
-product, fewer or simpler ones, or with None. ``interpreters.terms`` applies them until none fits. They are ordinary
-identities of the functions (almost everywhere for ``sign``); what they buy is stability as well as brevity.
+Each rule looks at the factors of one term, ``(atom, indices, power)``, and answers with other factors that have
+the same product, fewer or simpler ones, or with None. ``interpreters.terms`` applies them until none fits. They are
+ordinary identities of the functions (almost everywhere for ``sign``); what they buy is stability as well as brevity.
 """
 
 from __future__ import annotations

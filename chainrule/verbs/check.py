@@ -14,7 +14,7 @@ from chainrule.errors import ChainruleError
 from chainrule.frontends.formula import parse, parse_program
 from chainrule.frontends.formula.functions import unknown_in
 from chainrule.interpreters.simplify import equal, simplify
-from chainrule.ir import Graph, Node, shape_text, variable
+from chainrule.ir import Graph, shape_text, variable
 from chainrule.ops.contraction import transpose
 from chainrule.verbs.derive import DeriveResult, derive
 from chainrule.verbs.expression import Expression, agree_at_random_points

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from chainrule.errors import FormulaError
 from chainrule.frontends.formula import Program
+from chainrule.interpreters.evaluate import evaluate
 from chainrule.interpreters.text import text
-from chainrule.ir import toposort
+from chainrule.ir import Node, toposort
 from chainrule.ops.arithmetic import DIV
+
+
+def _is_zero(node: Node) -> bool:
+    """Whether a value is a constant that evaluates to zero, such as ``1 - 1``."""
+    if node.shape != () or any("name" in n.params or "size" in n.params for n in toposort([node]) if n.is_leaf):
+        return False
+    return bool(evaluate([node], {})[0] == 0)
 
 
 def refuse_division_by_zero(program: Program) -> None:
@@ -28,7 +36,7 @@ def refuse_division_by_zero(program: Program) -> None:
       required: a divisor that is not zero
     """
     for node in toposort([statement.node for statement in program.statements]):
-        if node.op is DIV and node.inputs[1].number == 0:
+        if node.op is DIV and _is_zero(node.inputs[1]):
             origin = program.graph.origins.get(node)
             raise FormulaError(
                 "division by zero",

@@ -22,7 +22,6 @@ from chainrule.ops.movement import broadcast
 from chainrule.verbs.expression import Expression, resolve
 from chainrule.verbs.naming import shortest
 
-
 _MAX_SUBSTITUTED = 120  # named quantities
 
 

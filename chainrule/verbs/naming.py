@@ -1,7 +1,8 @@
 """The user's own names in an answer: parts of an expression that have a name are written by it.
 
-A named quantity that occurs as it was defined is replaced by its name; one that is a quotient, ``xhat = (x - mu) / sigma``,
-also stands for its numerator, ``x - mu = xhat * sigma``. Among the forms this gives the shortest is kept.
+A named quantity that occurs as it was defined is replaced by its name; one that is a quotient, ``xhat =
+(x - mu) / sigma``, also stands for its numerator, ``x - mu = xhat * sigma``. Among the forms this gives the
+shortest is kept.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def shortest(closed: Node, resolved: Node | None, named: Sequence[tuple[Node, No
     if tree_size(closed) < _WORTH_TRYING or not named:
         return closed
     best = closed
-    starts = [closed] if resolved is None else [closed, simplify(*expand_composites([resolved], False))]
+    starts = [closed] if resolved is None else [closed, simplify(_in_parts(resolved))]
     for start in starts:
         for candidate in _folded(start, named):
             if tree_size(candidate) < tree_size(best):
@@ -37,12 +38,17 @@ def shortest(closed: Node, resolved: Node | None, named: Sequence[tuple[Node, No
     return best
 
 
+def _in_parts(node: Node) -> Node:
+    """The node without composites."""
+    return expand_composites([node], keep_named=False)[0]
+
+
 def _folded(start: Node, named: Sequence[tuple[Node, Node]]) -> Iterator[Node]:
     """The expression with definitions replaced by names, first without and then with quotients."""
     node = start
     for symbol, definition in named:
         # Derivatives of composites are written in their parts, so a mean is looked for as a sum over n too.
-        for pattern in dict.fromkeys((simplify(definition), simplify(*expand_composites([definition], False)))):
+        for pattern in dict.fromkeys((simplify(definition), simplify(_in_parts(definition)))):
             if tree_size(pattern) >= _WORTH_A_NAME and pattern.type.shape == symbol.type.shape:
                 node = _replace(node, pattern, symbol)
     node = simplify(node)

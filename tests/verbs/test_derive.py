@@ -271,7 +271,7 @@ def test_second_order_of_a_scalar():
 def test_a_zero_derivative_says_why(source: str, note: str | None):
     d = cr.derive(source, wrt="a")
     assert d["a"].evaluate() == 0
-    assert note is None or note in d.steps[-1].note and note in str(d)
+    assert note is None or (note in d.steps[-1].note and note in str(d))
 
 
 # ---- the result --------------------------------------------------------------------------------------------

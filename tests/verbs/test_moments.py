@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 
@@ -52,7 +53,11 @@ CLOSED = [  # formula, laws, second moment, mean (None: not determined)
 
 @pytest.mark.parametrize("source, given, second, mean", CLOSED)
 def test_closed_forms(source: str, given: dict, second: str, mean: str | None):
-    shapes = {k: v for k, v in LAYER.items() if k in source.replace("Omega2", "Omega2 ") and (k != "Omega" or "Omega @" in source)}
+    shapes = {
+        k: v
+        for k, v in LAYER.items()
+        if k in source.replace("Omega2", "Omega2 ") and (k != "Omega" or "Omega @" in source)
+    }
     quantity = cr.moments(source, given=given, shapes=shapes)[source[0]]
     assert quantity.kind == "exact"
     sizes = {"n": 3.0, "m": 4.0}
@@ -178,7 +183,7 @@ def network(activation: Callable[[], nn.Module], init: Callable[[nn.Linear], Non
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers: list[nn.Module] = []
-        for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+        for a, b in itertools.pairwise(sizes):
             layers += [nn.Linear(a, b), activation()]
         model = nn.Sequential(*layers[:-1])
         for layer in model:
@@ -282,5 +287,3 @@ def test_redraws_leave_the_model_alone():
     assert np.array_equal(first.forward["f_2"], second.forward["f_2"]), "seeded"
     assert all(torch.equal(before[n], p) for n, p in case.model.named_parameters())
     assert torch.equal(state, torch.get_rng_state())
-
-

@@ -177,7 +177,7 @@ class _Writer:
                 required="a `torch` field, or an expansion",
                 instead="declare it in chainrule/ops (docs/adding-an-op.md)",
             )
-        if node.op.transforms_body:
+        if node.op.transforms_body and callable(written):
             operands = [self._operand(i, as_tensor=True) for i in node.inputs]
             return str(written(node, [self._body(node.params["body"]), *operands]))
         # An infix operator takes numbers as they are, beside at least one tensor; a function wants tensors.
