@@ -96,7 +96,7 @@ GRADIENTS = [  # section 5 of the notes on derivations: formula, variable, its g
     ("logdet(D)", "D", "inv(D)'"),
     ("det(D)", "D", "det(D) * inv(D)'"),
     ("sum(abs(X))", "X", "sign(X)"),
-    ("norm(X)", "X", "X / sqrt(sum(X^2))"),
+    ("norm(X)", "X", "X / norm(X)"),
 ]
 
 
