@@ -98,7 +98,7 @@ class LatexPrinter(Printer):
         left, _, right = subscripts.partition("->")
         summed = sorted(set(left) - set(right) - {","})
         body = " ".join(
-            f"{self.child(i, 50)}_{{{s}}}" if s else self.child(i, 50)
+            f"{{{self.child(i, 50)}}}_{{{s}}}" if s else self.child(i, 50)
             for i, s in zip(node.inputs, left.split(","), strict=True)
         )
         return rf"\sum_{{{','.join(summed)}}} {body}" if summed else body

@@ -92,6 +92,7 @@ class _Contraction:
         self.identities = [p for p in parts if p.is_identity]
 
     def text(self) -> tuple[str, int]:
+        self._identities_that_rename()
         self._self_loops()
         self._merge_matrices()
         self._merge_vectors()
@@ -124,6 +125,17 @@ class _Contraction:
     def _uses(self, index: int) -> int:
         everything = [*self.vectors, *self.matrices, *self.identities]
         return sum(p.indices.count(index) for p in everything) + self.result.count(index)
+
+    def _identities_that_rename(self) -> None:
+        """A sum over an index of an identity only renames that index: ``eye(n) @ x`` is ``x``."""
+        for p in list(self.identities):
+            i, j = p.indices
+            gone, kept = (j, i) if j not in self.result else (i, j)
+            if i == j or gone in self.result or self._uses(gone) < 2:
+                continue
+            self.identities.remove(p)
+            for q in [*self.vectors, *self.matrices, *self.identities]:
+                q.indices = tuple(kept if k == gone else k for k in q.indices)
 
     def _self_loops(self) -> None:
         for p in [p for p in self.matrices if p.indices[0] == p.indices[1]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.errors import MissingExtraError
+from chainrule.errors import MissingExtraError, ModelError
 from chainrule.interpreters.cost import multiplications, nbytes
 from chainrule.ir import Node, shape_text, toposort
 from chainrule.verbs.derivation import Step
@@ -122,11 +122,13 @@ def chain(
     except ModuleNotFoundError as error:
         raise MissingExtraError("the chain of a model", error.name or "torch", "torch") from error
     case = as_case(source, batch, loss, optimizer)
+    if case.trace.loss is None:
+        raise ModelError("the chain of a model starts at its loss", required='loss=..., loss="model" or objective=...')
     equations = case.equations
     predicted = {n: _mean(g.second) for n, g in predict(case).backward.items()}
     measured = measure(case, seeds).backward if seeds else {}
     layers = _layers(case.trace)
-    findings = {f.where: f.kind for f in case.findings}
+    findings = {where: f.kind for f in case.findings for where in f.where.split(", ")}
     inputs = {leaf.params["name"] for leaf in case.trace.batch_inputs.values()}
     parameters = {leaf.params["name"] for leaf in case.trace.parameters.values()}
     links, gradients = [], []

@@ -156,7 +156,8 @@ def derive(
 
     Args:
         source: text of the formula language (one formula or assignments), an Expression, or, with ``args``, a torch
-            module (``derive(model, batch, loss)``) or function of tensors (``derive(f, (x,))``).
+            module (``derive(model, batch, loss)``) or function of tensors (``derive(f, (x,))``). Without a loss the
+            cotangent of their output is called ``g``.
         wrt: variables (or named intermediates) to derive by: a name, names separated by commas, or ``"all"``.
         shapes: name -> dimensions of the variables that are not scalars, ``{"A": "m,n"}``.
         mode: ``"reverse"`` (problem 7.12), ``"forward"`` (7.13) or ``"direct"`` (one closed form, written out).
@@ -187,8 +188,10 @@ def derive(
     if not targets:
         raise ChainruleError("there is nothing to derive by", required="a variable that is not an integer")
     seed = None
+    output = program.symbol[program.output]
+    if cotangent is None and output.shape != () and not isinstance(source, str | Expression | Graph):
+        cotangent = _free_name("g", Graph(tuple(variables), ()))  # a model without a loss: what comes back from above
     if cotangent is not None:
-        output = program.symbol[program.output]
         seed = variable(cotangent, output.type)
     if mode == "direct" or order == 2:
         steps = [_direct(program, w, layout, seed, order) for w in targets]

@@ -7,7 +7,7 @@ Constant tensors (zero biases) stay what they are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from chainrule.backends.torch import compile
 from chainrule.errors import ModelError
 from chainrule.interpreters import moments as propagation
 from chainrule.ir import Graph, Node
-from chainrule.ir.moments import CotangentMoments, Moments
+from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments
 from chainrule.verbs.case import Case, as_case
 from chainrule.verbs.moments import MomentsResult, Row
 
@@ -53,7 +53,9 @@ def given_moments(case: Case) -> dict[Node, Moments]:
             states[leaf] = weight_moments(random[leaf], tensor)
         else:
             array = tensor.detach().to(torch.float64).cpu().numpy()
-            states[leaf] = Moments(array, array**2, law="given", kurtosis=1.0)
+            finite = bool(np.isfinite(array).all())
+            given = Moments(array, array**2, law="given", kurtosis=1.0)
+            states[leaf] = given if finite else replace(UNKNOWN, why="the data hold nan or inf")
     return states
 
 
@@ -174,7 +176,7 @@ _KIND_ORDER = ("exact", "approximate", "probe", "unknown")
 
 def _band(state: Moments, node: Node) -> tuple[float, float] | None:
     """Where the mean square of one draw of the weights lies in nine draws of ten (log-normal around the median)."""
-    if state.second is None:
+    if state.second is None or state.kind in ("approximate", "unknown"):
         return None
     mean, spread = float(np.mean(state.second)), float(np.mean(state.unit_spread))
     units = node.type.shape[-1] if node.type.shape else 1

@@ -135,11 +135,6 @@ def test_nine_in_ten_are_as_short_as_the_answer(row):
     assert len(long) <= (1 - SHORT) * len(rows), long
 
 
-@pytest.mark.parametrize("problem", [p for p in PROBLEMS if not p.missing], ids=lambda p: p.id)
-def test_takes_less_than_a_second(problem: Problem, row):
-    assert row(problem).seconds < 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", cases("right"))
 def test_modes_agree(problem: Problem):
