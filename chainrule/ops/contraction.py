@@ -160,8 +160,15 @@ def _einsum_terms(algebra: Any, node: Node, indices: tuple[Any, ...]) -> Any:
     return algebra.contraction(node.inputs, node.params["operands"], node.params["result"], indices)
 
 
-def _merge_permutations(node: Node) -> Node | None:
-    """A transpose of a transpose is one permutation."""
+def _merge_views(node: Node) -> Node | None:
+    """A transpose of a transpose is one permutation. Sums are left: in another order they round differently."""
+    pair = (node, *node.inputs[:1])
+    summed = any(set(i) != set(n.params["result"]) for n in pair for i in n.params.get("operands", ()))
+    return None if summed else _merge(node)
+
+
+def _merge(node: Node) -> Node | None:
+    """Transposes, diagonals and sums of one operand as one einsum."""
     (x, *rest) = node.inputs
     inner = x.params.get("operands")
     if rest or inner is None or len(x.inputs) != 1 or len(set(inner[0])) != len(inner[0]):
@@ -189,7 +196,7 @@ EINSUM = register(
         latex=lambda p, node: p.contraction(node),
         precedence=MUL,
         torch=lambda node, x: _torch_einsum(node, x),
-        rewrites=(Rewrite(_merge_permutations, exact=True),),
+        rewrites=(Rewrite(_merge_views, exact=True), Rewrite(_merge)),
         aten={
             "mm": lambda a, b: einsum("ij,jk->ik", a, b),
             "mv": lambda a, b: einsum("ij,j->i", a, b),
