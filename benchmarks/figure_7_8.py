@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.timing import best_times, machine
 from chainrule import examples
+from chainrule.frontends.torch import trace_case
 from chainrule.verbs.fit import CompiledStep
 
 
@@ -38,7 +39,10 @@ def main() -> None:
             "derived step, compiled function": lambda: step._compiled(*inputs),
         }
     )
+    trace_case(model, batch, loss)
+    traced = best_times({"trace": lambda: trace_case(model, batch, loss)}, rounds=10)["trace"]
     print(machine())
+    print(f"a trace takes {traced * 1e3:.1f} ms")
     print(f"largest difference of gradients: {worst:.1e}")
     print(f"{'loss and all gradients, batch 10':36} {'us/step':>8} {'ratio':>6}")
     for name, seconds in times.items():
