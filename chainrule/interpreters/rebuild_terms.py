@@ -47,7 +47,11 @@ class Builder:
         shape = tuple(self.algebra.sizes[i] for i in free)
         if not terms:
             return broadcast(constant(0.0, self.dtype), shape)
-        return broadcast(self._sum(terms, free), shape)
+        node = self._sum(terms, free)
+        new = len(shape) - node.type.rank
+        if new and all(size == 1 for size in shape[:new]):
+            node = expand_dims(node, tuple(range(new)))
+        return broadcast(node, shape)
 
     def _sum(self, terms: Sum, free: Indices) -> Node:
         if 1 < len(terms) <= _MAX_FACTORED:

@@ -14,3 +14,4 @@ from chainrule.ops import normalization as normalization
 from chainrule.ops import reductions as reductions
 from chainrule.ops import slicing as slicing
 from chainrule.ops import unknown as unknown
+from chainrule.ops import windows as windows

@@ -22,21 +22,13 @@ STEPS = {1: 1e-4, 2: 1e-3}  # of central differences, by order: rounding and tru
 STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
 
 # What does not hold yet, by test: id -> why. An entry that no longer fails is a failure (xfail is strict).
-NO_WINDOWS = "the language has no windows (conv1d, conv2d) yet"
 KNOWN_GAPS: dict[str, dict[str, str]] = {
     "right": {
-        "V30": NO_WINDOWS,
         "T21": "norm at 0: its derivative is nan there, not 0",
-        "T24": NO_WINDOWS,
     },
-    "trip": {
-        "V30": NO_WINDOWS,
-        "T24": NO_WINDOWS,
-    },
+    "trip": {},
     "size": {
         "V29": "maximum(0, u)*[u > 0] is maximum(0, u)",
-        "V30": NO_WINDOWS,
-        "T24": NO_WINDOWS,
     },
 }
 SHORT = 0.9  # of all problems are printed in at most 1.2 times the size of the answer

@@ -29,7 +29,7 @@ from chainrule.ops.unknown import FUNCTION
 IVERSON = "I"  # the book's I[z > 0], where the text has no variable of that name
 
 # Functions that the language names but that no op declares yet: never read as unknown functions.
-PLANNED = frozenset(["nuclear_norm", "spectral_norm", "cholesky", "conv1d", "conv2d"])
+PLANNED = frozenset(["nuclear_norm", "spectral_norm", "cholesky"])
 
 _KINDS = {
     "size": "size",

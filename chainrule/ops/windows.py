@@ -1,0 +1,215 @@
+"""Windows: convolution (cross-correlation, as in torch) over any number of dimensions, and the reversal of elements.
+
+``conv(x, w)`` with x (batch, in, *sizes) and w (out, in, *kernel). Its derivative by w is a convolution of x with the
+cotangent, its derivative by x a convolution of the cotangent with the reversed kernel: the op is closed under
+differentiation, so second derivatives need nothing new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from chainrule.errors import ShapeError
+from chainrule.ir import Dim, Node, Op, Sample, TensorType, apply, product, promote, register, shape_text, spelling
+from chainrule.ops.contraction import swap
+from chainrule.ops.families import linear, multilinear_jvp
+from chainrule.ops.movement import expand_dims, squeeze
+from chainrule.ops.slicing import PAD, SLICE
+
+
+def _flip_shape(x: TensorType, *, axes: tuple[int, ...]) -> TensorType:
+    if not all(0 <= a < x.rank for a in axes):
+        raise ShapeError("flip of a dimension that does not exist", given=f"axes {axes} of ({shape_text(x.shape)})")
+    return x
+
+
+FLIP = linear(
+    "flip",
+    shape=_flip_shape,
+    value=lambda x, *, axes: np.flip(x, axes),
+    transpose=lambda g, y, x, *, axes: apply(FLIP, g, axes=axes),
+    lift=lambda params, extra: params,
+    text=lambda p, node: f"flip({p.child(node.inputs[0], 0)}, {', '.join(map(str, node.params['axes']))})",
+    latex=lambda p, node: rf"\operatorname{{flip}}\left({p.child(node.inputs[0], 0)}\right)",
+    torch=lambda node, x: f"{x[0]}.flip({tuple(node.params['axes'])})",
+    aten={"flip": lambda x, dims: apply(FLIP, x, axes=tuple(sorted(d % x.type.rank for d in dims)))},
+    samples=(Sample((np.arange(6.0).reshape(2, 3) / 7,), {"axes": (1,)}),),
+    error_samples=(Sample((np.arange(6.0).reshape(2, 3),), {"axes": (2,)}),),
+    source="numpy.flip",
+)
+
+
+@spelling("flip")
+def flip_of(x: Node, *axis: Any) -> Node:
+    """The elements along the given axes in reverse order."""
+    axes = tuple(sorted({int(a) % x.type.rank for a in axis})) if axis else tuple(range(x.type.rank))
+    return apply(FLIP, x, axes=axes)
+
+
+def _window(size: int | Dim, kernel: int | Dim, stride: int, padding: int, dilation: int) -> int | Dim:
+    span = size + 2 * padding - dilation * (kernel - 1) - 1
+    if stride == 1:
+        return span + 1
+    if isinstance(span, Dim):
+        raise ShapeError("a stride other than 1 over a named dimension", required="a number for its size")
+    return span // stride + 1
+
+
+def _conv_shape(
+    x: TensorType, w: TensorType, *, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> TensorType:
+    rank = len(stride)
+    if x.rank != rank + 2 or w.rank != rank + 2 or x.shape[1] != w.shape[1]:
+        raise ShapeError(
+            "convolution of shapes that do not fit",
+            given=f"({shape_text(x.shape)}) and ({shape_text(w.shape)})",
+            required="(batch x in x sizes) and (out x in x kernel) with one number of input channels",
+        )
+    sizes = tuple(
+        _window(n, k, s, p, d)
+        for n, k, s, p, d in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True)
+    )
+    if any(isinstance(n, int) and n < 1 for n in sizes):
+        raise ShapeError(
+            "the kernel is larger than what it moves over",
+            given=f"({shape_text(x.shape)}) and ({shape_text(w.shape)})",
+        )
+    dtype, device = promote(x, w)
+    return TensorType((x.shape[0], w.shape[0], *sizes), dtype, None, device)
+
+
+def _conv_value(x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any) -> Any:
+    rank = len(stride)
+    x = np.pad(np.asarray(x), [(0, 0), (0, 0), *((p, p) for p in padding)])
+    spans = [d * (k - 1) + 1 for k, d in zip(np.shape(w)[2:], dilation, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
+    steps = tuple(slice(None, None, s) for s in stride)
+    taps = tuple(slice(None, None, d) for d in dilation)
+    windows = windows[(slice(None), slice(None), *steps, *taps)]
+    return np.tensordot(windows, w, axes=([1, *range(2 + rank, 2 + 2 * rank)], [1, *range(2, 2 + rank)])).transpose(
+        (0, 1 + rank, *range(1, 1 + rank))
+    )
+
+
+def _cut(x: Node, shape: Sequence[int | Dim]) -> Node:
+    return apply(SLICE, x, starts=(0,) * len(shape), stops=tuple(shape), steps=(1,) * len(shape))
+
+
+def _conv_vjp(g: Node, y: Node, x: Node, w: Node, *, stride: Any, padding: Any, dilation: Any) -> tuple[Node, Node]:
+    rank = len(stride)
+    ones, zeros = (1,) * rank, (0,) * rank
+    # By w: every tap sees x moved by its place: batch and channels change roles, stride and dilation too.
+    gw = apply(CONV, swap(x, 0, 1), swap(g, 0, 1), stride=dilation, padding=padding, dilation=stride)
+    gw = swap(_cut(gw, (*gw.shape[:2], *w.shape[2:])), 0, 1)
+    # By x: the cotangent spread out by the stride and padded, with the kernel reversed.
+    reach = tuple(d * (k - 1) for k, d in zip(w.shape[2:], dilation, strict=True))
+    low = tuple(r - p for r, p in zip(reach, padding, strict=True))
+    spread = apply(PAD, g, low=(0, 0, *zeros), high=(0, 0, *zeros), interior=(0, 0, *(s - 1 for s in stride)))
+    # What the last window left over behind is padded as well, so that every element of x gets its place.
+    high = tuple(n - s + r - a for n, s, r, a in zip(x.shape[2:], spread.shape[2:], reach, low, strict=True))
+    padded = _padded(spread, low, high)
+    reversed_kernel = swap(apply(FLIP, w, axes=tuple(range(2, 2 + rank))), 0, 1)
+    gx = apply(CONV, padded, reversed_kernel, stride=ones, padding=zeros, dilation=dilation)
+    return gx, gw
+
+
+def _padded(x: Node, low: Sequence[Any], high: Sequence[Any]) -> Node:
+    """Padded by ``low`` and ``high`` over the window dimensions; negative numbers cut."""
+    starts = tuple(-a if isinstance(a, int) and a < 0 else 0 for a in low)
+    stops = tuple(n + b if isinstance(b, int) and b < 0 else n for n, b in zip(x.shape[2:], high, strict=True))
+    if any(starts) or stops != x.shape[2:]:
+        x = apply(
+            SLICE,
+            x,
+            starts=(0, 0, *starts),
+            stops=(*x.shape[:2], *stops),
+            steps=(1,) * x.type.rank,
+        )
+    above = tuple(0 if isinstance(a, int) and a < 0 else a for a in low)
+    below = tuple(0 if isinstance(b, int) and b < 0 else b for b in high)
+    return apply(PAD, x, low=(0, 0, *above), high=(0, 0, *below), interior=(0,) * x.type.rank)
+
+
+def _conv_cost(result: TensorType, x: TensorType, w: TensorType, **_: Any) -> Any:
+    return product([*result.shape, *w.shape[1:]])
+
+
+def _conv_text(p: Any, node: Node) -> str:
+    inside = ", ".join(p.child(i, 0) for i in node.inputs)
+    for option, default in _DEFAULTS.items():
+        own = set(node.params[option])
+        if own != {default}:  # sizes that differ between dimensions have no spelling; they are shown as they are
+            inside += f", {option}={own.pop() if len(own) == 1 else node.params[option]}"
+    return f"conv{len(node.params['stride'])}d({inside})"
+
+
+def _conv_torch(node: Node, x: list[str]) -> str:
+    options = "".join(f", {k}={tuple(node.params[k])}" for k in ("stride", "padding", "dilation"))
+    return f"torch.nn.functional.conv{len(node.params['stride'])}d({x[0]}, {x[1]}{options})"
+
+
+_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
+
+
+def _options(rank: int, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> dict[str, tuple[int, ...]]:
+    return {"stride": (int(stride),) * rank, "padding": (int(padding),) * rank, "dilation": (int(dilation),) * rank}
+
+
+_X1 = np.sin(np.arange(2 * 2 * 7.0)).reshape(2, 2, 7)
+_W1 = np.cos(np.arange(3 * 2 * 3.0)).reshape(3, 2, 3)
+_X2 = np.sin(np.arange(1 * 2 * 5 * 6.0)).reshape(1, 2, 5, 6)
+_W2 = np.cos(np.arange(2 * 2 * 2 * 3.0)).reshape(2, 2, 2, 3)
+
+CONV = register(
+    Op(
+        "conv",
+        "multilinear",
+        shape=_conv_shape,
+        value=_conv_value,
+        vjp=_conv_vjp,
+        jvp=multilinear_jvp,
+        cost=_conv_cost,
+        text=_conv_text,
+        latex=lambda p, node: rf"{p.child(node.inputs[0], 40)} * {p.child(node.inputs[1], 40)}",
+        precedence=50,
+        torch=_conv_torch,
+        samples=(
+            Sample((_X1, _W1), _options(1)),
+            Sample((_X1, _W1), {"stride": (2,), "padding": (1,), "dilation": (1,)}),
+            Sample((_X1, _W1), {"stride": (1,), "padding": (2,), "dilation": (2,)}),
+            Sample((_X2, _W2), _options(2)),
+            Sample((_X2, _W2), _options(2, stride=2, padding=1)),
+        ),
+        error_samples=(Sample((_X1, _W1[:, :1]), _options(1)), Sample((_X1[..., :2], _W1), _options(1))),
+        source="cross-correlation, torch.nn.functional.conv1d and conv2d without groups",
+    )
+)
+
+
+def conv(x: Node, w: Node, rank: int, options: dict[str, tuple[int, ...]]) -> Node:
+    """A convolution with batch and channel dimensions, or without both (a plain signal and kernel)."""
+    if x.type.rank == w.type.rank == rank:
+        found = apply(CONV, expand_dims(x, (0, 1)), expand_dims(w, (0, 1)), **options)
+        return squeeze(found, (0, 1))
+    if x.type.rank != rank + 2 or w.type.rank != rank + 2:
+        raise ShapeError(
+            f"conv{rank}d of shapes that do not fit",
+            given=f"({shape_text(x.shape)}) and ({shape_text(w.shape)})",
+            required=f"two values of rank {rank}, or (batch x in x sizes) and (out x in x kernel)",
+        )
+    return apply(CONV, x, w, **options)
+
+
+@spelling("conv1d")
+def conv1d(x: Node, w: Node, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Node:
+    """``y_i = sum_j w_j x_{i+j}``."""
+    return conv(x, w, 1, _options(1, stride, padding, dilation))
+
+
+@spelling("conv2d")
+def conv2d(x: Node, w: Node, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Node:
+    """``y_{b,o,h,w} = sum_{i,p,q} w_{o,i,p,q} x_{b,i,h+p,w+q}``."""
+    return conv(x, w, 2, _options(2, stride, padding, dilation))
