@@ -1,6 +1,7 @@
 """Windows: convolution (cross-correlation, as in torch) over any number of dimensions, and the reversal of elements.
 
-``conv(x, w)`` with x (batch, in, *sizes) and w (out, in, *kernel). Its derivative by w is a convolution of x with the
+``conv(x, w)`` with x (batch, in, *sizes) and w (out, in, *kernel), or a plain signal and kernel without the first two.
+Its derivative by w is a convolution of x with the
 cotangent, its derivative by x a convolution of the cotangent with the reversed kernel: the op is closed under
 differentiation, so second derivatives need nothing new.
 """
@@ -16,7 +17,6 @@ from chainrule.errors import ShapeError
 from chainrule.ir import Dim, Node, Op, Sample, TensorType, apply, product, promote, register, shape_text, spelling
 from chainrule.ops.contraction import swap
 from chainrule.ops.families import linear, multilinear_jvp
-from chainrule.ops.movement import expand_dims, squeeze
 from chainrule.ops.slicing import PAD, SLICE
 
 
@@ -62,15 +62,16 @@ def _conv_shape(
     x: TensorType, w: TensorType, *, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> TensorType:
     rank = len(stride)
-    if x.rank != rank + 2 or w.rank != rank + 2 or x.shape[1] != w.shape[1]:
+    plain = x.rank == w.rank == rank
+    if not plain and (x.rank != rank + 2 or w.rank != rank + 2 or x.shape[1] != w.shape[1]):
         raise ShapeError(
             "convolution of shapes that do not fit",
             given=f"({shape_text(x.shape)}) and ({shape_text(w.shape)})",
-            required="(batch x in x sizes) and (out x in x kernel) with one number of input channels",
+            required=f"(batch x in x sizes) and (out x in x kernel) with equal in, or two values of rank {rank}",
         )
     sizes = tuple(
         _window(n, k, s, p, d)
-        for n, k, s, p, d in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True)
+        for n, k, s, p, d in zip(x.shape[-rank:], w.shape[-rank:], stride, padding, dilation, strict=True)
     )
     if any(isinstance(n, int) and n < 1 for n in sizes):
         raise ShapeError(
@@ -78,11 +79,14 @@ def _conv_shape(
             given=f"({shape_text(x.shape)}) and ({shape_text(w.shape)})",
         )
     dtype, device = promote(x, w)
-    return TensorType((x.shape[0], w.shape[0], *sizes), dtype, None, device)
+    return TensorType(sizes if plain else (x.shape[0], w.shape[0], *sizes), dtype, None, device)
 
 
 def _conv_value(x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any) -> Any:
     rank = len(stride)
+    if np.ndim(x) == rank:
+        stacked = (np.asarray(x)[None, None], np.asarray(w)[None, None])
+        return _conv_value(*stacked, stride=stride, padding=padding, dilation=dilation)[0, 0]
     x = np.pad(np.asarray(x), [(0, 0), (0, 0), *((p, p) for p in padding)])
     spans = [d * (k - 1) + 1 for k, d in zip(np.shape(w)[2:], dilation, strict=True)]
     windows = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
@@ -100,41 +104,45 @@ def _cut(x: Node, shape: Sequence[int | Dim]) -> Node:
 
 def _conv_vjp(g: Node, y: Node, x: Node, w: Node, *, stride: Any, padding: Any, dilation: Any) -> tuple[Node, Node]:
     rank = len(stride)
-    ones, zeros = (1,) * rank, (0,) * rank
-    # By w: every tap sees x moved by its place: batch and channels change roles, stride and dilation too.
-    gw = apply(CONV, swap(x, 0, 1), swap(g, 0, 1), stride=dilation, padding=padding, dilation=stride)
-    gw = swap(_cut(gw, (*gw.shape[:2], *w.shape[2:])), 0, 1)
-    # By x: the cotangent spread out by the stride and padded, with the kernel reversed.
-    reach = tuple(d * (k - 1) for k, d in zip(w.shape[2:], dilation, strict=True))
+    lead = x.type.rank - rank  # batch and channels, or none
+    sizes, kernel = x.shape[lead:], w.shape[lead:]
+    # By w: every tap sees x moved by its place. Batch and channels change roles, stride and dilation too.
+    gw = apply(CONV, _swapped(x, lead), _swapped(g, lead), stride=dilation, padding=padding, dilation=stride)
+    gw = _swapped(_cut(gw, (*gw.shape[:lead], *kernel)), lead)
+    # By x: the cotangent spread out by the stride and padded, with the kernel reversed. What the last window left over
+    # behind is padded as well, so that every element of x gets its place.
+    zeros = (0,) * (lead + rank)
+    spread = apply(PAD, g, low=zeros, high=zeros, interior=((0,) * lead) + tuple(s - 1 for s in stride))
+    reach = tuple(d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
     low = tuple(r - p for r, p in zip(reach, padding, strict=True))
-    spread = apply(PAD, g, low=(0, 0, *zeros), high=(0, 0, *zeros), interior=(0, 0, *(s - 1 for s in stride)))
-    # What the last window left over behind is padded as well, so that every element of x gets its place.
-    high = tuple(n - s + r - a for n, s, r, a in zip(x.shape[2:], spread.shape[2:], reach, low, strict=True))
-    padded = _padded(spread, low, high)
-    reversed_kernel = swap(apply(FLIP, w, axes=tuple(range(2, 2 + rank))), 0, 1)
-    gx = apply(CONV, padded, reversed_kernel, stride=ones, padding=zeros, dilation=dilation)
+    high = tuple(n - s + r - a for n, s, r, a in zip(sizes, spread.shape[lead:], reach, low, strict=True))
+    reversed_kernel = _swapped(apply(FLIP, w, axes=tuple(range(lead, lead + rank))), lead)
+    padded = _padded(spread, (0,) * lead + low, (0,) * lead + high)
+    gx = apply(CONV, padded, reversed_kernel, stride=(1,) * rank, padding=(0,) * rank, dilation=dilation)
     return gx, gw
 
 
+def _swapped(x: Node, lead: int) -> Node:
+    return swap(x, 0, 1) if lead else x
+
+
+def _cut(x: Node, shape: Sequence[int | Dim]) -> Node:
+    return apply(SLICE, x, starts=(0,) * len(shape), stops=tuple(shape), steps=(1,) * len(shape))
+
+
 def _padded(x: Node, low: Sequence[Any], high: Sequence[Any]) -> Node:
-    """Padded by ``low`` and ``high`` over the window dimensions; negative numbers cut."""
+    """Padded by ``low`` and ``high``; negative numbers cut."""
     starts = tuple(-a if isinstance(a, int) and a < 0 else 0 for a in low)
-    stops = tuple(n + b if isinstance(b, int) and b < 0 else n for n, b in zip(x.shape[2:], high, strict=True))
-    if any(starts) or stops != x.shape[2:]:
-        x = apply(
-            SLICE,
-            x,
-            starts=(0, 0, *starts),
-            stops=(*x.shape[:2], *stops),
-            steps=(1,) * x.type.rank,
-        )
-    above = tuple(0 if isinstance(a, int) and a < 0 else a for a in low)
-    below = tuple(0 if isinstance(b, int) and b < 0 else b for b in high)
-    return apply(PAD, x, low=(0, 0, *above), high=(0, 0, *below), interior=(0,) * x.type.rank)
+    stops = tuple(n + b if isinstance(b, int) and b < 0 else n for n, b in zip(x.shape, high, strict=True))
+    if any(starts) or stops != x.shape:
+        x = apply(SLICE, x, starts=starts, stops=stops, steps=(1,) * x.type.rank)
+    above, below = (tuple(0 if isinstance(a, int) and a < 0 else a for a in amounts) for amounts in (low, high))
+    return apply(PAD, x, low=above, high=below, interior=(0,) * x.type.rank)
 
 
-def _conv_cost(result: TensorType, x: TensorType, w: TensorType, **_: Any) -> Any:
-    return product([*result.shape, *w.shape[1:]])
+def _conv_cost(result: TensorType, x: TensorType, w: TensorType, *, stride: Any, **_: Any) -> Any:
+    taps = w.shape if w.rank == len(stride) else w.shape[1:]
+    return product([*result.shape, *taps])
 
 
 def _conv_text(p: Any, node: Node) -> str:
@@ -148,7 +156,10 @@ def _conv_text(p: Any, node: Node) -> str:
 
 def _conv_torch(node: Node, x: list[str]) -> str:
     options = "".join(f", {k}={tuple(node.params[k])}" for k in ("stride", "padding", "dilation"))
-    return f"torch.nn.functional.conv{len(node.params['stride'])}d({x[0]}, {x[1]}{options})"
+    call = f"torch.nn.functional.conv{len(node.params['stride'])}d"
+    if node.type.rank == len(node.params["stride"]):
+        return f"{call}({x[0]}[None, None], {x[1]}[None, None]{options})[0, 0]"
+    return f"{call}({x[0]}, {x[1]}{options})"
 
 
 _DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
@@ -180,6 +191,7 @@ CONV = register(
             Sample((_X1, _W1), _options(1)),
             Sample((_X1, _W1), {"stride": (2,), "padding": (1,), "dilation": (1,)}),
             Sample((_X1, _W1), {"stride": (1,), "padding": (2,), "dilation": (2,)}),
+            Sample((_X1[0, 0], _W1[0, 0]), _options(1)),
             Sample((_X2, _W2), _options(2)),
             Sample((_X2, _W2), _options(2, stride=2, padding=1)),
         ),
@@ -189,27 +201,13 @@ CONV = register(
 )
 
 
-def conv(x: Node, w: Node, rank: int, options: dict[str, tuple[int, ...]]) -> Node:
-    """A convolution with batch and channel dimensions, or without both (a plain signal and kernel)."""
-    if x.type.rank == w.type.rank == rank:
-        found = apply(CONV, expand_dims(x, (0, 1)), expand_dims(w, (0, 1)), **options)
-        return squeeze(found, (0, 1))
-    if x.type.rank != rank + 2 or w.type.rank != rank + 2:
-        raise ShapeError(
-            f"conv{rank}d of shapes that do not fit",
-            given=f"({shape_text(x.shape)}) and ({shape_text(w.shape)})",
-            required=f"two values of rank {rank}, or (batch x in x sizes) and (out x in x kernel)",
-        )
-    return apply(CONV, x, w, **options)
-
-
 @spelling("conv1d")
 def conv1d(x: Node, w: Node, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Node:
     """``y_i = sum_j w_j x_{i+j}``."""
-    return conv(x, w, 1, _options(1, stride, padding, dilation))
+    return apply(CONV, x, w, **_options(1, stride, padding, dilation))
 
 
 @spelling("conv2d")
 def conv2d(x: Node, w: Node, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Node:
     """``y_{b,o,h,w} = sum_{i,p,q} w_{o,i,p,q} x_{b,i,h+p,w+q}``."""
-    return conv(x, w, 2, _options(2, stride, padding, dilation))
+    return apply(CONV, x, w, **_options(2, stride, padding, dilation))
