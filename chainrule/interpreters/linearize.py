@@ -14,7 +14,7 @@ from chainrule.interpreters.differentiate import vjp
 from chainrule.interpreters.rebuild_terms import Builder
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.terms import Algebra, Factor, Sum, Term, collect, rename
-from chainrule.ir import Node, TensorType, apply, toposort, variable
+from chainrule.ir import Node, TensorType, toposort, variable
 from chainrule.ops.contraction import einsum, eye
 
 
@@ -83,9 +83,9 @@ def _without(others: Term, f: Factor, columns: tuple[int, ...], algebra: Algebra
             continue
         if own in others.summed and own not in image:
             image[own] = column
-        else:
-            size = algebra.sizes[own]
-            ties.append(Factor(eye(size, g.type.dtype), (min(own, column), max(own, column))))
+        else:  # a free index, or the second place of a diagonal g[i, i]
+            at = image.get(own, own)
+            ties.append(Factor(eye(algebra.sizes[own], g.type.dtype), (min(at, column), max(at, column))))
     summed = tuple(i for i in others.summed if i not in image)
     moved = rename(replace(others, summed=summed), image)
     return replace(moved, factors=(*moved.factors, *ties))
@@ -99,4 +99,4 @@ def _lift(node: Node, g: Node, depends: set[Node]) -> Node:
             instead="cotangent=... for the vector-Jacobian product, which needs none",
         )
     inputs = [_jacobian(i, g, depends) if _reaches(i, g) else i for i in node.inputs]
-    return apply(node.op, *inputs, **node.op.lift(dict(node.params), g.shape))
+    return node.op.lift(node, inputs, g.shape)

@@ -286,7 +286,9 @@ def primitive(terms: Sum) -> tuple[Number, Sum]:
 
 def _squeezed(f: Factor) -> tuple[Node, Indices]:
     axes = tuple(a for a, i in enumerate(f.indices) if i is None)
-    return squeeze(f.atom, axes), tuple(i for i in f.indices if i is not None)
+    node, indices = squeeze(f.atom, axes), tuple(i for i in f.indices if i is not None)
+    once = tuple(dict.fromkeys(indices))
+    return (node, indices) if once == indices else (einsum(([indices], once), node), once)  # a diagonal
 
 
 def _raised(node: Node, power: Number) -> Node:

@@ -248,7 +248,7 @@ def contract(term: Term, algebra: Algebra) -> Term:
     for f in term.factors:
         # A delta between free indices is its own square.
         key = (f.atom, f.indices)
-        merged[key] = Fraction(1) if _is_identity(f) and key in merged else merged.get(key, Fraction(0)) + f.power
+        merged[key] = Fraction(1) if _is_identity(f) and f.power > 0 else merged.get(key, Fraction(0)) + f.power
     factors = [Factor(a, i, p) for (a, i), p in merged.items() if p != 0]
     known = recognise([(f.atom, f.indices, f.power) for f in factors])
     if known is not None:

@@ -64,7 +64,7 @@ class Op:
         expansion: for composites, ``(*xs, **params) -> Node`` in smaller ops; everything not given follows from it.
         terms: how the node is a sum of products, for the algebra of ``simplify`` (see ``interpreters.terms``).
         keeps_symmetry: of a symmetric matrix it makes a symmetric one (inv).
-        lift: ``(params, extra) -> params`` of the same linear op on a value with more dimensions behind its own.
+        lift: ``(node, inputs, extra) -> Node``: the same linear op on a value with more dimensions behind its own.
         moments: first and second moments, forward and backward (see ``interpreters.moments``).
         cost: ``(type, *input types, **params) -> multiplications``; default 0 (movement).
         text, latex: template with ``{0}``, ``{1}`` or ``(printer, node) -> str``; ``precedence`` is its own strength,

@@ -398,6 +398,8 @@ def _where_terms(algebra: Any, node: Node, indices: tuple[Any, ...]) -> Any:
     if is_number(a, 0) and condition.op.name in _OPPOSITE:
         opposite = compare(_OPPOSITE[condition.op.name], *condition.inputs)
         return algebra.product([(iverson(opposite, b), 1), (b, 1)], node.type, indices)
+    if is_number(a, 0):
+        return algebra.sum([(1, b), (-1, iverson(condition, b) * b)], node.type, indices)
     return None
 
 

@@ -139,6 +139,11 @@ def zero_derivative(y: Node, x: Node) -> Node:
     return zeros_like(x)
 
 
+def lifted(change: Callable[[dict[str, Any], Any], dict[str, Any]]) -> Callable[..., Node]:
+    """The ``lift`` of an op that only needs other parameters: ``change(params, extra shape)``."""
+    return lambda node, inputs, extra: apply(node.op, *inputs, **change(dict(node.params), extra))
+
+
 def linear(name: str, *, transpose: Callable[..., Node | None], **fields: Any) -> Op:
     """A linear op of one input (movement). ``transpose(g, y, x, **params)`` moves the cotangent back."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from chainrule.errors import ShapeError
 from chainrule.ir import Node, Op, Sample, TensorType, apply, product, register, shape_text
 from chainrule.ops.contraction import matmul, sum_axes, transpose
-from chainrule.ops.movement import broadcast, expand_dims
+from chainrule.ops.movement import broadcast, expand_dims, reshape
 
 _A = np.array([[2.0, 0.3, -0.1], [0.4, 1.5, 0.2], [-0.3, 0.1, 1.8]])
 
@@ -80,6 +80,13 @@ def _solve_jvp(t: Any, y: Node, a: Node, b: Node) -> Node | None:
     return None if moved is None else apply(SOLVE, a, moved)
 
 
+def _solve_lift(node: Node, inputs: list[Node], extra: tuple[Any, ...]) -> Node:
+    """All right-hand sides at once, as the columns of a matrix."""
+    a, b = inputs
+    columns = reshape(b, (*node.inputs[1].shape[:1], product(b.shape[1:])))
+    return reshape(apply(SOLVE, a, columns), b.shape)
+
+
 SOLVE = register(
     Op(
         "solve",
@@ -88,7 +95,7 @@ SOLVE = register(
         value=np.linalg.solve,
         vjp=_solve_vjp,
         jvp=_solve_jvp,
-        lift=lambda params, extra: params,
+        lift=_solve_lift,
         cost=_cubic,
         text="solve({0}, {1})",
         latex=r"{0}^{{-1}} {1}",

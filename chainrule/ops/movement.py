@@ -25,7 +25,7 @@ from chainrule.ir import (
     product,
     shape_text,
 )
-from chainrule.ops.families import linear
+from chainrule.ops.families import lifted, linear
 
 _X = np.arange(6.0).reshape(2, 3) / 7 - 0.4
 
@@ -143,7 +143,7 @@ RESHAPE = linear(
     shape=_reshape_shape,
     value=lambda x, *, shape: np.reshape(x, shape),
     transpose=lambda g, y, x, *, shape: reshape(g, x.shape),
-    lift=lambda params, extra: {"shape": (*params["shape"], *extra)},
+    lift=lifted(lambda params, extra: {"shape": (*params["shape"], *extra)}),
     text=lambda p, node: f"reshape({p.child(node.inputs[0], 0)}, {p.shape(node.params['shape'])})",
     latex=lambda p, node: (
         rf"\operatorname{{reshape}}\left({p.child(node.inputs[0], 0)}, {p.shape(node.params['shape'])}\right)"

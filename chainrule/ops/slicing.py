@@ -24,7 +24,7 @@ from chainrule.ir import (
     register,
     shape_text,
 )
-from chainrule.ops.families import linear, zeros_like
+from chainrule.ops.families import lifted, linear, zeros_like
 from chainrule.ops.moment_rules import MovementRule
 from chainrule.ops.movement import axes_tuple, expand_dims, squeeze
 
@@ -95,11 +95,13 @@ SLICE = linear(
         tuple(slice(a, b, c) for a, b, c in zip(starts, stops, steps, strict=True))
     ],
     transpose=_slice_transpose,
-    lift=lambda params, extra: {
-        "starts": (*params["starts"], *(0 for _ in extra)),
-        "stops": (*params["stops"], *extra),
-        "steps": (*params["steps"], *(1 for _ in extra)),
-    },
+    lift=lifted(
+        lambda params, extra: {
+            "starts": (*params["starts"], *(0 for _ in extra)),
+            "stops": (*params["stops"], *extra),
+            "steps": (*params["steps"], *(1 for _ in extra)),
+        }
+    ),
     text=_slice_text,
     latex=_slice_text,
     torch=_slice_torch,
@@ -181,7 +183,7 @@ PAD = linear(
     shape=_pad_shape,
     value=_pad_value,
     transpose=_pad_transpose,
-    lift=lambda params, extra: {k: (*v, *(0 for _ in extra)) for k, v in params.items()},
+    lift=lifted(lambda params, extra: {k: (*v, *(0 for _ in extra)) for k, v in params.items()}),
     text=_pad_text,
     latex=lambda p, node: rf"\operatorname{{pad}}\left({p.child(node.inputs[0], 0)}\right)",
     torch=_pad_torch,

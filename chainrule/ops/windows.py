@@ -16,7 +16,7 @@ import numpy as np
 from chainrule.errors import ShapeError
 from chainrule.ir import Dim, Node, Op, Sample, TensorType, apply, product, promote, register, shape_text, spelling
 from chainrule.ops.contraction import swap
-from chainrule.ops.families import linear, multilinear_jvp
+from chainrule.ops.families import lifted, linear, multilinear_jvp
 from chainrule.ops.slicing import PAD, SLICE
 
 
@@ -31,7 +31,7 @@ FLIP = linear(
     shape=_flip_shape,
     value=lambda x, *, axes: np.flip(x, axes),
     transpose=lambda g, y, x, *, axes: apply(FLIP, g, axes=axes),
-    lift=lambda params, extra: params,
+    lift=lifted(lambda params, extra: params),
     text=lambda p, node: f"flip({p.child(node.inputs[0], 0)}, {', '.join(map(str, node.params['axes']))})",
     latex=lambda p, node: rf"\operatorname{{flip}}\left({p.child(node.inputs[0], 0)}\right)",
     torch=lambda node, x: f"{x[0]}.flip({tuple(node.params['axes'])})",

@@ -274,7 +274,7 @@ def _split(root: Node, name: str) -> list[tuple[str, Node]]:
     taken = {n.params["name"] for n in toposort([root]) if "name" in n.params} | {name}
     named: list[tuple[str, Node]] = []
     for node in order:
-        if node is root or node.op.family == "linear":
+        if node is root or node.op.family == "linear" or not node.type.is_float:  # a condition is no step
             continue
         fresh = f"f{len(named) + 1}"
         while fresh in taken:

@@ -216,7 +216,7 @@ def compared(case, seeds: int) -> dict[str, tuple[float, float]]:
 
 
 def test_the_example_is_predicted_within_four_percent():
-    """Must show 6 of issue A: every layer of the chapter's example, both ways, against the mean of 1,024 seeds."""
+    """Every layer of the chapter's example, both ways, against the mean of 1,024 seeds."""
     found = compared(cr.examples.figure_7_8(), 1024)
     assert {"forward f_0", "forward h_3", "forward output", "backward f_0", "backward h_1", "backward x"} <= set(found)
     assert {name: ratio for name, (ratio, _) in found.items() if abs(ratio - 1) > 0.04} == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import linecache
+import traceback
 import weakref
 from collections.abc import Callable, Mapping
 from types import FunctionType
@@ -24,8 +25,16 @@ class Compiled:
         self.graph, self.source, self._function = graph, source, function
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with torch.no_grad():
-            return self._function(*tensors)
+        try:
+            with torch.no_grad():
+                return self._function(*tensors)
+        except (RuntimeError, IndexError, TypeError) as error:
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith("<chainrule ")]
+            raise BackendError(
+                f"torch refused a line of the compiled function: {str(error).splitlines()[0]}",
+                given=(frames[-1].line or "") if frames else "",
+                required="values that the op accepts (class numbers from 0, the shapes that were traced)",
+            ) from error
 
 
 def compile(graph: Graph, name: str = "forward", free: bool = True) -> Compiled:
