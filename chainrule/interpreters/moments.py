@@ -14,26 +14,28 @@ from typing import Any
 
 import numpy as np
 
+from chainrule.interpreters.pointwise_moments import back_through, fused
 from chainrule.ir import Node, TensorType, apply, rebuild, toposort, variable
 from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments, worst
 from chainrule.ops.contraction_moments import contract
 
 
-def forward(outputs: Sequence[Node], given: Mapping[Node, Moments]) -> dict[Node, Moments]:
+def forward(outputs: Sequence[Node], given: Mapping[Node, Moments], strict: bool = False) -> dict[Node, Moments]:
     """The moments of every node that ``outputs`` need, from those of the leaves.
 
     Leaves that are not given are unknown; constants are what they are. Composites are expanded on the way, so ask
-    :func:`expanded` for the program whose nodes carry moments.
+    :func:`expanded` for the program whose nodes carry moments. ``strict``: operands that share a source and are not
+    known to be uncorrelated make a value unknown; otherwise they are taken as independent (approximate).
     """
     states: dict[Node, Moments] = dict(given)
     for node in toposort(outputs, stop=lambda n: n in states):
         if node in states:
             continue
-        states[node] = _state(node, states)
+        states[node] = _state(node, states, strict)
     return states
 
 
-def _state(node: Node, states: Mapping[Node, Moments]) -> Moments:
+def _state(node: Node, states: Mapping[Node, Moments], strict: bool) -> Moments:
     if node.number is not None:
         value = float(node.number)
         return Moments(value, value**2, law="given", why="a constant")
@@ -46,7 +48,43 @@ def _state(node: Node, states: Mapping[Node, Moments]) -> Moments:
     if node.op.moments is None or not inputs:
         sources = frozenset().union(*(s.sources for s in inputs))
         return replace(UNKNOWN, sources=sources, why=f"no moment rule for {node.op.name}")
-    return node.op.moments.forward(inputs, node)
+    found = node.op.moments.forward(inputs, node)
+    random = [s for s in inputs if s.law != "given"]
+    shared = _shared(random)
+    if node.op.family == "elementwise" and random:
+        found = _of_elements(node, found, random, states, strict)
+    elif found.independent and found is not inputs[0] and any(node.type.numel != i.type.numel for i in node.inputs):
+        found = replace(found, independent=False)  # elements are repeated
+    if strict and shared and found.kind == "approximate" and worst(*(s.kind for s in inputs)) == "exact":
+        twice = ", ".join(sorted(shared))
+        return replace(UNKNOWN, sources=found.sources, why=f"it depends on {twice} twice, and no law gives the product")
+    return found
+
+
+def _of_elements(
+    node: Node, found: Moments, random: Sequence[Moments], states: Mapping[Node, Moments], strict: bool
+) -> Moments:
+    """What an elementwise rule found, or one quadrature of the whole function where the rule needs independence."""
+    certain = len(random) == 1 and random[0].law == "normal" and found.known
+    if found.law != "given" and not certain and (found.kind != "exact" or found.mean is None):
+        whole = fused(node, states, any_law=not strict)
+        if whole is not None and (whole.known or (strict and (found.known or not found.why))):
+            return whole
+    aligned = len(random) == 1 or not _shared(random)
+    shapes = all(i.shape == node.shape for i in node.inputs if states[i].law != "given")
+    independent = aligned and shapes and all(s.independent for s in random)
+    if found.law == "uniform":  # the bounds were those of the operand
+        found = replace(found, law="symmetric" if found.odd else "any", bounds=None)
+    return found if found.independent == independent else replace(found, independent=independent)
+
+
+def _shared(random: Sequence[Moments]) -> frozenset[str]:
+    """Sources of more than one operand."""
+    seen: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+    for state in random:
+        shared, seen = shared | (seen & state.sources), seen | state.sources
+    return shared
 
 
 def expanded(outputs: Sequence[Node]) -> dict[Node, Node]:
@@ -80,7 +118,12 @@ def backward(output: Node, states: Mapping[Node, Moments], wrt: Sequence[Node]) 
         g = found.get(node)
         if g is None or node not in active:
             continue
-        for x, gx in zip(node.inputs, _cotangents(node, g, states, active), strict=True):
+        whole = back_through(node, g, states, order) if node.op.family == "elementwise" else None
+        if whole is not None and whole[0] in active:
+            pairs = [whole]
+        else:
+            pairs = list(zip(node.inputs, _cotangents(node, g, states, active), strict=True))
+        for x, gx in pairs:
             if gx is not None and x in active:
                 found[x] = gx if x not in found else _added(found[x], gx)
     return found

@@ -18,13 +18,16 @@ class Moments:
 
     Attributes:
         mean, second: E[x] and E[x^2]; None where unknown.
-        law: ``given`` (not random), ``normal``, ``symmetric`` (about zero, otherwise unknown) or ``any``.
+        law: ``given`` (not random), ``normal``, ``uniform`` (on ``bounds``), ``symmetric`` (about zero, otherwise
+            unknown) or ``any``.
         kind: how good they are: exact, approximate, probe, unknown.
         sources: names of the random tensors that the value depends on.
         odd: those of them whose change of sign changes the sign of the value, so that it has mean zero given the rest.
         unit_spread: E[v^2] / E[v]^2 of the variance v that all units share given the weights before.
         kurtosis: E[x^4] / E[x^2]^2 of a unit given v (3 for a normal one, 1 for data).
         fresh: the value is a tensor of weights as drawn, with independent elements.
+        independent: the elements are independent by declaration, or functions of such elements one by one.
+        bounds: of a uniform law in numbers.
         why: the assumption or source of the last step.
     """
 
@@ -37,6 +40,8 @@ class Moments:
     unit_spread: Any = 1.0
     kurtosis: Any = 3.0
     fresh: bool = False
+    independent: bool = False
+    bounds: tuple[float, float] | None = None
     why: str = ""
 
     @property

@@ -73,6 +73,8 @@ class Op:
         aten: overloads that the torch front end lowers to this op, each with an adaptor of arguments or None.
         names: spellings in the formula language; ``build`` makes the node from parsed arguments.
         kinks: declared choices of the derivative. ``facts``: identities, as rewrites. ``rewrites``: simplifications.
+        undefined: ``(*operands) -> str``: what is wrong everywhere ("division by zero"), or ""; an operand is a number
+            where it is constant, else None.
         pure: False for random draws, which never merge. ``samples``/``error_samples``: for the contract test.
         source: where the formula can be checked.
     """
@@ -99,6 +101,7 @@ class Op:
     names: tuple[str, ...] = ()
     build: Rule | None = None
     kinks: tuple[Kink, ...] = ()
+    undefined: Rule | None = None
     rewrites: tuple[Rewrite, ...] = ()
     facts: tuple[Rewrite, ...] = ()
     differentiable: bool = True

@@ -189,6 +189,7 @@ DIV = elementwise(
     arity=2,
     value=np.divide,
     domain=("real", "positive"),
+    undefined=lambda a, b: "division by zero" if b == 0 else "",
     derivative=lambda y, a, b: (1.0 / b, -y / b),
     vjp=lambda g, y, a, b: (g / b, -(g * y) / b),
     terms=lambda algebra, node, indices: algebra.product(
@@ -252,6 +253,7 @@ POW = elementwise(
     arity=2,
     value=lambda a, b: np.power(np.asarray(a, dtype=np.result_type(a, b, np.float32)), b),
     domain="positive",
+    undefined=lambda a, b: "division by zero" if a == 0 and b is not None and b < 0 else "",
     derivative=_power_derivative,
     terms=_power_terms,
     text=_power_text,

@@ -13,7 +13,7 @@ import numpy as np
 
 from chainrule.ir import Dim, Node, as_node, product
 from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments, worst
-from chainrule.ops.moment_rules import norm_fourth, over, sources_of
+from chainrule.ops.moment_rules import norm_fourth, over, sources_of, squared
 
 
 def contract(
@@ -65,6 +65,9 @@ class ContractionRule:
             mean = contract([s.mean for s in states], operands, result, sizes)
             return Moments(mean, mean * mean, law="given", why="a function of given numbers")
         random = [k for k, s in enumerate(states) if (s.odd or s.fresh) and set(summed) <= set(operands[k])]
+        squares = _sum_of_squares(states, node, operands, result, sizes)
+        if squares is not None:
+            return squares
         if len(states) == 1:
             return _single(states[0], node, summed, sizes, operands, result)
         if not random:
@@ -151,6 +154,24 @@ class ContractionRule:
         return back
 
 
+def _sum_of_squares(
+    states: Sequence[Moments], node: Node, operands: Any, result: Any, sizes: dict[int, Any]
+) -> Moments | None:
+    """``x . x`` of independent normal elements: their squares are independent, so both moments are known."""
+    if len(states) != 2 or node.inputs[0] is not node.inputs[1] or operands[0] != operands[1] or result:
+        return None
+    x = states[0]
+    if x.law != "normal" or not x.independent or x.mean is None:
+        return None
+    of_one = squared(x)
+    if np.size(x.second) > 1 or np.size(x.mean) > 1 or not of_one.known:
+        return None
+    mean = contract([of_one.mean], [operands[0]], (), sizes)
+    variance = contract([of_one.variance], [operands[0]], (), sizes)
+    why = "a sum of independent squares, E[x^4] = 3 v^2 + 6 m^2 v + m^4"
+    return Moments(mean, variance + mean * mean, kind=x.kind, sources=x.sources, why=why)
+
+
 def _spread_of_inputs(x: Moments, own: Sequence[int], weights: Sequence[int], result: Sequence[int], n: int) -> Any:
     """The spread that units of W x share: that of |x|^2, vector by vector."""
     if x.law == "given":
@@ -192,9 +213,9 @@ def _single(
     return Moments(
         mean,
         variance + mean * mean,
-        law="normal",
-        kind=worst(state.kind, "approximate"),
+        law="normal" if state.law == "normal" or not state.independent else "symmetric" if state.odd else "any",
+        kind=state.kind if state.independent else worst(state.kind, "approximate"),
         sources=state.sources,
         odd=state.odd,
-        why="a sum of elements taken as independent",
+        why="a sum of independent elements" if state.independent else "a sum of elements taken as independent",
     )

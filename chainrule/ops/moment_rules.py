@@ -88,10 +88,10 @@ class Pointwise:
         extra = _numbers(extra)
 
         def phi(x: np.ndarray) -> np.ndarray:
-            return _value(node, x, extra)
+            return self._phi(node, x, extra)
 
         def dphi(x: np.ndarray) -> np.ndarray:
-            return _slope(node, x, phi(x), extra)
+            return self._slope(node, x, extra)
 
         functions = [
             lambda x: dphi(x) ** 2,
@@ -100,7 +100,7 @@ class Pointwise:
             lambda x: (dphi(x) * x) ** 2,
             lambda x: dphi(x) * x,
         ]
-        kinks = _borders(node, extra)
+        kinks = self._borders(node, extra)
         kind = worst(g.kind, u.kind, "exact" if u.law == "normal" else "approximate")
         nothing: list[CotangentMoments | None] = [None] * len(others)
         if g.given:
@@ -134,16 +134,21 @@ class Pointwise:
 
     def _integrals(self, u: Moments, node: Node, extra: Sequence[Any]) -> list[np.ndarray]:
         def phi(x: np.ndarray) -> np.ndarray:
-            return _value(node, x, extra)
+            return self._phi(node, x, extra)
 
-        kinks = _borders(node, extra)
+        kinks = self._borders(node, extra)
         functions = [phi, lambda x: phi(x) ** 2, lambda x: phi(x) ** 4]
         return expectations(functions, u.mean, u.variance, kinks)
 
+    def _phi(self, node: Node, x: np.ndarray, extra: Sequence[Any]) -> np.ndarray:
+        return _value(node, x, extra)
 
-def _borders(node: Node, extra: Sequence[Any]) -> list[float]:
-    """Where quadrature is split: the declared kinks, and the numbers that the value is compared with."""
-    return [*(k.at for k in node.op.kinks), *extra]
+    def _slope(self, node: Node, x: np.ndarray, extra: Sequence[Any]) -> np.ndarray:
+        return _slope(node, x, _value(node, x, extra), extra)
+
+    def _borders(self, node: Node, extra: Sequence[Any]) -> list[float]:
+        """Where quadrature is split: the declared kinks, and the numbers that the value is compared with."""
+        return [*(k.at for k in node.op.kinks), *extra]
 
 
 def _uniform(extra: Any) -> bool:
@@ -289,7 +294,7 @@ def _fourth(x: Moments) -> Any:
 
 
 def _law_of_sum(a: Moments, b: Moments) -> str:
-    laws = {a.law, b.law}
+    laws = {("symmetric" if x.odd else "any") if x.law == "uniform" else x.law for x in (a, b)}
     if laws <= {"given"}:
         return "given"
     if laws <= {"normal", "given"}:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments, worst
 from chainrule.ops.moment_rules import sources_of
 
 _ELEMENTS = 1 << 16  # drawn in all: a second moment is then good to about one percent
-_MOST_DRAWS = 256
+_MOST_DRAWS, _MOST_BACKWARD = 4096, 256
 
 
 class ProbeRule:
@@ -51,7 +52,7 @@ class ProbeRule:
         generator = np.random.default_rng(1)
         squares: list[list[float]] = [[] for _ in leaves]
         along: list[list[float]] = [[] for _ in leaves]
-        for result, operands in self._draws(states, node):
+        for result, operands in self._draws(states, node, _MOST_BACKWARD):
             shape = tuple(int(n) for n in node.shape)
             std = np.broadcast_to(np.sqrt(g.second), shape)
             drawn = std if g.given else std * generator.standard_normal(shape)
@@ -74,25 +75,37 @@ class ProbeRule:
             )
         return found
 
-    def _draws(self, states: Sequence[Moments], node: Node) -> list[tuple[Any, list[Any]]]:
-        """(value, operands) of seeded draws."""
+    def _draws(self, states: Sequence[Moments], node: Node, most: int = _MOST_DRAWS) -> list[tuple[Any, list[Any]]]:
+        """(value, operands) of seeded draws, stratified: over all draws each element has the quantiles of its law."""
         generator = np.random.default_rng(0)
         size = max(1, *(int(i.type.numel) for i in node.inputs))
         draws = []
-        for _ in range(int(np.clip(_ELEMENTS // size, 1, _MOST_DRAWS))):
-            operands = [_drawn(s, i, generator) for s, i in zip(states, node.inputs, strict=True)]
+        count = int(np.clip(_ELEMENTS // size, 1, most))
+        normal = [_normal(s, i, count, generator) for s, i in zip(states, node.inputs, strict=True)]
+        for k in range(count):
+            operands = [_drawn(s, i, z, k) for s, i, z in zip(states, node.inputs, normal, strict=True)]
             with np.errstate(all="ignore"):
                 draws.append((node.op.value(*operands, **node.params), operands))
         return draws
 
 
-def _drawn(state: Moments, node: Node, generator: np.random.Generator) -> Any:
+def _normal(state: Moments, node: Node, count: int, generator: np.random.Generator) -> np.ndarray:
+    """``count`` standard normal draws of every element, one from each of as many equally likely intervals."""
+    size = int(node.type.numel) if state.law != "given" else 0
+    if count < 16:
+        return generator.standard_normal((size, count))
+    law = NormalDist()
+    strata = np.array([law.inv_cdf((k + 0.5) / count) for k in range(count)])
+    return generator.permuted(np.tile(strata / np.sqrt(np.mean(strata**2)), (size, 1)), axis=1)
+
+
+def _drawn(state: Moments, node: Node, normal: np.ndarray, draw: int) -> Any:
     shape = tuple(int(n) for n in node.shape)
     if state.law == "given":
         values = np.broadcast_to(state.mean, shape)
         return values if node.type.is_float else values.astype(np.int64)
     std = np.sqrt(np.maximum(state.second - state.mean * state.mean, 0.0))
-    return np.broadcast_to(state.mean, shape) + np.broadcast_to(std, shape) * generator.standard_normal(shape)
+    return np.broadcast_to(state.mean, shape) + np.broadcast_to(std, shape) * normal[:, draw].reshape(shape)
 
 
 def _drawable(states: Sequence[Moments], node: Node) -> bool:

@@ -42,3 +42,45 @@ def expectations(
         for f, function in enumerate(functions):
             values[f, k] = np.sum(w * function(u))
     return [row[back.ravel()].reshape(mean.shape) for row in values]
+
+
+# ---- any function of one value -----------------------------------------------------------------------------
+_WIDE = 14.0  # standard deviations: far enough for exp(4 u)
+
+
+def law_range(law: str, mean: float, std: float, bounds: tuple[float, float] | None) -> tuple[float, float]:
+    """Where the law has its mass."""
+    if law == "uniform" and bounds is not None:
+        return bounds
+    return mean - _WIDE * std, mean + _WIDE * std
+
+
+def law_nodes(
+    law: str, mean: float, std: float, bounds: tuple[float, float] | None, breaks: Sequence[float], fine: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points and weights under a normal or uniform law, with segments that shrink towards every break.
+
+    ``fine`` is a second rule (farther out, closer to the breaks): where the two differ there is no expectation.
+    """
+    if std == 0:
+        return np.array([mean]), np.array([1.0])
+    if law == "uniform" and bounds is not None:
+        low, high = bounds
+        ends = [low, high]
+    else:
+        reach = _WIDE + 4.0 if fine else _WIDE
+        low, high, ends = mean - reach * std, mean + reach * std, []
+    borders = np.linspace(low, high, 24 if fine else 15)
+    inner = [b for b in breaks if low < b < high]
+    graded = [
+        b + s * (high - low) * 10.0**-p for b in (*inner, *ends) for s in (-1, 1) for p in range(2, 14 if fine else 11)
+    ]
+    borders = np.unique(np.concatenate([borders, inner, [g for g in graded if low < g < high]]))
+    x, w = np.polynomial.legendre.leggauss(_POINTS)
+    left, right = borders[:-1, None], borders[1:, None]
+    points = ((right - left) * x + (right + left)) / 2
+    weights = (right - left) / 2 * w
+    if law == "uniform":
+        return points.ravel(), (weights / (high - low)).ravel()
+    z = (points - mean) / std
+    return points.ravel(), (weights * np.exp(-z * z / 2) / (std * np.sqrt(2 * np.pi))).ravel()

@@ -1,23 +1,28 @@
 """``check``: is this claimed derivative right, and if not, what is, and where do they differ?
 
-Equality is decided by algebra where it can be, and otherwise by values at random points in float64; the verdict says
-which. A wrong claim comes with the right answer, the simplified difference, a point with numbers, and the likely slip.
+Equality is decided by algebra where it can be, and otherwise by values at random points of the formula's domain in
+float64; the verdict says which. A wrong claim comes with the right answer, the simplified difference, a point with
+numbers, and the likely slip.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chainrule.errors import ChainruleError
-from chainrule.frontends.formula import parse, parse_program
+from chainrule.errors import ChainruleError, FormulaError
+from chainrule.frontends.formula import parse_program
 from chainrule.frontends.formula.functions import unknown_in
 from chainrule.interpreters.simplify import equal, simplify
-from chainrule.ir import Graph, shape_text, variable
+from chainrule.ir import Graph, Node, shape_text, toposort, variable
 from chainrule.ops.contraction import transpose
+from chainrule.verbs.agreement import agreement
+from chainrule.verbs.defined import refuse_division_by_zero
 from chainrule.verbs.derive import DeriveResult, derive
-from chainrule.verbs.expression import Expression, agree_at_random_points
+from chainrule.verbs.expression import Expression
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +32,9 @@ class CheckResult:
     Attributes:
         holds: whether the claim is right. claim, correct: both derivatives. difference: claim - correct, simplified.
         counterexample: a point ``{"at": ..., "first": claimed value, "second": right value}``, None if it holds.
-        slip: the likely mistake, empty if not recognised. decided_by: ``"algebra"`` or ``"random points"``.
+        slip: the likely mistake, empty if not recognised.
+        decided_by: ``"algebra"``, ``"random points"`` or ``"shapes"``.
+        except_at: kinks where alone a right claim has another value, ``"z = 0"``.
     """
 
     of: str
@@ -39,14 +46,17 @@ class CheckResult:
     counterexample: dict[str, Any] | None
     slip: str
     decided_by: str
+    except_at: str = ""
 
     def __str__(self) -> str:
         symbol = f"d{self.of}/d{self.wrt}"
         if self.holds:
-            return f"right: {symbol} = {self.claim.text}   (decided by {self.decided_by})"
+            but = f", equal except at {self.except_at}" if self.except_at else ""
+            return f"right: {symbol} = {self.claim.text}{but}   (decided by {self.decided_by})"
         lines = [f"wrong: {symbol} is not {self.claim.text}", f"  correct:     {self.correct.text}"]
         if self.difference is None:
             given, right = shape_text(self.claim.shape), shape_text(self.correct.shape)
+            given = f"1, {given}" if given == right else given  # a row
             lines.append(f"  shapes:      claimed ({given}), correct ({right})")
         else:
             lines.append(f"  difference:  {self.difference.text}   (claimed - correct)")
@@ -72,6 +82,7 @@ class CheckResult:
             "counterexample": self.counterexample,
             "slip": self.slip,
             "decided_by": self.decided_by,
+            "except_at": self.except_at,
         }
 
 
@@ -110,17 +121,51 @@ def check(
     mode = "direct" if single else "reverse"
     derived = derive(source, wrt=wrt, shapes=shapes, mode=mode, layout=layout, order=order, cotangent=cotangent)
     correct = derived[derived.wrt[0]]
-    claimed = _claim(claim, derived, shapes, cotangent)
+    claimed, row = _claim(claim, derived, shapes, cotangent)
     if claimed.shape != correct.shape:
         return _verdict(derived, claimed, correct, False, None, None, _shape_slip(claimed, correct), "shapes")
+    if row and _is_gradient(derived, correct):
+        return _verdict(derived, claimed, correct, False, None, None, _ROW, "shapes")
     difference = Expression(simplify(claimed.full - correct.full))
     if equal(claimed.full, correct.full):
         return _verdict(derived, claimed, correct, True, difference, None, "", "algebra")
-    same, point = agree_at_random_points(claimed.full, correct.full)
     short = Expression(simplify(claimed.node - correct.node), correct.definitions)
-    if same:
-        return _verdict(derived, claimed, correct, True, short, None, "", "random points")
-    return _verdict(derived, claimed, correct, False, short, point, _slip(claimed, correct), "random points")
+    domain = Expression(derived.program.symbol[derived.of], derived.program.definitions).full
+    found = agreement(claimed.full, correct.full, domain)
+    different = _is_another_constant(difference.node, claimed.full, correct.full, domain)
+    if found.same and not different:
+        return _verdict(derived, claimed, correct, True, short, None, "", "random points", found.except_at)
+    slip = _slip(claimed, correct, domain)
+    return _verdict(derived, claimed, correct, False, short, found.point, slip, _DECIDED[different])
+
+
+_ROW = "a row: the gradient is a column, drop the transpose"
+_DECIDED = {True: "algebra", False: "random points"}
+
+
+def _is_gradient(derived: DeriveResult, correct: Expression) -> bool:
+    """Whether the derivative is a column: that of a scalar by a vector, in the layout where it is one."""
+    output, target = (derived.program.symbol[n] for n in (derived.of, derived.wrt[0]))
+    return derived.layout == "denominator" and output.shape == () and target.shape == correct.shape
+
+
+def _is_another_constant(difference: Node, claimed: Node, correct: Node, domain: Node) -> bool:
+    """Whether claim and correct differ by a number, or by a number as a factor, beyond rounding."""
+    numbers = [abs(n.number) for n in toposort([claimed, correct]) if n.is_leaf and n.number is not None]
+    offset = _number(difference)
+    if offset is not None:
+        return abs(offset) > 1e-14 * max(numbers, default=0.0)
+    factor = _number(simplify(difference / correct))
+    if factor is None or abs(factor) <= 1e-12:
+        return False
+    return not agreement(correct, correct * 0.0, domain).same  # a multiple of what is zero in disguise is zero
+
+
+def _number(node: Node) -> float | None:
+    """The number that a node is in all of its elements."""
+    while node.number is None and len(node.inputs) == 1 and node.inputs[0].number is not None:
+        node = node.inputs[0]
+    return None if node.number is None else float(node.number)
 
 
 def _verdict(
@@ -132,20 +177,42 @@ def _verdict(
     point: dict[str, Any] | None,
     slip: str,
     decided_by: str,
+    except_at: str = "",
 ) -> CheckResult:
-    return CheckResult(derived.of, derived.wrt[0], holds, claim, correct, difference, point, slip, decided_by)
+    of, wrt = derived.of, derived.wrt[0]
+    return CheckResult(of, wrt, holds, claim, correct, difference, point, slip, decided_by, except_at)
 
 
-def _claim(claim: str, derived: DeriveResult, shapes: Mapping[str, Any] | None, cotangent: str | None) -> Expression:
-    """The claim, in which the formula's own names mean what they mean there."""
+def _claim(
+    claim: str, derived: DeriveResult, shapes: Mapping[str, Any] | None, cotangent: str | None
+) -> tuple[Expression, bool]:
+    """The claim, in which the formula's own names mean what they mean there, and whether it is a row."""
     program = derived.program
     # An unknown function of the formula is one in the claim, too: dl/df is its derivative.
     given = {n: program.local[n] if unknown_in([program.local[n]]) else program.symbol[n] for n in program.order}
     given |= program.variables
     if cotangent is not None:
         given[cotangent] = variable(cotangent, program.symbol[program.output].type)
-    root = parse(claim, {k: v for k, v in (shapes or {}).items() if k not in given}, given=given).outputs[-1]
-    return Expression(root, program.definitions)
+    parsed = parse_program(claim, {k: v for k, v in (shapes or {}).items() if k not in given}, given=given)
+    for leaf in parsed.graph.inputs:
+        if leaf.params["name"] not in given:
+            raise _unknown_name(leaf.params["name"], claim, given)
+    refuse_division_by_zero(parsed)
+    last = parsed.statements[-1]
+    return Expression(last.node, program.definitions), last.row
+
+
+def _unknown_name(name: str, claim: str, given: Mapping[str, Node]) -> FormulaError:
+    near = difflib.get_close_matches(name, given, 1, 0.5) or difflib.get_close_matches(name.lower(), given, 1, 0.5)
+    place = re.search(rf"\b{re.escape(name)}\b", claim)
+    return FormulaError(
+        f"the claim names {name!r}, which does not occur in the formula",
+        source=claim,
+        position=place.start() if place else None,
+        given=name,
+        required=f"a name of the formula: {', '.join(given)}",
+        instead=near[0] if near else next(iter(given)) if len(given) == 1 else "",
+    )
 
 
 def _shape_slip(claimed: Expression, correct: Expression) -> str:
@@ -154,11 +221,11 @@ def _shape_slip(claimed: Expression, correct: Expression) -> str:
     return ""
 
 
-def _slip(claimed: Expression, correct: Expression) -> str:
+def _slip(claimed: Expression, correct: Expression, domain: Node) -> str:
     """The mistake that explains the difference, if it is one of the usual ones."""
     a, b = claimed.full, correct.full
     for factor, name in ((-1.0, "sign"), (2.0, "missing factor 2"), (0.5, "a factor 2 too many")):
-        if equal(a * factor, b) or agree_at_random_points(a * factor, b)[0]:
+        if equal(a * factor, b) or agreement(a * factor, b, domain).same:
             return name
     if len(claimed.shape) == 2 and claimed.shape[::-1] == correct.shape and equal(transpose(a), b):
         return "missing transpose"

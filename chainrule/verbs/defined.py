@@ -1,27 +1,47 @@
-"""Formulas with no value anywhere are refused before any work is done on them.
+"""Formulas with no value anywhere, and declarations of nothing, are refused before any work is done on them.
 
 The language itself can say ``1 / 0`` (a printed result may hold it); as a question to a verb it is a mistake.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+import numpy as np
+
 from chainrule.errors import FormulaError
 from chainrule.frontends.formula import Program
+from chainrule.frontends.formula.functions import known_functions
+from chainrule.frontends.formula.lexer import tokenize
 from chainrule.interpreters.evaluate import evaluate
+from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Node, toposort
-from chainrule.ops.arithmetic import DIV
+from chainrule.ir import Node, TensorType, toposort
 
 
-def _is_zero(node: Node) -> bool:
-    """Whether a value is a constant that evaluates to zero, such as ``1 - 1``."""
-    if node.shape != () or any("name" in n.params or "size" in n.params for n in toposort([node]) if n.is_leaf):
-        return False
-    return bool(evaluate([node], {})[0] == 0)
+def _constant(node: Node) -> float | None:
+    """The number that a node always is, such as ``1 - 1`` or ``x - x``; None if it varies."""
+    if not isinstance(node.type, TensorType):
+        return None
+    short = node if node.is_leaf else simplify(node)
+    while short.number is None and len(short.inputs) == 1 and short.inputs[0].number is not None:
+        short = short.inputs[0]  # the same number everywhere
+    if short.number is not None:
+        return float(short.number)
+    if short.shape != () or _varies(short):
+        return None
+    return float(evaluate([short], {})[0])
+
+
+def _varies(node: Node) -> bool:
+    leaves = [n for n in toposort([node]) if n.is_leaf]
+    unknown = any(n.op.family == "unknown" or not n.op.pure for n in toposort([node]))
+    return unknown or any("name" in n.params or "size" in n.params for n in leaves)
 
 
 def refuse_division_by_zero(program: Program) -> None:
-    """Looks for a division by the number 0.
+    """Looks for a division by the number 0, and for constants that are not finite (``log(0)``).
 
     Raises:
         FormulaError: there is one; shows its place.
@@ -36,12 +56,35 @@ def refuse_division_by_zero(program: Program) -> None:
       required: a divisor that is not zero
     """
     for node in toposort([statement.node for statement in program.statements]):
-        if node.op is DIV and _is_zero(node.inputs[1]):
-            origin = program.graph.origins.get(node)
+        if node.op.undefined is not None:
+            what = node.op.undefined(*(_constant(i) for i in node.inputs))
+            if what:
+                raise _refusal(program, node, what, "a divisor that is not zero")
+        if node.inputs and node.shape == () and node.type.is_float and not _varies(node):
+            if not np.isfinite(evaluate([node], {})[0]):
+                raise _refusal(program, node, f"the value of {text(node)} is not finite", "a finite value")
+
+
+def _refusal(program: Program, node: Node, what: str, required: str) -> FormulaError:
+    origin = program.graph.origins.get(node)
+    position = origin.position if origin is not None else None
+    return FormulaError(what, source=program.source, position=position, given=text(node), required=required)
+
+
+def refuse_unused(program: Program, shapes: Iterable[str]) -> None:
+    """Looks for a declared shape of a name that the formula does not have: a slip of one that it has.
+
+    Raises:
+        FormulaError: there is one; suggests the nearest name.
+    """
+    found = {t.text for t in tokenize(program.source) if t.kind == "name"}
+    for name in shapes:
+        if name not in found:
+            names = sorted(found - known_functions())
+            near = difflib.get_close_matches(name, names, 1, 0.5)
             raise FormulaError(
-                "division by zero",
-                source=program.source,
-                position=origin.position if origin is not None else None,
-                given=text(node),
-                required="a divisor that is not zero",
+                f"a shape is declared for {name!r}, which does not occur in the formula",
+                given=name,
+                required=f"one of {', '.join(names)}" if names else "a name of the formula",
+                instead=near[0] if near else "",
             )

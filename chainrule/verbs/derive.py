@@ -23,7 +23,7 @@ from chainrule.interpreters.simplify import simplify
 from chainrule.ir import Graph, Node, constant, shape_text, toposort, variable
 from chainrule.ops.contraction import einsum, permute
 from chainrule.ops.movement import broadcast
-from chainrule.verbs.defined import refuse_division_by_zero
+from chainrule.verbs.defined import refuse_division_by_zero, refuse_unused
 from chainrule.verbs.derivation import Derivation, NamedProgram, Step
 from chainrule.verbs.expression import Expression
 
@@ -232,6 +232,7 @@ def _program(
         if args:
             raise ChainruleError("a formula takes no further positional arguments", given=repr(args))
         parsed = parse_program(source, shapes)
+        refuse_unused(parsed, shapes or {})
         refuse_division_by_zero(parsed)
         statements = [(s.name, s.node) for s in parsed.statements if s.name]
         last = parsed.statements[-1]

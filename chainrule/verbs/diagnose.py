@@ -11,56 +11,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from chainrule.backends.torch import compile
 from chainrule.errors import ModelError
 from chainrule.frontends.torch import Trace
+from chainrule.frontends.torch.batch import leaves as tensors_of
 from chainrule.ir import Graph, Node, TensorType
 from chainrule.verbs.case import Case, as_case
+from chainrule.verbs.gradient_flow import Layer, flow, judge_flow, judge_overflow, label, layers_of
 from chainrule.verbs.kinds import KINDS
-from chainrule.verbs.model_moments import mean_of, predict
+from chainrule.verbs.kinds import Finding as Finding
 
 CHECKED = tuple(KINDS)
 _SEVERITIES = ("info", "warning", "error")
-_DECADES, _FIT = 4.0, 0.9  # range of log10 rms over depth, and R^2 of the line, of a faulty backward signal
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-        kind: from the fixed vocabulary. severity: error, warning or info. where: module path, or data and position.
-        cause, measured, expected, fix: one line each. consequences: what follows from it.
-    """
-
-    kind: str
-    severity: str
-    where: str
-    cause: str
-    measured: str
-    expected: str
-    fix: str
-    consequences: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [f"{self.severity}: {self.kind} at {self.where}: {self.cause}"]
-        for label in ("measured", "expected", "fix"):
-            if getattr(self, label):
-                lines.append(f"  {label + ':':10}{getattr(self, label)}")
-        lines += [f"  {'hence:':10}{c}" for c in self.consequences]
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return self.__dict__ | {"consequences": list(self.consequences)}
+_DRAWS, _STEPS = 64, 200  # of other targets, and of gradient descent, at most
 
 
 @dataclass(frozen=True)
 class DiagnoseResult:
-    """Findings, root causes first. ``ok``: nothing above info. ``checked``: the kinds that were looked for."""
+    """Findings, root causes first. ``ok``: nothing above info. ``checked``: the kinds that were looked for.
+
+    ``notes``: what could not be examined.
+    """
 
     findings: tuple[Finding, ...]
     checked: tuple[str, ...] = CHECKED
@@ -78,7 +51,7 @@ class DiagnoseResult:
 
     def __str__(self) -> str:
         if not self.findings:
-            return f"nothing wrong found (checked: {', '.join(self.checked)})"
+            return "\n".join([f"nothing wrong found (checked: {', '.join(self.checked)})", *self.notes])
         return "\n".join(map(str, self.findings))
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,14 +78,22 @@ def diagnose(model: Any, batch: Any = None, loss: Any = None, optimizer: Any = N
         ModelError: no loss, or a model that cannot be run. UnsupportedOpError: one that cannot be traced.
     """
     case = as_case(model, batch, loss, optimizer)
-    if case.trace.loss is None:
+    if case.loss is None and case.objective is None:
         raise ModelError("diagnose needs a loss", instead='loss=..., loss="model" or objective=...')
+    for name, tensor in tensors_of(case.batch):
+        if tensor.dim() and not tensor.shape[0]:
+            raise ModelError(
+                "the batch is empty",
+                given=f"{name or 'a tensor'} of shape {tuple(tensor.shape)}",
+                required="at least one sample",
+            )
     # Precedence: what is not finite makes every other measurement meaningless; equal units explain small gradients.
+    notes: list[str] = []
     for examine in (_nonfinite, _symmetric, _gradient_flow):
-        findings = examine(case)
+        findings = examine(case, notes)
         if findings:
-            return DiagnoseResult(tuple(findings))
-    return DiagnoseResult(())
+            return DiagnoseResult(tuple(findings), notes=tuple(notes))
+    return DiagnoseResult((), notes=tuple(notes))
 
 
 def _gradients(case: Case, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -125,7 +106,7 @@ def _parameters(case: Case) -> dict[str, torch.Tensor]:
 
 
 # ---- nonfinite ---------------------------------------------------------------------------------------------
-def _nonfinite(case: Case) -> list[Finding]:
+def _nonfinite(case: Case, notes: list[str]) -> list[Finding]:
     traced = case.trace
     for kind, leaves in (
         ("batch", traced.batch_inputs),
@@ -162,10 +143,13 @@ def _nonfinite(case: Case) -> list[Finding]:
     producer = next(n for n in computed if n in bad and not any(i in bad for i in n.inputs))
     position = _first_bad(bad[producer])
     assert position is not None
-    place = _place(traced, producer, nodes)
+    place = _place(traced, producer)
     backward = producer not in Graph((), (traced.loss,)).nodes
     names = {node: name for name, node in traced.graph.names.items()}
     given = ", ".join(names.get(i, i.op.name) for i in producer.inputs)
+    grown = judge_overflow(case, flow(case), f"nonfinite at {place}: {producer.op.name} overflows")
+    if grown is not None:
+        return [grown]
     return [
         Finding(
             "nonfinite",
@@ -192,7 +176,7 @@ def _bad_count(tensor: torch.Tensor) -> int:
     return int((~torch.isfinite(tensor)).sum())
 
 
-def _place(traced: Trace, node: Node, nodes: Sequence[Node]) -> str:
+def _place(traced: Trace, node: Node) -> str:
     """Where a node came from; a derivative is placed at the nearest value that it reads and that has an origin."""
     seen, queue = {node}, [node]
     while queue:
@@ -207,28 +191,40 @@ def _place(traced: Trace, node: Node, nodes: Sequence[Node]) -> str:
 
 
 # ---- symmetric ---------------------------------------------------------------------------------------------
-def _symmetric(case: Case) -> list[Finding]:
+def _symmetric(case: Case, notes: list[str]) -> list[Finding]:
     parameters = _parameters(case)
     grads = _gradients(case, parameters)
     embeddings = {c.path for c in case.trace.calls if c.class_name.startswith("Embedding")}
+    layers = layers_of(case)
+    last = {layer.parameter for layer in layers if layer.last}
+    last -= {layer.parameter for layer in layers if not layer.last}
+    others: list[dict[str, torch.Tensor]] | None = None
+    descended: tuple[list[str], dict[str, torch.Tensor]] | None = None
     found: list[tuple[str, int, int]] = []
     for name, weight in parameters.items():
         module = name.rpartition(".")[0]
         if weight.dim() < 2 or name not in grads or module in embeddings or weight.shape[0] < 2:
             continue
-        bias = name.rpartition(".")[0] + ".bias" if module else "bias"
-        columns = [weight.flatten(1), grads[name].flatten(1)]
-        if bias in parameters and bias in grads and parameters[bias].shape == weight.shape[:1]:
-            columns += [parameters[bias][:, None], grads[bias][:, None]]
-        different = len(torch.unique(torch.cat([c.to(torch.float64) for c in columns], 1), dim=0))
-        if different < weight.shape[0] and _equal_weights(columns, weight.shape[0] - different):
-            found.append((module or name, int(weight.shape[0]), different))
+        different = _different_units(name, parameters, [grads])
+        if different and name in last:
+            # Units of classes that this batch does not hold have equal gradients now, and others with other targets.
+            if others is None:
+                others = _other_targets(case, parameters, int(weight.shape[0]))
+            different = _different_units(name, parameters, [grads, *others]) if others else 0
+            if not others:
+                notes.append(f"{label(name)}: no other targets could be drawn, to see whether equal units stay equal")
+        if different and not bool(grads[name].any()):
+            # Gradients of zero are equal now; those behind a zero head or a closed branch differ some steps later.
+            descended = descended or _descend(case, parameters, len(layers) + 2)
+            different = different if _still_equal(descended[1][name]) else 0
+        if different:
+            found.append((label(name), int(weight.shape[0]), different))
     if not found:
         return []
     first, units, different = found[0]
-    movable = _movable(case, parameters)
+    movable, _ = descended or _descend(case, parameters, len(layers) + 2)
     stuck = [n for n in grads if n not in movable]
-    moved = ", ".join(movable) if movable else "no parameter"
+    moved = f"only {', '.join(movable)} can ever move" if movable else "no parameter can move"
     constant = all(float(p.to(torch.float64).std(correction=0)) == 0.0 for p in parameters.values())
     return [
         Finding(
@@ -237,7 +233,7 @@ def _symmetric(case: Case) -> list[Finding]:
             ", ".join(name for name, _, _ in found),
             "units have equal weights and equal gradients, so they stay equal for ever",
             measured=f"{first}: {different} different unit{'s' if different > 1 else ''} of {units}"
-            + (f"; only {moved} can ever move" if stuck else ""),
+            + (f"; {moved}" if stuck else ""),
             expected="all units different",
             fix=("all parameters are constant: " if constant else "")
             + "draw the weights at random, variance 2 / fan_in",
@@ -246,90 +242,92 @@ def _symmetric(case: Case) -> list[Finding]:
     ]
 
 
-def _equal_weights(columns: Sequence[torch.Tensor], missing: int) -> bool:
-    """Whether the weights too are equal, not only the gradients of units that are dead alike."""
-    weights = columns[0].to(torch.float64)
-    return weights.shape[0] - len(torch.unique(weights, dim=0)) >= missing > 0
+def _different_units(
+    name: str, parameters: Mapping[str, torch.Tensor], gradients: Sequence[Mapping[str, torch.Tensor]]
+) -> int:
+    """How many units of a weight differ in weights, biases or a gradient, if some have equal ones; else 0."""
+    weight = parameters[name]
+    module, _, own = name.rpartition(".")
+    bias = f"{module}.bias" if module else "bias"
+    with_bias = own == "weight" and bias in parameters and parameters[bias].shape == weight.shape[:1]
+    own_values, slopes = [weight.flatten(1)], [g[name].flatten(1) for g in gradients]
+    if with_bias:
+        own_values.append(parameters[bias][:, None])
+        slopes += [g[bias][:, None] for g in gradients if bias in g]
+    values, slope = (torch.cat([c.to(torch.float64) for c in columns], 1) for columns in (own_values, slopes))
+    moving = (slope != 0).any(1)
+    if bool(moving.any()):  # the others are off on this batch, which is no symmetry
+        values, slope = values[moving], slope[moving]
+    missing = len(values) - len(torch.unique(torch.cat([values, slope], 1), dim=0))
+    return int(weight.shape[0]) - missing if missing else 0
 
 
-def _movable(case: Case, parameters: Mapping[str, torch.Tensor], steps: int = 4) -> list[str]:
-    """Parameters that differ after a few steps of gradient descent on copies."""
+def _other_targets(case: Case, parameters: Mapping[str, torch.Tensor], units: int) -> list[dict[str, torch.Tensor]]:
+    """The gradients for other targets of the same kind, all classes among them; empty where there are none to draw."""
+    if case.loss is None or case.loss == "model" or not isinstance(case.batch, (tuple, list)) or len(case.batch) != 2:
+        return []
+    inputs, target = case.batch
+    if not isinstance(target, torch.Tensor) or target.is_complex() or not target.numel():
+        return []
+    generator = torch.Generator().manual_seed(0)
+    drawn: list[torch.Tensor] = []
+    if target.is_floating_point():
+        values = torch.rand(target.shape, generator=generator)  # probabilities stay probabilities
+        if target.dim() > 1 and bool(torch.isclose(target.sum(1), torch.ones_like(target.sum(1))).all()):
+            values = values / values.sum(1, keepdim=True)
+        drawn.append(values)
+    elif target.dtype == torch.bool:
+        drawn.append(torch.rand(target.shape, generator=generator) < 0.5)
+    elif 0 <= int(target.min()) <= int(target.max()) < units <= _DRAWS * target.numel():
+        count = target.numel()
+        drawn += [(torch.arange(k, k + count) % units).reshape(target.shape) for k in range(0, units, count)]
+    found = []
+    try:
+        for values in drawn:
+            _, grads = case.step(parameters, (inputs, values.to(target)))
+            found.append({n: g for n, g in grads.items() if g is not None})
+    except (RuntimeError, IndexError, ModelError):  # not the kind of target that it looked like
+        return []
+    return found
+
+
+def _still_equal(weight: torch.Tensor) -> bool:
+    """Whether some units are equal up to rounding."""
+    rows = weight.flatten(1).to(torch.float64)
+    distance = torch.cdist(rows, rows) + torch.diag(torch.full((len(rows),), float("inf"), dtype=rows.dtype)).to(rows)
+    return bool(distance.min() <= 1e-4 * rows.norm(dim=1).max())
+
+
+def _descend(
+    case: Case, parameters: Mapping[str, torch.Tensor], patience: int
+) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """Parameters with a gradient at some step of descent on copies, until no new one has for long enough; the copies.
+
+    Steps have length 0.1 whatever the gradient: the question is what is zero for ever, not what is small.
+    """
     current = {n: p.clone() for n, p in parameters.items()}
-    for _ in range(steps):
-        for n, g in _gradients(case, current).items():
-            current[n] = current[n] - 0.1 * g
-    return [n for n, p in parameters.items() if not torch.equal(p, current[n])]
+    moved: set[str] = set()
+    quiet = 0
+    for _ in range(_STEPS):
+        grads = _gradients(case, current)
+        new = {n for n, g in grads.items() if bool((g != 0).any())} - moved
+        moved |= new
+        quiet = 0 if new else quiet + 1
+        for n, g in grads.items():
+            largest = g.abs().max() if g.numel() else 0.0
+            if largest > 0:
+                current[n] = current[n] - 0.1 * (g / largest)
+        if quiet >= patience or len(moved) == len(grads):
+            break
+    return [n for n in parameters if n in moved], current
 
 
 # ---- vanishing and exploding -------------------------------------------------------------------------------
-def _gradient_flow(case: Case) -> list[Finding]:
-    """A steady change of log10 rms(dL/dz) over the layers' pre-activations, of more than four decades."""
-    traced = case.trace
-    _, graph = case.cotangents()
-    outputs = compile(graph, "cotangents")(*(traced.values[i] for i in graph.inputs))
-    rms = {n: _rms(o) for n, o in zip(graph.output_names, outputs, strict=True)}
-    names = traced.graph.name_of()
-    layers: list[tuple[str, str, float]] = []
-    for call in traced.calls:
-        node = call.outputs[0] if call.outputs else None
-        name = names.get(node) if node is not None else None
-        weights = [traced.parameters.get(f"{call.path}.{w}" if call.path else w) for w in ("weight", "weight_ih_l0")]
-        if name in rms and rms[name] > 0 and any(w is not None and w.type.rank > 1 for w in weights):
-            layers.append((call.path, name, rms[name]))  # type: ignore[arg-type]
-    if len(layers) < 4:
+def _gradient_flow(case: Case, notes: list[str]) -> list[Finding]:
+    layers: list[Layer] = flow(case)
+    if len(layers) < 2:
+        count = "no weight layer" if not layers else "one weight layer"
+        notes.append(f"{count} between batch and loss: too few to judge vanishing or exploding")
         return []
-    depth = np.arange(len(layers))
-    signal = np.log10([b for _, _, b in layers])
-    slope, offset = np.polyfit(depth, signal, 1)
-    residual = signal - (slope * depth + offset)
-    fit = 1 - residual.var() / signal.var() if signal.var() > 0 else 0.0
-    if abs(signal[-1] - signal[0]) <= _DECADES or fit <= _FIT:
-        return []
-    kind = "vanishing" if slope > 0 else "exploding"
-    predicted = _predicted_slope(case, [n for _, n, _ in layers])
-    cause, fix = _flow_cause(kind, float(slope), predicted)
-    first, last = layers[0], layers[-1]
-    return [
-        Finding(
-            kind,
-            "error",
-            first[0] if kind == "vanishing" else last[0],
-            cause,
-            measured=f"rms of dL/dz {first[2]:.1e} at {first[0]} against {last[2]:.1e} at {last[0]}: "
-            f"a factor {10 ** -abs(slope):.2g} per layer"
-            if kind == "vanishing"
-            else f"rms of dL/dz {first[2]:.1e} at {first[0]} against {last[2]:.1e} at {last[0]}: "
-            f"a factor {10 ** abs(slope):.2g} per layer",
-            expected="about one per layer"
-            + (f"; these weights predict {10**-predicted:.2g}" if predicted is not None else ""),
-            fix=fix,
-        )
-    ]
-
-
-def _flow_cause(kind: str, slope: float, predicted: float | None) -> tuple[str, str]:
-    change = "shrinks" if kind == "vanishing" else "grows"
-    if predicted is not None and abs(slope - predicted) <= 0.25 * abs(slope):
-        scale = "small" if kind == "vanishing" else "large"
-        return (
-            f"the gradient {change} steadily from the loss to the first layer, as the weights' variance predicts",
-            f"weights are too {scale} for their width: torch.nn.init.kaiming_normal_ for ReLU, xavier_normal_ for tanh",
-        )
-    return (
-        f"the gradient {change} steadily from the loss to the first layer, beyond what the weights' variance predicts",
-        "look for saturated activations or reused layers; normalisation or skip connections",
-    )
-
-
-def _rms(tensor: torch.Tensor) -> float:
-    # float64: the squares of small float32 gradients underflow.
-    return float(tensor.to(torch.float64).square().mean().sqrt())
-
-
-def _predicted_slope(case: Case, names: Sequence[str]) -> float | None:
-    backward = predict(case).backward
-    seconds = [mean_of(backward[n].second) if n in backward else None for n in names]
-    known = [(k, float(np.log10(s)) / 2) for k, s in enumerate(seconds) if s]
-    if len(known) < 3:
-        return None
-    return float(np.polyfit([k for k, _ in known], [b for _, b in known], 1)[0])
+    finding = judge_flow(case, layers)
+    return [finding] if finding is not None else []

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.errors import ChainruleError, ShapeError
+from chainrule.errors import ChainruleError
 from chainrule.frontends.formula import parse
 from chainrule.interpreters import simplify as simplification
 from chainrule.interpreters.evaluate import evaluate
 from chainrule.interpreters.latex import latex
 from chainrule.interpreters.text import text
 from chainrule.ir import Graph, Node, shape_text, substitute_nodes, toposort, tree_size, variable
+from chainrule.verbs.agreement import agreement
+from chainrule.verbs.agreement import random_sizes as random_sizes
+from chainrule.verbs.agreement import sample_values as sample_values
 
 _WRITTEN_OUT = 400  # operators and operands; longer expressions name the parts that occur several times
 
@@ -134,7 +137,7 @@ class Expression:
             return False
         if simplification.equal(self.full, other.full):
             return True
-        return False if exact else agree_at_random_points(self.full, other.full)[0]
+        return False if exact else agreement(self.full, other.full).same
 
     # ---- showing -------------------------------------------------------------------------------------------
     def __str__(self) -> str:
@@ -197,78 +200,3 @@ def formula(source: str, shapes: Mapping[str, Any] | None = None) -> Expression:
     (n,)
     """
     return Expression(parse(source, shapes).outputs[-1])
-
-
-# ---- equality by sampling ----------------------------------------------------------------------------------
-def sample_values(
-    leaves: list[Node], generator: np.random.Generator, sizes: Mapping[str, int], positive: bool
-) -> dict[Node, Any]:
-    """Random values for leaves: standard normal, or positive ones where logarithms and roots need them."""
-    values = {}
-    for leaf in leaves:
-        shape = tuple(s if isinstance(s, int) else _size(s, sizes) for s in leaf.shape)
-        values[leaf] = generator.uniform(0.3, 1.7, shape) if positive else generator.standard_normal(shape)
-    return values
-
-
-def _size(size: Any, sizes: Mapping[str, int]) -> int:
-    total = 0
-    for monomial, coefficient in size.terms:
-        total += coefficient * int(np.prod([sizes[name] for name in monomial]))
-    return total
-
-
-def random_sizes(nodes: list[Node], generator: np.random.Generator) -> dict[str, int]:
-    """A number for every named dimension, small and different from each other."""
-    names = sorted({name for n in nodes for s in n.shape if not isinstance(s, int) for name in s.names})
-    names += sorted({name for n in nodes if "size" in n.params for name in getattr(n.params["size"], "names", ())})
-    names = list(dict.fromkeys(names))
-    choices = generator.permutation(np.arange(2, 2 + max(len(names), 1)))
-    return {name: int(choices[k]) for k, name in enumerate(names)}
-
-
-def agree_at_random_points(
-    a: Node, b: Node, trials: int = 8, seed: int = 0, tolerance: float = 1e-9
-) -> tuple[bool, dict[str, Any]]:
-    """Whether two nodes have the same values at random points, and the point where they differ most.
-
-    Points where both are nan (outside a domain) are passed over; if all are, positive points are tried. An unknown
-    function and its derivatives have random values like a variable.
-    """
-    unknown = {n: variable(text(n), n.type) for n in toposort([a, b]) if n.op.family == "unknown"}
-    a, b = substitute_nodes([a, b], unknown)
-    nodes = toposort([a, b])
-    leaves = [n for n in nodes if "name" in n.params and n.is_leaf]
-    worst: tuple[float, dict[str, Any]] = (-1.0, {})
-    seen = 0
-    for trial in range(2 * trials):
-        generator = np.random.default_rng([seed, trial])
-        sizes = random_sizes(nodes, generator)
-        values = sample_values(leaves, generator, sizes, positive=trial >= trials)
-        x, y = evaluate([a, b], values, sizes)
-        if not np.all(np.isfinite(x)) or not np.all(np.isfinite(y)):
-            if np.array_equal(np.isfinite(x), np.isfinite(y)):
-                continue
-            return False, _point(leaves, values, x, y)
-        seen += 1
-        scale = max(1.0, float(np.max(np.abs(x), initial=0)), float(np.max(np.abs(y), initial=0)))
-        distance = float(np.max(np.abs(np.asarray(x) - np.asarray(y)), initial=0)) / scale
-        if distance > worst[0]:
-            worst = (distance, _point(leaves, values, x, y))
-    if not seen:
-        raise ShapeError("no finite values at any random point", required="functions with a common domain")
-    return worst[0] <= tolerance, worst[1]
-
-
-def _point(leaves: list[Node], values: Mapping[Node, Any], a: Any, b: Any) -> dict[str, Any]:
-    # As many digits as it takes to see a difference.
-    digits = next((d for d in range(4, 15) if not np.array_equal(np.round(a, d), np.round(b, d))), 4)
-
-    def plain(v: Any) -> Any:
-        return np.round(np.asarray(v, dtype=float), digits).tolist()
-
-    return {
-        "at": {n.params["name"]: plain(values[n]) for n in leaves},
-        "first": plain(a),
-        "second": plain(b),
-    }

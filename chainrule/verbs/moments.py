@@ -18,7 +18,7 @@ from chainrule.frontends.formula import parse, parse_program
 from chainrule.interpreters import moments as propagation
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Dim, Node, as_node, constant
+from chainrule.ir import Dim, Node, apply, as_node, constant, rebuild
 from chainrule.ir.moments import Moments
 from chainrule.verbs.defined import refuse_division_by_zero
 from chainrule.verbs.expression import Expression
@@ -182,7 +182,7 @@ def moments(
     states = {leaf: law_of(name, laws[name], sizes) if name in laws else _fixed(leaf) for name, leaf in leaves.items()}
     named = [(s.name or "y", s.node) for s in program.statements]
     image = propagation.expanded([node for _, node in named])
-    found = propagation.forward([image[node] for _, node in named], states)
+    found = propagation.forward([image[node] for _, node in named], states, strict=True)
     values, steps = {}, []
     names = {image[node]: name for name, node in named}
     for node, state in found.items():
@@ -208,11 +208,25 @@ def _fixed(leaf: Node) -> Moments:
 
 
 def _expression(value: Any) -> Expression:
-    node = value if isinstance(value, Node) else constant(float(np.mean(value)))
-    return Expression(simplify(node))
+    node = simplify(value) if isinstance(value, Node) else constant(float(np.mean(value)))
+    return Expression(rebuild([node], _rounded)[node])
+
+
+def _rounded(node: Node, inputs: tuple[Node, ...]) -> Node:
+    """Numbers with 12 significant digits: quadrature and sums of floats give no more."""
+    if node.number is not None and isinstance(node.number, float) and not node.type.rank:
+        return constant(float(f"{node.number:.12g}"), node.type.dtype)
+    return node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
 
 
 def _quantity(name: str, state: Moments) -> Quantity:
+    numeric = not isinstance(state.mean, Node) and not isinstance(state.second, Node)
+    if state.mean is not None and state.second is not None and numeric:
+        first, square = float(np.mean(state.mean)), float(np.mean(state.second))
+        spread = float(np.mean(np.asarray(state.second) - np.asarray(state.mean) ** 2))
+        first = 0.0 if abs(first) < 1e-14 * np.sqrt(square) else first
+        spread = 0.0 if abs(spread) < 1e-14 * square else spread
+        return Quantity(name, _expression(first), _expression(square), _expression(spread), state.kind)
     mean = None if state.mean is None else _expression(state.mean)
     second = None if state.second is None else _expression(state.second)
     variance = None
@@ -243,11 +257,27 @@ def law_of(name: str, law: str, sizes: Mapping[str, Node] | None = None) -> Mome
         )
     kind, source = match.group(1), frozenset({name})
     a, b = (simplify(parse(argument, given=sizes).outputs[-1]) for argument in arguments)
+    low, high = _plain(a), _plain(b)
+    bounds = None
     if kind == "uniform":
+        if not isinstance(low, Node) and not isinstance(high, Node):
+            if low > high:
+                raise FormulaError(
+                    f"the lower end of the law of {name} is above the upper",
+                    given=law.strip(),
+                    required="uniform(from, to)",
+                )
+            bounds = (low, high)
         mean, second = simplify((a + b) / 2.0), simplify((a * a + a * b + b * b) / 3.0)
     else:
+        if not isinstance(high, Node) and high < 0:
+            raise FormulaError(
+                f"the variance of {name} is negative", given=law.strip(), required="a variance of at least 0"
+            )
         mean, second = a, simplify(b + a * a)
     mean, second = _plain(mean), _plain(second)
+    if bounds is not None:
+        mean, second = (low + high) / 2, (low * low + low * high + high * high) / 3
     centred = mean == 0 if not isinstance(mean, Node) else mean.number == 0
     laws = {
         "symmetric": "symmetric",
@@ -258,10 +288,12 @@ def law_of(name: str, law: str, sizes: Mapping[str, Node] | None = None) -> Mome
     return Moments(
         mean,
         second,
-        law=laws[kind] if centred or kind in ("normal", "iid") else "any",
+        law="uniform" if bounds is not None else laws[kind] if centred or kind in ("normal", "iid") else "any",
         sources=source,
         odd=source if centred else frozenset(),
         fresh=kind == "iid",
+        independent=True,
+        bounds=bounds,
         why=f"{name} ~ {law.strip()}",
     )
 

@@ -9,7 +9,7 @@ import pytest
 import chainrule as cr
 from chainrule.errors import ChainruleError, FormulaError, ShapeError
 
-VEC = {"A": "m,n", "x": "n", "b": "m"}
+VEC = {"A": "m,n", "x": "n"}
 RIGHT = [
     ("l = (f3 - y)^2", "f3", "2*(f3 - y)", {}),
     ("l = (f3 - y)^2", "f3", "2*f3 - 2*y", {}),
@@ -17,7 +17,7 @@ RIGHT = [
     ("y = tanh(x)", "x", "1/cosh(x)^2", {}),
     ("y = log(1 + exp(x))", "x", "sigmoid(x)", {}),
     ("x' @ A @ x", "x", "A' @ x + A @ x", {"A": "n,n", "x": "n"}),
-    ("sum((A @ x - b)^2)", "x", "2*A' @ (A @ x - b)", VEC),
+    ("sum((A @ x - b)^2)", "x", "2*A' @ (A @ x - b)", {**VEC, "b": "m"}),
     ("A @ x", "x", "A'", VEC),
     ("logdet(X)", "X", "inv(X)'", {"X": "n,n"}),
     ("f1 = exp(x); y = f1^2", "x", "2*f1*exp(x)", {}),
@@ -136,4 +136,93 @@ def test_what_makes_no_sense_is_refused(arguments: dict, error: type):
 
 def test_a_claim_with_operands_that_do_not_fit_is_an_error_of_shapes():
     with pytest.raises(ShapeError):
-        cr.check("A @ x", wrt="x", claim="A @ b @ x", shapes=VEC)
+        cr.check("A @ x", wrt="x", claim="A @ A @ x", shapes=VEC)
+
+
+@pytest.mark.parametrize(
+    "source, claim",
+    [
+        ("y = 1e-12*x", "2e-12"),
+        ("y = 1e12*x^2", "2e12*x + 1"),
+        ("y = sin(x)", "(1 + 1e-10)*cos(x)"),
+        ("y = relu(x - 50)", "0"),
+        ("y = where(x > 100, x^2, x)", "1"),
+        ("y = where(x^3 + x > 54321, x^2, x)", "1"),
+        ("y = exp(-x^2*1e6)", "0"),
+        ("y = asin(x)", "1/sqrt(1 + x^2)"),
+        ("y = sqrt(x - 100)", "(x - 100)^(-0.5)"),
+    ],
+)
+def test_wrong_at_any_scale_is_wrong(source: str, claim: str):
+    c = cr.check(source, wrt="x", claim=claim)
+    assert not c.holds and c.counterexample["first"] != c.counterexample["second"]
+    values = cr.derive(source, wrt="x").values(**c.counterexample["at"])
+    assert all(abs(v) < float("inf") for v in values.values())  # the formula itself has a value there
+
+
+@pytest.mark.parametrize(
+    "source, claim",
+    [
+        ("y = log(x)", "1/abs(x)"),
+        ("y = sqrt(x - 100)", "0.5*(x - 100)^(-0.5)"),
+        ("y = 0.1*x + 0.2*x", "0.3"),
+        ("y = 1 - cos(x)", "2*sin(x/2)*cos(x/2)"),
+        ("y = exp(x)*exp(-x)", "0"),
+        ("y = sin(x)^2 + cos(x)^2", "0"),
+        ("y = log(1 + exp(x))", "1/(1 + exp(-x))"),
+        ("y = sigmoid(x)", "1/(exp(x) + 2 + exp(-x))"),
+    ],
+)
+def test_rounding_and_domains_make_no_claim_wrong(source: str, claim: str):
+    c = cr.check(source, wrt="x", claim=claim)
+    assert c.holds and not c.except_at, str(c)
+
+
+@pytest.mark.parametrize(
+    "source, wrt, claim, where",
+    [
+        ("y = relu(z)", "z", "[z >= 0]", "z = 0"),
+        ("y = relu(z - 50)", "z", "[z >= 50]", "z = 50"),
+        ("y = maximum(a, b)", "a", "[a > b]", "a = b"),
+        ("y = relu(w*x + b)", "w", "x*[w*x + b >= 0]", "w * x + b = 0"),
+        ("y = relu(z)", "z", "[z > 0]", ""),
+        ("y = relu(x + 3)", "x", "[x > -3]", ""),
+    ],
+)
+def test_a_kink_where_alone_a_claim_differs_is_named(source: str, wrt: str, claim: str, where: str):
+    c = cr.check(source, wrt=wrt, claim=claim)
+    assert c.holds and c.except_at == where == c.to_dict()["except_at"]
+    assert (f"equal except at {where}" in str(c)) is bool(where)
+
+
+@pytest.mark.parametrize(
+    "source, claim, shapes, message",
+    [
+        ("y = sin(x)", "cos(z)", {}, "'z'"),
+        ("y = sin(speed)", "cos(sped)", {}, "speed"),
+        ("y = x", "0*x/0", {}, "division by zero"),
+        ("y = 1/(x - x)", "0", {}, "division by zero"),
+        ("y = x + log(0)", "1", {}, "not finite"),
+        ("y = x^2", "2*x", {"x": "-1"}, "size -1"),
+        ("y = x^2", "2*x", {"x": 0}, "size 0"),
+        ("y = x^2", "2*x", {"x": "1.5"}, "not a size"),
+        ("y = x^2", "2*x", {"z": 3}, "'z'"),
+        ("y = speed^2", "2*speed", {"Speed": 3}, "instead:  speed"),
+    ],
+)
+def test_slips_in_claims_and_shapes_are_refused(source: str, claim: str, shapes: dict, message: str):
+    with pytest.raises(FormulaError) as caught:
+        cr.check(source, wrt="speed" if "speed" in source else "x", claim=claim, shapes=shapes)
+    assert message in str(caught.value)
+
+
+def test_a_formula_without_a_domain_is_refused():
+    with pytest.raises(ChainruleError, match="no point was found"):
+        cr.check("y = sqrt(-1 - x^2)", wrt="x", claim="x")
+
+
+def test_a_row_is_not_the_gradient():
+    shapes = {"A": "n,n", "x": "n"}
+    c = cr.check("x' @ A @ x", wrt="x", claim="(A @ x + A' @ x)'", shapes=shapes)
+    assert not c.holds and c.slip.startswith("a row") and "claimed (1, n), correct (n)" in str(c)
+    assert cr.check("x' @ A @ x", wrt="x", claim="(A @ x + A' @ x)'", shapes=shapes, layout="numerator").holds

@@ -139,6 +139,7 @@ def test_problem_7_10():
     shapes = {"fp": "n", "beta": "m", "Omega": "m,n"}
     claim = "I[fp > 0] * (Omega' @ dl/df) + I[fp <= 0] * alpha * (Omega' @ dl/df)"
     assert cr.check(source, wrt="fp", claim=claim, shapes=shapes).holds
+    shapes = {"fp": "n", "Omega": "m,n"}
     found = cr.derive("f = Omega @ leaky_relu(fp, alpha)", shapes=shapes, wrt="fp", cotangent="g")["fp"]
     values = {"Omega": [[1.0, -2.0], [0.5, 3.0], [2.0, 1.0]], "fp": [0.3, -0.7], "g": [1.0, 2.0, -1.0], "alpha": 0.1}
     back = np.array(values["Omega"]).T @ values["g"]

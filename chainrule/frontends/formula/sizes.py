@@ -96,9 +96,20 @@ def _entry(name: str, entry: Any) -> Shape:
         number = operator.index(entry)
     except TypeError:
         raise _not_a_shape(name, entry) from None
-    if isinstance(entry, bool) or not 0 <= number < _LARGEST:
+    if isinstance(entry, bool) or number >= _LARGEST:
         raise _not_a_shape(name, entry)
-    return (number,)
+    return (_positive(name, number),)
+
+
+def _positive(name: str, value: Size) -> Size:
+    """A size with elements: a number is at least 1 (``n - 1`` may be whatever n makes it)."""
+    if isinstance(value, int) and value < 1:
+        raise FormulaError(
+            f"the shape of {name!r} has the size {value}: not a shape",
+            given=str(value),
+            required="a positive whole number, or the name of a dimension",
+        )
+    return value
 
 
 def _not_a_shape(name: str, entry: Any) -> FormulaError:
@@ -131,7 +142,6 @@ def _shape_of_text(name: str, text: str) -> Shape:
                 elif not (ends and token.kind == "end"):
                     raise _not_a_shape(name, text)
                 begin = k + (token.kind == ",")
-        return tuple(sizes)
     except FormulaError as error:
         raise FormulaError(
             f"the shape of {name!r}: {error.what}",
@@ -141,6 +151,7 @@ def _shape_of_text(name: str, text: str) -> Shape:
             required='dimension names or sizes: "n", "m,n", "2*n", ""',
             instead=error.instead,
         ) from None
+    return tuple(_positive(name, s) for s in sizes)
 
 
 def size(part: tree.Tree, source: str, resolve: Callable[[str, tree.Tree], Size]) -> Steps:
