@@ -158,7 +158,7 @@ class _Comparison:
             elif n.op.kinks and len(operands) == 1 and operands[0].shape == n.shape:
                 pairs += [(operands[0], kink.at) for kink in n.op.kinks]
             for left, right in pairs:
-                written = f"{right:g}" if isinstance(right, float) else text(right)
+                written = f"{right:g}" if not isinstance(right, Node) else text(right)
                 label = f"{text(left)} = {written}"
                 where = simplify(left - right)
                 if simplify(-where) not in found:  # z > 0 and 0 > z switch at the same place
@@ -169,7 +169,7 @@ class _Comparison:
         self, switch: _Switch, points: Sequence[Values], sizes: Mapping[str, int], seed: int
     ) -> Iterator[tuple[list[Values], Values | None]]:
         """Points close to where an element of the switch changes sign, and one where it is exactly zero."""
-        roots = [switch.left] + ([] if isinstance(switch.right, float) else [switch.right])
+        roots = [switch.left, *([switch.right] if isinstance(switch.right, Node) else [])]
         leaves = [n for n in toposort(roots) if n in self.leaves and n.type.is_float]
         if not leaves:
             return

@@ -20,7 +20,7 @@ from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
 from chainrule.ir import Dim, Node, apply, as_node, constant, rebuild
 from chainrule.ir.moments import Moments
-from chainrule.verbs.defined import refuse_division_by_zero
+from chainrule.verbs.defined import refuse_division_by_zero, refuse_unused
 from chainrule.verbs.expression import Expression
 
 
@@ -170,6 +170,7 @@ def moments(
         return model_moments(source, batch, loss, optimizer)
     program = parse_program(source, shapes)
     refuse_division_by_zero(program)
+    refuse_unused(program, shapes or {})
     laws = dict(given or {})
     leaves = {n.params["name"]: n for n in program.graph.inputs}
     for name in laws:
