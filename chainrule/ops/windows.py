@@ -98,10 +98,6 @@ def _conv_value(x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any) -> 
     )
 
 
-def _cut(x: Node, shape: Sequence[int | Dim]) -> Node:
-    return apply(SLICE, x, starts=(0,) * len(shape), stops=tuple(shape), steps=(1,) * len(shape))
-
-
 def _conv_vjp(g: Node, y: Node, x: Node, w: Node, *, stride: Any, padding: Any, dilation: Any) -> tuple[Node, Node]:
     rank = len(stride)
     lead = x.type.rank - rank  # batch and channels, or none

@@ -221,9 +221,9 @@ def _rounded(node: Node, inputs: tuple[Node, ...]) -> Node:
 
 
 def _quantity(name: str, state: Moments) -> Quantity:
-    numeric = not isinstance(state.mean, Node) and not isinstance(state.second, Node)
-    if state.mean is not None and state.second is not None and numeric:
-        first, square = float(np.mean(state.mean)), float(np.mean(state.second))
+    moments: tuple[Any, Any] = (state.mean, state.second)
+    if all(m is not None and not isinstance(m, Node) for m in moments):
+        first, square = (float(np.mean(m)) for m in moments)
         spread = float(np.mean(np.asarray(state.second) - np.asarray(state.mean) ** 2))
         first = 0.0 if abs(first) < 1e-14 * np.sqrt(square) else first
         spread = 0.0 if abs(spread) < 1e-14 * square else spread

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -58,6 +59,7 @@ def test_closed_forms(source: str, given: dict, second: str, mean: str | None):
         for k, v in LAYER.items()
         if k in source.replace("Omega2", "Omega2 ") and (k != "Omega" or "Omega @" in source)
     }
+    shapes = {k: v for k, v in shapes.items() if re.search(rf"\b{k}\b", source)}
     quantity = cr.moments(source, given=given, shapes=shapes)[source[0]]
     assert quantity.kind == "exact"
     sizes = {"n": 3.0, "m": 4.0}
