@@ -5,30 +5,21 @@ index between matrices become diagonal matrices; what is left is paths and cycle
 of the result to its column index is a matrix product, with a transpose wherever an operand is entered from its second
 index. What has no such form is printed as ``einsum``. (After the reductions in section 4 of Laue et al. 2018 and the
 printers of DiffMatic and tensorgrad, which the derivation here improves on by comparing index order.)
+
+``style`` is a printer: it says how products, transposes and calls look (``matmul``, ``hadamard``, ``transpose``,
+``call``, ``identity``) and what to write where there is no matrix form (``fallback``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from chainrule.interpreters.terms import symmetric
 from chainrule.ir import MUL, POSTFIX, Node
 from chainrule.ops.contraction import subscripts_text
 
 Indices = tuple[int, ...]
-
-
-class Style(Protocol):
-    """What a target language supplies: how products, transposes and sums look in it."""
-
-    def matmul(self, parts: Sequence[Any]) -> Any: ...
-    def hadamard(self, parts: Sequence[Any]) -> Any: ...
-    def transpose(self, part: Any) -> Any: ...
-    def call(self, name: str, part: Any, axis: int | None = None) -> Any: ...
-    def identity(self, size: Any) -> str: ...
-    def fallback(self, node: Node, operands: Sequence[Any]) -> str: ...
 
 
 @dataclass

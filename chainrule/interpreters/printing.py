@@ -127,6 +127,7 @@ class Printer:
         return f"{name}({inside}{'' if axis is None else f', {axis}'})"
 
     def hadamard(self, parts: Sequence[Any]) -> str:
+        """An elementwise product of printed parts; each language has its own."""
         raise NotImplementedError
 
     def operand(self, part: Any, strength: int) -> str:

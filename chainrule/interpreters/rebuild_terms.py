@@ -279,11 +279,6 @@ def _content(terms: Sum, sign: bool = False) -> tuple[Number, Sum]:
     return content, [replace(t, coefficient=t.coefficient / content) for t in terms]
 
 
-def primitive(terms: Sum) -> tuple[Number, Sum]:
-    """A sum as number times sum, the same for ``x - y`` and ``2 y - 2 x`` up to the number."""
-    return _content(sorted(terms, key=_term_key), sign=True)
-
-
 def _squeezed(f: Factor) -> tuple[Node, Indices]:
     axes = tuple(a for a, i in enumerate(f.indices) if i is None)
     node, indices = squeeze(f.atom, axes), tuple(i for i in f.indices if i is not None)

@@ -54,10 +54,6 @@ class Moments:
         """Whether the second moment is known."""
         return self.second is not None
 
-    def norm_spread(self, units: int) -> Any:
-        """E|x|^4 / E[|x|^2]^2 of a vector of ``units`` such elements."""
-        return self.unit_spread * (1 + (self.kurtosis - 1) / units)
-
 
 @dataclass(frozen=True)
 class CotangentMoments:

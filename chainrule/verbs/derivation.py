@@ -16,7 +16,7 @@ from chainrule.interpreters.differentiate import vjp
 from chainrule.interpreters.linearize import jacobian
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Node, TensorType, apply, constant, rebuild, shape_text, toposort, variable
+from chainrule.ir import Node, TensorType, apply, constant, rebuild, toposort, variable
 from chainrule.ops.contraction import einsum
 from chainrule.ops.movement import broadcast
 from chainrule.verbs.expression import Expression, resolve
@@ -375,8 +375,3 @@ def _is_zero(node: Node) -> bool:
     while len(node.inputs) == 1 and node.number is None:
         node = node.inputs[0]
     return node.number == 0
-
-
-def shape_line(step: Step) -> str:
-    """``(D_1 x 1) = (D_1 x D_1)(D_1 x D_2)``: sizes of the factors, as problem 7.3 prints them."""
-    return "".join(f"({shape_text(f.shape)})" for f in step.factors)
