@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from chainrule.errors import UnsupportedOpError
-from chainrule.interpreters.differentiate import vjp
+from chainrule.interpreters.differentiate import gradient, vjp
 from chainrule.interpreters.rebuild_terms import Builder
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.terms import Algebra, Factor, Sum, Term, collect, rename
@@ -28,6 +28,9 @@ def jacobian(output: Node, wrt: Node, layout: str = "denominator") -> Node | Non
     Raises:
         UnsupportedOpError: an op on the path has no derivative, or no matrix form.
     """
+    if output.shape == ():  # the gradient is the Jacobian, in either layout
+        (whole,) = gradient(output, [wrt])
+        return None if whole is None else simplify(whole)
     g = variable("cotangent of F", TensorType(output.shape, output.type.dtype))
     (back,) = vjp([output], [g], [wrt])
     if back is None:

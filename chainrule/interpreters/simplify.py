@@ -16,8 +16,9 @@ import numpy as np
 
 from chainrule.interpreters.rebuild_terms import Builder
 from chainrule.interpreters.terms import Algebra, Factor, Number, Term, collect, distribute
-from chainrule.ir import Graph, Node, Rewrite, TensorType, apply, constant, rebuild, tree_size
+from chainrule.ir import Graph, Node, Rewrite, TensorType, algebraic_depth, apply, constant, rebuild, tree_size
 
+_MAX_DEPTH = 120  # nested sums and products; the algebra walks them recursively
 _MAX_ROUNDS = 6
 
 
@@ -82,6 +83,8 @@ def _shorter_of_expanded(node: Node) -> Node:
 
 def together(node: Node) -> Node:
     """The node as one fraction: all terms over a common denominator, the numerator multiplied out."""
+    if algebraic_depth(node) > _MAX_DEPTH:
+        return node
     algebra = Algebra()
     free = algebra.indices_of(node.type)
     terms = distribute(algebra.expand(node, free), algebra)
@@ -158,6 +161,8 @@ def _short(value: float) -> bool:
 def _normal_form(node: Node, distributed: bool = False) -> Node | None:
     """The node through the algebra of terms and back; None if it is no sum of products."""
     if node.is_leaf or node.op.terms is None or not isinstance(node.type, TensorType) or not node.type.is_float:
+        return None
+    if algebraic_depth(node) > _MAX_DEPTH:
         return None
     algebra = Algebra()
     free = algebra.indices_of(node.type)

@@ -169,7 +169,9 @@ class Algebra:
     def power(self, node: Node, indices: tuple[Index, ...], power: Number) -> Sum:
         """``node ^ power`` as terms: a sum of several stays one factor."""
         before, self._sums_are_atoms = self._sums_are_atoms, self._sums_are_atoms or power != 1
-        terms = collect(self.expand(node, indices), self)
+        terms = self.expand(node, indices)
+        if len(terms) > 1 or power != 1:  # a single product is put in normal form once, at the end
+            terms = collect(terms, self)
         self._sums_are_atoms = before
         if power == 1 and len(terms) <= 1:
             return terms

@@ -7,6 +7,7 @@ from chainrule.ir.graph import Graph as Graph
 from chainrule.ir.graph import Literal as Literal
 from chainrule.ir.graph import Node as Node
 from chainrule.ir.graph import Origin as Origin
+from chainrule.ir.graph import algebraic_depth as algebraic_depth
 from chainrule.ir.graph import apply as apply
 from chainrule.ir.graph import as_node as as_node
 from chainrule.ir.graph import canonical_text as canonical_text

@@ -54,7 +54,7 @@ class Node:
         op: the declaration. inputs: nodes. params: static parameters (read-only). type: TensorType or TupleType.
     """
 
-    __slots__ = ("__weakref__", "_digest", "_key", "_size", "inputs", "op", "params", "type")
+    __slots__ = ("__weakref__", "_depth", "_digest", "_key", "_size", "inputs", "op", "params", "type")
 
     op: Op
     inputs: tuple[Node, ...]
@@ -62,6 +62,7 @@ class Node:
     type: Any
     _digest: bytes | None
     _size: int | None
+    _depth: int | None
     _key: Any
 
     # ---- shorthand -----------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ def apply(op: Op, *inputs: Node, **params: Any) -> Node:
         raise error.located(op.name) if not error.what.startswith(op.name) else error from None
     node = Node()
     node.op, node.inputs, node.type = op, inputs, type_
-    node.params, node._key, node._digest, node._size = MappingProxyType(params), key, None, None
+    node.params, node._key, node._digest, node._size, node._depth = MappingProxyType(params), key, None, None, None
     return _NODES.setdefault(key, node)
 
 
@@ -238,6 +239,16 @@ def tree_size(node: Node) -> int:
                 n._size = min(1 + extra + sum(i._size or 0 for i in n.inputs), 10**12)
     assert node._size is not None
     return node._size
+
+
+def algebraic_depth(node: Node) -> int:
+    """How deep sums and products are nested below a node without another function between them."""
+    if node._depth is None:
+        for n in toposort([node], stop=lambda n: n._depth is not None):
+            if n._depth is None:
+                n._depth = 0 if n.op.terms is None else 1 + max((i._depth or 0 for i in n.inputs), default=0)
+    assert node._depth is not None
+    return node._depth
 
 
 def _stable(value: Any) -> str:

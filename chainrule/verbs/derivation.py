@@ -23,6 +23,7 @@ from chainrule.verbs.expression import Expression, resolve
 from chainrule.verbs.naming import shortest
 
 _MAX_SUBSTITUTED = 120  # named quantities
+_MAX_NAMES = 24  # of them, for which forms in the user's names are compared
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,7 @@ class Derivation:
         # A model's equations stay in the derivatives already known; a formula's are put in.
         substituted = resolve(total, self.derivatives) if self.substitutes else total
         closed = simplify(substituted)
-        if self.substitutes:
+        if self.substitutes and len(self.program.order) <= _MAX_NAMES:
             named = [(s, n) for s, n in self.program.definitions.items() if s is not self.program.symbol[of]]
             closed = shortest(closed, resolve(substituted, self.program.definitions), named)
         if not note and _is_zero(closed):

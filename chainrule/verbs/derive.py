@@ -28,6 +28,7 @@ from chainrule.verbs.derivation import Derivation, NamedProgram, Step
 from chainrule.verbs.expression import Expression
 
 MODES = ("direct", "forward", "reverse")
+_MAX_PARTS = 60  # a longer single formula is derived as one step; nobody reads more
 LAYOUTS = ("denominator", "numerator")
 
 
@@ -240,7 +241,8 @@ def _program(
             statements.append((_free_name("y", parsed.graph), last.node))
         scalar = all(n.type.rank == 0 for n in toposort([last.node]) if n.is_leaf)
         if split and len(statements) == 1 and scalar:  # a tensor formula is one step: its parts have names if wanted
-            statements = _split(statements[0][1], statements[0][0])
+            parts = _split(statements[0][1], statements[0][0])
+            statements = parts if len(parts) <= _MAX_PARTS else statements
         return _with_targets(statements, parsed.graph.inputs)
     try:  # models need torch, formulas must work without
         from chainrule.verbs.modules import module_program
