@@ -1,9 +1,8 @@
 """Windows: convolution (cross-correlation, as in torch) over any number of dimensions, and the reversal of elements.
 
 ``conv(x, w)`` with x (batch, in, *sizes) and w (out, in, *kernel), or a plain signal and kernel without the first two.
-Its derivative by w is a convolution of x with the
-cotangent, its derivative by x a convolution of the cotangent with the reversed kernel: the op is closed under
-differentiation, so second derivatives need nothing new.
+Its derivative by w is a convolution of x with the cotangent, its derivative by x a convolution of the cotangent with
+the reversed kernel: the op is closed under differentiation, so second derivatives need nothing new.
 """
 
 from __future__ import annotations
