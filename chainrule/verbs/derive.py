@@ -23,6 +23,7 @@ from chainrule.interpreters.simplify import simplify
 from chainrule.ir import Graph, Node, constant, shape_text, toposort, variable
 from chainrule.ops.contraction import einsum, permute
 from chainrule.ops.movement import broadcast
+from chainrule.verbs.code import code
 from chainrule.verbs.defined import refuse_division_by_zero, refuse_unused
 from chainrule.verbs.derivation import Derivation, NamedProgram, Step
 from chainrule.verbs.expression import Expression
@@ -104,6 +105,14 @@ class DeriveResult:
         for name, node in nodes.items():
             table[name] = numbers[node]
         return table
+
+    def code(self, target: str = "numpy") -> str:
+        """Source text of the derivatives that runs on its own and checks itself (see :mod:`chainrule.verbs.code`).
+
+        Raises:
+            ChainruleError: an unknown target.
+        """
+        return code(self, target)
 
     def _has_matrix(self) -> bool:
         return any(len(s.shape) > 1 for s in self.steps)
