@@ -35,6 +35,35 @@ def shape_option(command: _Command) -> _Command:
     )(command)
 
 
+def at_option(command: _Command) -> _Command:
+    """``--at x=0.3`` or ``--at "x=[1, 2]"``, any number of times."""
+    return click.option(
+        "--at",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=lambda context, option, values: {k: _number(k, v) for k, v in pairs(values, "--at", "x=0.3").items()},
+        help='Numbers to evaluate every step at: x=0.3, "x=[1, 2]", n=3 for a dimension.',
+    )(command)
+
+
+def _number(name: str, text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if _sizes(value) is None:
+        raise click.UsageError(f"--at {name}={text} is not a number or an array of numbers: --at x=0.3")
+    return value
+
+
+def _sizes(value: Any) -> tuple[int, ...] | None:
+    """The shape of a number or of nested lists of them; None for anything else."""
+    if not isinstance(value, list):
+        return () if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    inner = {_sizes(v) for v in value}
+    return (len(value), *first) if len(inner) == 1 and (first := inner.pop()) is not None else None
+
+
 def json_option(command: _Command) -> _Command:
     """``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from chainrule.cli.arguments import emit, formula_argument, formula_text, json_option, pairs, shape_option
+from chainrule.cli.arguments import at_option, emit, formula_argument, formula_text, json_option, pairs, shape_option
 from chainrule.cli.group import FAULT, FINE, with_debug
 from chainrule.cli.target import is_target, load_case, output_on_stderr
 
@@ -15,7 +17,9 @@ _LAYOUT = click.option(
     show_default=True,
     help="dF/dX has shape X+F (the book's) or F+X.",
 )
-_ORDER = click.option("--order", type=click.IntRange(1, 2), default=1, show_default=True, help="First or second.")
+_ORDER = click.option(
+    "--order", type=click.IntRange(1, 3), default=1, show_default=True, help="First, second or third."
+)
 _COTANGENT = click.option("--cotangent", metavar="NAME", help="Vector-Jacobian product with this cotangent.")
 
 
@@ -33,6 +37,7 @@ _COTANGENT = click.option("--cotangent", metavar="NAME", help="Vector-Jacobian p
 @_LAYOUT
 @shape_option
 @_COTANGENT
+@at_option
 @json_option
 @click.option("--latex", "as_latex", is_flag=True, help="Print LaTeX.")
 @with_debug
@@ -45,6 +50,7 @@ def derive(
     layout: str,
     shapes: dict[str, str],
     cotangent: str | None,
+    at: dict[str, Any],
     as_json: bool,
     as_latex: bool,
 ) -> int:
@@ -60,7 +66,7 @@ def derive(
     if as_json and as_latex:
         raise click.UsageError("--json or --latex, not both (the JSON holds LaTeX as well)")
     text = formula_text(formula, path)
-    options = {"wrt": wrt, "mode": mode, "order": order, "layout": layout, "cotangent": cotangent}
+    options = {"wrt": wrt, "mode": mode, "order": order, "layout": layout, "cotangent": cotangent, "at": at or None}
     if is_target(text):
         case = load_case(text, "derive")
         from chainrule.verbs.derive import derive as verb

@@ -18,8 +18,8 @@ import numpy as np
 from chainrule.errors import MissingExtraError, ModelError
 from chainrule.interpreters.cost import multiplications, nbytes
 from chainrule.ir import Node, shape_text, toposort
-from chainrule.verbs.derivation import Step
 from chainrule.verbs.derive import DeriveResult, derive
+from chainrule.verbs.steps import Step
 
 
 @dataclass(frozen=True)

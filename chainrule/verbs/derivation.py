@@ -1,176 +1,29 @@
-"""The derivation of a chapter's kind: named quantities, local factors between them, sums over paths.
+"""The derivation of a chapter's kind: local factors between named quantities, and sums over paths.
 
-A program with named nodes is cut at the names: each named quantity is an expression in the names before it. Reverse
-mode visits them from the output back (problem 7.12), forward mode from the variable on (7.13); each step is a sum of
-terms, one per path, and a term is a local factor times a derivative that is already known.
+Reverse mode visits the quantities from the output back (problem 7.12), forward mode from the variable on (7.13); each
+step is a sum of terms, one per path, and a term is a local factor times a derivative that is already known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.interpreters.differentiate import vjp
-from chainrule.interpreters.linearize import jacobian
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Node, TensorType, apply, constant, rebuild, toposort, variable
+from chainrule.ir import Node, TensorType, constant, variable
 from chainrule.ops.contraction import einsum
 from chainrule.ops.movement import broadcast
 from chainrule.verbs.expression import Expression, resolve
+from chainrule.verbs.named_program import NamedProgram
 from chainrule.verbs.naming import shortest
+from chainrule.verbs.steps import Factor, Step, Term
+from chainrule.verbs.zeros import is_zero, why_zero
 
 _MAX_SUBSTITUTED = 120  # named quantities
 _MAX_NAMES = 24  # of them, for which forms in the user's names are compared
-
-
-@dataclass(frozen=True)
-class Factor:
-    """One factor of a term: ``symbol`` (``df3/df1``), what it is, and its shape."""
-
-    symbol: str
-    expression: Expression | None  # None: no closed tensor form was asked for or exists
-    shape: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One path out of a quantity: factors in multiplication order, and their product."""
-
-    factors: tuple[Factor, ...]
-    expression: Expression
-
-    def __str__(self) -> str:
-        return " * ".join(f.symbol for f in self.factors)
-
-
-@dataclass(frozen=True)
-class Step:
-    """The derivative ``d of / d wrt`` as a sum over paths.
-
-    Attributes:
-        terms: one per path. expression: the sum in known derivatives. closed_form: with those put in.
-        shape: of the derivative. value: its number if numbers were given. note: why it is zero, where it is.
-        lines: (line, rule) from the chain rule to the simplified form.
-    """
-
-    of: str
-    wrt: str
-    terms: tuple[Term, ...]
-    expression: Expression
-    closed_form: Expression
-    shape: tuple[Any, ...]
-    value: Any = None
-    note: str = ""
-    lines: tuple[tuple[str, str], ...] = field(default=())
-
-    @property
-    def factors(self) -> tuple[Factor, ...]:
-        """The factors of the only term.
-
-        Raises:
-            ValueError: there are several paths; see ``terms``.
-        """
-        if len(self.terms) != 1:
-            raise ValueError(f"d{self.of}/d{self.wrt} has {len(self.terms)} paths: see .terms")
-        return self.terms[0].factors
-
-    @property
-    def symbol(self) -> str:
-        """``dy/df3``."""
-        return f"d{self.of}/d{self.wrt}"
-
-    def __str__(self) -> str:
-        chain = " + ".join(str(t) for t in self.terms)
-        closed = self.closed_form.text
-        if all(f.expression is None for t in self.terms for f in t.factors[:1]):
-            chain = ""
-        middle = f" = {chain}" if chain and chain not in (self.symbol, closed) else ""
-        return f"{self.symbol}{middle} = {closed}" + (f"   ({self.note})" if self.note else "")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The step as plain data, in the public schema."""
-        return {
-            "of": self.of,
-            "wrt": self.wrt,
-            "terms": [
-                [
-                    {
-                        "symbol": f.symbol,
-                        "expression": f.expression.text if f.expression else None,
-                        "shape": [str(s) for s in f.shape],
-                    }
-                    for f in t.factors
-                ]
-                for t in self.terms
-            ],
-            "closed_form": self.closed_form.text,
-            "shape": [str(s) for s in self.shape],
-            "value": self.value,
-            "note": self.note,
-        }
-
-
-class NamedProgram:
-    """A program cut at its names.
-
-    Args:
-        named: (name, node) in order of computation, the output last.
-        variables: the leaves it is made of.
-    """
-
-    def __init__(self, named: Sequence[tuple[str, Node]], variables: Sequence[Node]) -> None:
-        self.order = [name for name, _ in named]
-        self.node = dict(named)
-        self.variables = {v.params["name"]: v for v in variables}
-        self.output = self.order[-1]
-        first: dict[Node, str] = {}
-        for name, node in named:
-            if node.inputs:
-                first.setdefault(node, name)
-        symbols = {node: variable(name, node.type) for node, name in first.items()}
-        self.symbol = {name: variable(name, node.type) for name, node in named} | self.variables
-        self.local: dict[str, Node] = {}
-        for name, node in named:
-            if not node.inputs or first[node] != name:  # a variable, or another name of the same value
-                self.local[name] = symbols.get(node, node)
-                continue
-            inside = rebuild(node.inputs, image=symbols)
-            self.local[name] = apply(node.op, *(inside[i] for i in node.inputs), **node.params)
-        self._children: dict[str, list[str]] = {}
-        self.parents = {
-            name: [n.params["name"] for n in toposort([local]) if n.is_leaf and "name" in n.params]
-            for name, local in self.local.items()
-        }
-        for name in self.order:
-            for parent in self.parents[name]:
-                if parent != name:
-                    self._children.setdefault(parent, []).append(name)
-        self.definitions = {self.symbol[n]: self.local[n] for n in self.order if self.local[n] is not self.symbol[n]}
-
-    def children(self, name: str) -> list[str]:
-        """Named quantities that read ``name`` directly, in order."""
-        return self._children.get(name, [])
-
-    def ancestors(self, name: str) -> set[str]:
-        """Everything that ``name`` depends on, itself included."""
-        found, stack = {name}, [name]
-        while stack:
-            for parent in self.parents.get(stack.pop(), []):
-                if parent not in found:
-                    found.add(parent)
-                    stack.append(parent)
-        return found
-
-    def depends_on(self, name: str) -> set[str]:
-        """Everything that depends on ``name``, itself included."""
-        found = {name}
-        for n in self.order:
-            if any(p in found for p in self.parents[n]):
-                found.add(n)
-        return found
 
 
 class Derivation:
@@ -198,7 +51,7 @@ class Derivation:
         for name in order:
             children = [c for c in reversed(program.children(name)) if c in needed or c == y]
             terms = [t for c in children if (t := self._reverse_term(name, c, cotangent)) is not None]
-            steps.append(self._step(y, name, terms, linked=bool(children)))
+            steps.append(self._step(y, name, terms))
         return steps
 
     def _reverse_term(self, name: str, child: str, cotangent: Node | None) -> Term | None:
@@ -207,7 +60,7 @@ class Derivation:
         known = self._known(y, child, cotangent)
         known_is_one = known is not None and known.number == 1
         scalar_output = program.symbol[y].shape == () or cotangent is not None
-        tensor = self._local_factor(local, x, needed=not scalar_output)
+        tensor = self._local_factor(child, name, needed=not scalar_output)
         if scalar_output:
             # The seed of the output itself is the number one, or the cotangent that was given.
             seed = known if child == y and known is not None else self._derivative_symbol(y, child)
@@ -232,12 +85,12 @@ class Derivation:
         pair = (before, own) if self.scalar or self.layout == "numerator" else (own, before)
         return Term(pair, self._expression(simplify(moved)))
 
-    def _local_factor(self, local: Node, x: Node, needed: bool) -> Node | None:
+    def _local_factor(self, child: str, name: str, needed: bool) -> Node | None:
         """The local Jacobian; without matrix form None, unless there is no other way on."""
         if not self.with_factors and not needed:
             return None
         try:
-            return jacobian(local, x, self.layout)
+            return self.program.local_jacobian(child, name, self.layout)
         except UnsupportedOpError:
             if needed:
                 raise
@@ -277,15 +130,15 @@ class Derivation:
             parents = [p for p in program.parents[name] if p in needed or p == wrt]
             parents.sort(key=lambda p: program.order.index(p) if p in program.order else -1)
             terms = [t for p in parents if (t := self._forward_term(name, p, wrt)) is not None]
-            steps.append(self._step(name, wrt, terms, linked=bool(parents)))
+            steps.append(self._step(name, wrt, terms))
         if not steps:
-            steps.append(self._step(program.output, wrt, [], linked=False))
+            steps.append(self._step(program.output, wrt, []))
         return steps
 
     def _forward_term(self, name: str, parent: str, wrt: str) -> Term | None:
         program = self.program
         local, p, x = program.local[name], program.symbol[parent], program.symbol[wrt]
-        tensor = jacobian(local, p, self.layout)
+        tensor = program.local_jacobian(name, parent, self.layout)
         if tensor is None:
             return None
         own = Factor(f"d{name}/d{parent}", self._expression(tensor), self._shape(parent, name))
@@ -303,23 +156,27 @@ class Derivation:
         return Term(pair, self._expression(simplify(moved)))
 
     # ---- shared --------------------------------------------------------------------------------------------
-    def _step(self, of: str, wrt: str, terms: list[Term], linked: bool) -> Step:
+    def _step(self, of: str, wrt: str, terms: list[Term]) -> Step:
         shape = self._shape(wrt, of) if not terms else terms[0].expression.shape
         total: Node | None = None
         for term in terms:
             total = term.expression.node if total is None else total + term.expression.node
-        note = ""
         if total is None:
             total = broadcast(constant(0.0), shape)
-            note = f"{of} does not depend on {wrt}" if not linked else "no derivative flows (stop_gradient)"
         # A model's equations stay in the derivatives already known; a formula's are put in.
         substituted = resolve(total, self.derivatives) if self.substitutes else total
         closed = simplify(substituted)
         if self.substitutes and len(self.program.order) <= _MAX_NAMES:
             named = [(s, n) for s, n in self.program.definitions.items() if s is not self.program.symbol[of]]
-            closed = shortest(closed, resolve(substituted, self.program.definitions), named)
-        if not note and _is_zero(closed):
-            note = "the derivative is zero almost everywhere, or all paths cancel"
+            written_out = resolve(substituted, self.program.definitions)
+            closed = shortest(closed, written_out, named)
+            if named and is_zero(simplify(written_out)):  # names hide that y - (a - b) is zero
+                closed = simplify(written_out)
+        note = ""
+        if is_zero(closed):
+            program = self.program
+            output = resolve(program.symbol[of], program.without(wrt))
+            note = why_zero(of, wrt, output, program.symbol[wrt])
         self.closed[of, wrt] = closed
         symbol = variable(f"d{of}/d{wrt}", TensorType(closed.shape, closed.type.dtype))
         self.derivatives[symbol] = self.meanings[symbol] = closed
@@ -363,16 +220,10 @@ class Derivation:
         return self._expression(node if node is not None else cotangent)  # type: ignore[arg-type]
 
     def _expression(self, node: Node) -> Expression:
-        return Expression(node, self.meanings)
+        return Expression(node, self.meanings, self.program.leaves)
 
     def _shape(self, wrt: str, of: str, cotangent: Node | None = None) -> tuple[Any, ...]:
         x, f = self.program.symbol[wrt].shape, self.program.symbol[of].shape
         if cotangent is not None and of == self.program.output:
             return x  # the cotangent has been contracted with the output
         return (*x, *f) if self.layout == "denominator" else (*f, *x)
-
-
-def _is_zero(node: Node) -> bool:
-    while len(node.inputs) == 1 and node.number is None:
-        node = node.inputs[0]
-    return node.number == 0

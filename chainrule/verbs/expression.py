@@ -7,7 +7,7 @@ and comparison put the meaning back, so they need the original variables only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Expression:
     Attributes:
         node: the value, some of whose leaves may be names of intermediates.
         definitions: those leaves -> what they mean.
+        variables: of the formula it comes from; a derivative may have lost some, whose arrays still give sizes.
 
     >>> import chainrule as cr
     >>> e = cr.formula("(x + 1)^2 - x^2")
@@ -42,6 +43,7 @@ class Expression:
 
     node: Node
     definitions: Mapping[Node, Node] = field(default_factory=dict)
+    variables: tuple[Node, ...] = ()
 
     # ---- reading -------------------------------------------------------------------------------------------
     @property
@@ -112,7 +114,7 @@ class Expression:
 
         Args:
             arrays: the variables; a whole number under another name is the size of that dimension (``n=3``). What the
-                expression does not contain is passed over.
+                expression does not contain is passed over, save that it gives the sizes of its dimensions.
 
         Raises:
             ShapeError: a missing variable, or an array of the wrong shape.
@@ -120,12 +122,13 @@ class Expression:
         graph = self.graph
         names = {n.params["name"] for n in graph.inputs}
         sizes = {k: int(v) for k, v in arrays.items() if k not in names and np.ndim(v) == 0 and v == int(v)}
-        values = {n: arrays[n.params["name"]] for n in graph.inputs if n.params["name"] in arrays}
+        leaves = dict.fromkeys((*graph.inputs, *(v for v in self.variables if v.params["name"] not in names)))
+        values = {n: arrays[n.params["name"]] for n in leaves if n.params["name"] in arrays}
         return evaluate(graph.outputs, values, sizes)[0]
 
     def simplified(self) -> Expression:
         """The same function, shorter."""
-        return Expression(simplification.simplify(self.node), self.definitions)
+        return replace(self, node=simplification.simplify(self.node))
 
     def equals(self, other: Expression | str, *, exact: bool = False) -> bool:
         """Whether two expressions are the same function: by algebra, else by values at random points.

@@ -343,7 +343,7 @@ def test_an_expression_is_a_source():
         ({"wrt": "z1"}, FormulaError, "cannot derive by 'z1'"),
         ({"wrt": "x", "mode": "sideways"}, ChainruleError, "one of direct, forward, reverse"),
         ({"wrt": "x", "layout": "row"}, ChainruleError, "denominator, numerator"),
-        ({"wrt": "x", "order": 3}, ChainruleError, "1 or 2"),
+        ({"wrt": "x", "order": 4}, ChainruleError, "1, 2 or 3"),
         ({"wrt": "x", "mode": "forward", "cotangent": "g"}, ChainruleError, "reverse"),
     ],
 )
@@ -366,3 +366,52 @@ def test_other_errors_keep_their_class():
         _ = cr.derive("y = x*z", wrt="x")["z"]
     with pytest.raises(UnsupportedOpError):
         cr.derive("y = l(x)", wrt="x")["x"].evaluate(x=1.0)
+
+
+# ---- numbers, sizes, third derivatives ---------------------------------------------------------------------
+def test_every_step_has_its_value_at_a_point():
+    d = cr.derive(ACYCLIC, wrt="x", at={"x": 0.3})
+    values = cr.derive(ACYCLIC, wrt="x").values(x=0.3)
+    assert [s.value for s in d.steps] == [values[s.symbol] for s in d.steps]
+    assert json.loads(json.dumps(d.to_dict()))["steps"][-1]["value"] == pytest.approx(values["dy/dx"])
+    assert all(s.value is None for s in cr.derive(ACYCLIC, wrt="x").steps)
+    with pytest.raises(ShapeError, match="no value for 'x'"):
+        cr.derive(ACYCLIC, wrt="x", at={"z": 0.3})
+
+
+def test_sizes_come_from_variables_that_the_derivative_has_lost():
+    second = cr.derive("f = x*x", wrt="x", shapes={"x": "n"}, order=2)["x"]
+    assert second.evaluate(x=np.ones(4)).shape == (4, 4, 4)
+    u = cr.derive("u = A @ x; y = u + x", wrt="x", shapes={"A": "n,n", "x": "n"})["x"]
+    assert u.simplified().evaluate(A=np.eye(3), x=np.ones(3)).shape == (3, 3)
+
+
+@pytest.mark.parametrize("layout", ["denominator", "numerator"])
+@pytest.mark.parametrize(
+    "source, shapes",
+    [
+        ("f = x^4 * z", {}),
+        ("f = exp(A @ x)", {"A": "2,3", "x": "3"}),
+        ("f = logsumexp(A @ x)", {"A": "2,3", "x": "3"}),
+        ("f = (x' @ A @ x)^2", {"A": "3,3", "x": "3"}),
+        ("u = tanh(A @ x); f = sum(u*u)", {"A": "2,3", "x": "3"}),
+    ],
+)
+def test_third_order_is_the_difference_of_the_second(source: str, shapes: dict, layout: str):
+    generator = np.random.default_rng(3)
+    names = [i.params["name"] for i in cr.formula(source, shapes).graph.inputs]
+    arrays = {n: generator.standard_normal([int(s) for s in shapes.get(n, "").split(",") if s]) for n in names}
+    d = cr.derive(source, wrt="x", shapes=shapes, order=3, layout=layout)
+    second = cr.derive(source, wrt="x", shapes=shapes, order=2)["x"]
+    expected = central(lambda x: second.evaluate(**arrays | {"x": x}), np.asarray(arrays["x"]))  # X + F + X + X
+    rank = np.ndim(arrays["x"])
+    expected = np.moveaxis(expected, range(rank), range(-rank, 0)) if rank else expected
+    # central differences of order-one values with a step of about 1e-6
+    assert np.allclose(d["x"].evaluate(**arrays), expected, rtol=1e-6, atol=1e-7)
+    if source.count(";") == 0:
+        assert cr.formula(d["x"].text, {k: v for k, v in shapes.items() if k in d["x"].text}).equals(d["x"])
+
+
+def test_a_third_derivative_of_too_many_indices_is_refused():
+    with pytest.raises(ChainruleError, match="6 indices"):
+        cr.derive("f = sum(X*X*X)", wrt="X", shapes={"X": "m,n"}, order=3)

@@ -1,0 +1,99 @@
+"""What a derivation consists of: steps, the paths of each as terms, and the local factors of each path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from chainrule.verbs.expression import Expression
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of a term: ``symbol`` (``df3/df1``), what it is, and its shape."""
+
+    symbol: str
+    expression: Expression | None  # None: no closed tensor form was asked for or exists
+    shape: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One path out of a quantity: factors in multiplication order, and their product."""
+
+    factors: tuple[Factor, ...]
+    expression: Expression
+
+    def __str__(self) -> str:
+        return " * ".join(f.symbol for f in self.factors)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The derivative ``d of / d wrt`` as a sum over paths.
+
+    Attributes:
+        terms: one per path. expression: the sum in known derivatives. closed_form: with those put in.
+        shape: of the derivative. value: its number if numbers were given. note: why it is zero, where it is.
+        lines: (line, rule) from the chain rule to the simplified form.
+        order: 1, or that of a higher derivative by the same variable.
+    """
+
+    of: str
+    wrt: str
+    terms: tuple[Term, ...]
+    expression: Expression
+    closed_form: Expression
+    shape: tuple[Any, ...]
+    value: Any = None
+    note: str = ""
+    lines: tuple[tuple[str, str], ...] = field(default=())
+    order: int = 1
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The factors of the only term.
+
+        Raises:
+            ValueError: there are several paths; see ``terms``.
+        """
+        if len(self.terms) != 1:
+            raise ValueError(f"d{self.of}/d{self.wrt} has {len(self.terms)} paths: see .terms")
+        return self.terms[0].factors
+
+    @property
+    def symbol(self) -> str:
+        """``dy/df3``, ``d2y/dx2``."""
+        return f"d{self.of}/d{self.wrt}" if self.order == 1 else f"d{self.order}{self.of}/d{self.wrt}{self.order}"
+
+    def __str__(self) -> str:
+        chain = " + ".join(str(t) for t in self.terms)
+        closed = self.closed_form.text
+        if all(f.expression is None for t in self.terms for f in t.factors[:1]):
+            chain = ""
+        middle = f" = {chain}" if chain and chain not in (self.symbol, closed) else ""
+        return f"{self.symbol}{middle} = {closed}" + (f"   ({self.note})" if self.note else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The step as plain data, in the public schema."""
+        return {
+            "of": self.of,
+            "wrt": self.wrt,
+            "terms": [
+                [
+                    {
+                        "symbol": f.symbol,
+                        "expression": f.expression.text if f.expression else None,
+                        "shape": [str(s) for s in f.shape],
+                    }
+                    for f in t.factors
+                ]
+                for t in self.terms
+            ],
+            "closed_form": self.closed_form.text,
+            "shape": [str(s) for s in self.shape],
+            "value": None if self.value is None else np.asarray(self.value).tolist(),
+            "note": self.note,
+        }
