@@ -259,7 +259,7 @@ def test_chain_of_a_formula(run) -> None:
         pytest.param(["derive", "--file", "."], "Is a directory", id="folder"),
         pytest.param(["derive", "y = x", "--shape", "x"], "--shape A=m,n", id="shape form"),
         pytest.param(["derive", "y = x", "--shape", "x=2", "--shape", "x=3"], "gives 'x' twice", id="shape twice"),
-        pytest.param(["derive", "y = x", "--order", "3"], "1<=x<=2", id="order"),
+        pytest.param(["derive", "y = x", "--order", "4"], "1<=x<=3", id="order"),
         pytest.param(["derive", "y = x", "--mode", "up"], "'reverse'", id="mode"),
         pytest.param(["derive", "y = x", "--json", "--latex"], "not both", id="two forms"),
         pytest.param(["derive", "-x^2"], '"y = -x^2"', id="leading minus"),
