@@ -16,6 +16,7 @@ _EXPORTS = {
     "formula": "chainrule.verbs.expression",
     "Expression": "chainrule.verbs.expression",
     "check": "chainrule.verbs.check",
+    "activation": "chainrule.verbs.activation",
     "moments": "chainrule.verbs.moments",
     "case": "chainrule.verbs.case",
     "chain": "chainrule.verbs.chain",

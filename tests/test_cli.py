@@ -218,6 +218,20 @@ def test_check_json(run) -> None:
     assert set(data["counterexample"]["at"]) == {"f3", "y"}
 
 
+def test_activation(run, folder: Path) -> None:
+    result = run("activation", "tanh")
+    assert result.exit_code == 0 and "1 - h^2" in result.stdout
+    (folder / "acts.py").write_text("import torch\nprint('loud')\n\ndef half(x):\n    return torch.relu(x) / 2\n")
+    result = run("activation", "acts.py:half", "--json")
+    data = json.loads(result.stdout)
+    assert (data["schema"], data["sup_derivative"], data["derivative"]) == (
+        "chainrule.activation/1",
+        0.5,
+        "[z > 0] / 2",
+    )
+    assert run("activation", "softmax").exit_code == 2
+
+
 def test_moments(run) -> None:
     arguments = ("moments", "b = relu(a)", "--given", "a=symmetric(0, sigma^2)")
     result = run(*arguments)
@@ -439,7 +453,7 @@ def test_alone_it_shows_examples_that_run(run) -> None:
 def test_help_and_version(run) -> None:
     import chainrule
 
-    for command in ("derive", "check", "moments", "chain", "diagnose", "explain", "fit", "report", "demo"):
+    for command in ("derive", "check", "activation", "moments", "chain", "diagnose", "explain", "fit", "report", "demo"):
         assert command in run("--help").stdout
         assert run(command, "--help").exit_code == 0
     assert run("--version").stdout == f"chainrule {chainrule.__version__}\n"

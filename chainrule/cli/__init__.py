@@ -10,6 +10,7 @@ from __future__ import annotations
 import click
 
 from chainrule import __version__
+from chainrule.cli.activation import activation
 from chainrule.cli.demo import demo
 from chainrule.cli.formulas import check, derive, moments
 from chainrule.cli.group import Commands, with_debug
@@ -38,7 +39,7 @@ def cli(context: click.Context) -> None:
         click.echo(_EXAMPLES)
 
 
-for _command in (derive, check, moments, chain, diagnose, explain, fit, report, demo):
+for _command in (derive, check, activation, moments, chain, diagnose, explain, fit, report, demo):
     cli.add_command(_command)
 
 

@@ -59,6 +59,25 @@ def load_case(target: str, verb: str) -> Case:
         MissingExtraError: torch is not installed. ModelError: anything that is wrong with the target.
     """
     require_torch(verb)
+    place, name = _parts(target, verb)
+    with output_on_stderr():
+        function = _without_arguments(_function(_module(place), place, name), place, name)
+        return _case(_called(function, place, name), target)
+
+
+def load_callable(target: str, verb: str) -> Callable[..., Any]:
+    """The function itself that a target names; or any other callable, such as a module made in the file.
+
+    Raises:
+        MissingExtraError: torch is not installed. ModelError: anything that is wrong with the target.
+    """
+    require_torch(verb)
+    place, name = _parts(target, verb)
+    with output_on_stderr():
+        return _function(_module(place), place, name)
+
+
+def _parts(target: str, verb: str) -> tuple[str, str]:
     match = _TARGET.fullmatch(target.strip())
     if match is None:
         raise ModelError(
@@ -67,10 +86,7 @@ def load_case(target: str, verb: str) -> Case:
             required=_FORM,
             instead=f"{target.strip().rstrip(':')}:build" if ".py" in target else "model.py:build",
         )
-    place, name = match["place"], match["function"]
-    with output_on_stderr():
-        function = _function(_module(place), place, name)
-        return _case(_called(function, place, name), target)
+    return match["place"], match["function"]
 
 
 @contextlib.contextmanager
@@ -132,7 +148,7 @@ def _from_file(path: Path) -> ModuleType:
 
 
 # ---- the function ----------------------------------------------------------------------------------------
-def _function(module: ModuleType, place: str, name: str) -> Callable[[], Any]:
+def _function(module: ModuleType, place: str, name: str) -> Callable[..., Any]:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -153,9 +169,13 @@ def _function(module: ModuleType, place: str, name: str) -> Callable[[], Any]:
         raise ModelError(
             f"{name!r} in {place} is not a function",
             given=type(found).__name__,
-            required="a function without arguments",
+            required="a function",
             instead=f"def build(): {_RETURN}",
         )
+    return found
+
+
+def _without_arguments(found: Callable[..., Any], place: str, name: str) -> Callable[[], Any]:
     needed = _needed(found)
     if needed:
         raise ModelError(
