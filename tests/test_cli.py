@@ -453,7 +453,18 @@ def test_alone_it_shows_examples_that_run(run) -> None:
 def test_help_and_version(run) -> None:
     import chainrule
 
-    for command in ("derive", "check", "activation", "moments", "chain", "diagnose", "explain", "fit", "report", "demo"):
+    for command in (
+        "derive",
+        "check",
+        "activation",
+        "moments",
+        "chain",
+        "diagnose",
+        "explain",
+        "fit",
+        "report",
+        "demo",
+    ):
         assert command in run("--help").stdout
         assert run(command, "--help").exit_code == 0
     assert run("--version").stdout == f"chainrule {chainrule.__version__}\n"

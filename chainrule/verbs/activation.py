@@ -199,7 +199,7 @@ def activation(source: str | Expression | Callable[..., Any]) -> ActivationResul
     >>> import chainrule as cr
     >>> a = cr.activation("sigmoid")
     >>> a.in_output.text, a.sup_derivative, a.limits["value"]["+inf"]
-    ('(1 - h) * h', 0.25, 1.0)
+    ('h * (1 - h)', 0.25, 1.0)
     >>> cr.activation("heaviside").verdict
     'the derivative is zero almost everywhere: gradient descent cannot train through it'
     """
