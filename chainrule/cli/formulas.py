@@ -40,6 +40,13 @@ _COTANGENT = click.option("--cotangent", metavar="NAME", help="Vector-Jacobian p
 @at_option
 @json_option
 @click.option("--latex", "as_latex", is_flag=True, help="Print LaTeX.")
+@click.option(
+    "--notation",
+    type=click.Choice(["matrix", "index"]),
+    default="matrix",
+    show_default=True,
+    help="Matrices, or the element first: dz_i/dh_j = Omega_ij.",
+)
 @with_debug
 def derive(
     formula: str | None,
@@ -53,6 +60,7 @@ def derive(
     at: dict[str, Any],
     as_json: bool,
     as_latex: bool,
+    notation: str,
 ) -> int:
     """The derivative of a formula, step by step; or a model's backward pass as equations.
 
@@ -77,7 +85,7 @@ def derive(
         from chainrule.verbs.derive import derive as verb
 
         result = verb(text, shapes=shapes, **options)
-    emit(result, as_json, result.latex() if as_latex else None)
+    emit(result, as_json, result.latex(notation) if as_latex else result.text(notation))
     return FINE
 
 

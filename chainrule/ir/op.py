@@ -69,6 +69,8 @@ class Op:
         cost: ``(type, *input types, **params) -> multiplications``; default 0 (movement).
         text, latex: template with ``{0}``, ``{1}`` or ``(printer, node) -> str``; ``precedence`` is its own strength,
             ``child_precedence`` what it asks of each operand.
+        indexed: ``(printer, node, indices) -> (text, strength)`` or None: how an element reads in index notation;
+            without it the printed node has its indices behind, ``inv(X)_ij``.
         torch, native: template or ``(node, operand names) -> str`` of the expression in that language.
         aten: overloads that the torch front end lowers to this op, each with an adaptor of arguments or None.
         names: spellings in the formula language; ``build`` makes the node from parsed arguments.
@@ -95,6 +97,7 @@ class Op:
     latex: str | Rule = ""
     precedence: int = ATOM
     child_precedence: tuple[int, ...] = ()
+    indexed: Rule | None = None
     torch: str | Rule | None = None
     native: str | Rule | None = None
     aten: Mapping[str, Rule | None] = field(default_factory=dict)

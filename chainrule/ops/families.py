@@ -105,6 +105,7 @@ def elementwise(
         "cost": _one_per_element,
         "text": f"{name}({arguments})",
         "latex": rf"\operatorname{{{{{name}}}}}\left({arguments}\right)".replace("_", r"\_"),
+        "indexed": lambda printer, node, indices: printer.elementwise(node, indices),
         "torch": f"torch.{name}({arguments})",
         "samples": tuple(samples),
         "error_samples": (Sample((np.zeros(2), *[np.zeros(3)] * (arity - 1))),) if arity > 1 else (),

@@ -129,6 +129,7 @@ MEAN = composite(
     build=lambda x, axis=None: mean(x, axis),
     text=_reduction_text("mean"),
     latex=_reduction_latex("mean"),
+    indexed=lambda p, node, indices: p.at(_mean_expansion(node.inputs[0], **node.params), indices),
     torch=_reduction_torch("mean"),
     aten={
         "mean": lambda x, dtype=None: mean(x),
@@ -174,6 +175,9 @@ def _reduced_extremum(name: str, spelled: str, value: Any) -> Op:
             ),
             text=_reduction_text(spelled),
             latex=_reduction_latex(spelled),
+            indexed=lambda p, node, indices: p.bound(
+                spelled, node.inputs[0], node.params["axes"], indices, node.params["keepdims"]
+            ),
             torch=_reduction_torch(name),
             moments=ProbeRule(),
             aten={

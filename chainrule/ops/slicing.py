@@ -76,6 +76,20 @@ def _slice_text(p: Any, node: Node) -> str:
     return f"{p.child(x, 50)}[{', '.join(parts)}]"
 
 
+def _slice_indexed(p: Any, node: Node, indices: tuple[Any, ...]) -> Any:
+    """``x[1:]`` at a free i is ``x_{i+1}``; a summed index would not say how far it goes."""
+    (x,) = node.inputs
+    cut = [i for i, size, full in zip(indices, node.shape, x.shape, strict=True) if size != full]
+    if not all(map(p.is_free, cut)):
+        return None
+    starts, steps = node.params["starts"], node.params["steps"]
+    moved = [
+        i if (start, step) == (0, 1) and not (i is None and size != 1) else p.affine([(step, i)], start, size)
+        for i, start, step, size in zip(indices, starts, steps, x.shape, strict=True)
+    ]
+    return p.at(x, moved)
+
+
 def _slice_torch(node: Node, x: list[str]) -> str:
     parts = [
         f"{a}:{b}" + (f":{c}" if c != 1 else "")
@@ -104,6 +118,7 @@ SLICE = linear(
     ),
     text=_slice_text,
     latex=_slice_text,
+    indexed=_slice_indexed,
     torch=_slice_torch,
     rewrites=(Rewrite(_slice_whole, exact=True),),
     aten={

@@ -130,6 +130,11 @@ FUNCTION = register(
         latex=_latex,
         # The parser reads `2 * dl/df` as 2 * (dl/df); powers and transposes of it are bracketed for people.
         precedence=POWER,
+        indexed=lambda p, node, indices: (
+            p.partial(node.params["name"], node.inputs[node.params["wrt"][0]], indices)
+            if len(node.params["wrt"]) == 1
+            else None
+        ),
         source="the chapter's losses: l(f), dl/df",
     )
 )

@@ -33,6 +33,13 @@ FLIP = linear(
     lift=lifted(lambda params, extra: params),
     text=lambda p, node: f"flip({p.child(node.inputs[0], 0)}, {', '.join(map(str, node.params['axes']))})",
     latex=lambda p, node: rf"\operatorname{{flip}}\left({p.child(node.inputs[0], 0)}\right)",
+    indexed=lambda p, node, indices: p.at(
+        node.inputs[0],
+        [
+            p.affine([(-1, i)], size - 1, size) if a in node.params["axes"] and i is not None else i
+            for a, (i, size) in enumerate(zip(indices, node.type.shape, strict=True))
+        ],
+    ),
     torch=lambda node, x: f"{x[0]}.flip({tuple(node.params['axes'])})",
     aten={"flip": lambda x, dims: apply(FLIP, x, axes=tuple(sorted(d % x.type.rank for d in dims)))},
     samples=(Sample((np.arange(6.0).reshape(2, 3) / 7,), {"axes": (1,)}),),
@@ -149,6 +156,29 @@ def _conv_text(p: Any, node: Node) -> str:
     return f"conv{len(node.params['stride'])}d({inside})"
 
 
+def _conv_indexed(p: Any, node: Node, indices: tuple[Any, ...]) -> Any:
+    """``sum_j w_j * x_{i+j}``; with padding there are elements outside of x, and no such line."""
+    (x, w), rank = node.inputs, len(node.params["stride"])
+    if any(n != 0 for n in node.params["padding"]):
+        return None
+    taps = p.algebra.indices_of(w.type)
+    places = [
+        p.affine([(stride, i), (dilation, j)], 0, size)
+        for stride, i, dilation, j, size in zip(
+            node.params["stride"],
+            indices[-rank:],
+            node.params["dilation"],
+            taps[-rank:],
+            x.shape[-rank:],
+            strict=True,
+        )
+    ]
+    if x.type.rank == rank:
+        return p.sum_of([(w, taps), (x, places)], taps)
+    (batch, out), (_, channel) = indices[:2], taps[:2]
+    return p.sum_of([(w, (out, *taps[1:])), (x, (batch, channel, *places))], taps[1:])
+
+
 def _conv_torch(node: Node, x: list[str]) -> str:
     options = "".join(f", {k}={tuple(node.params[k])}" for k in ("stride", "padding", "dilation"))
     call = f"torch.nn.functional.conv{len(node.params['stride'])}d"
@@ -180,6 +210,7 @@ CONV = register(
         cost=_conv_cost,
         text=_conv_text,
         latex=lambda p, node: rf"{p.child(node.inputs[0], 40)} * {p.child(node.inputs[1], 40)}",
+        indexed=_conv_indexed,
         precedence=50,
         torch=_conv_torch,
         samples=(

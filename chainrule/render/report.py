@@ -1,7 +1,7 @@
 """``report``: everything that is known about a case, on one HTML page that loads nothing.
 
 This file asks the verbs and puts what they say into the page's terms; ``templates/page.html`` says how it looks,
-:mod:`chainrule.render.plots` draws, :mod:`chainrule.render.mathml` sets equations. Names come from models and
+:mod:`chainrule.render.plots` draws, :mod:`chainrule.interpreters.mathml` sets equations. Names come from models and
 formulas and are escaped by the template. The file appears whole or not at all.
 """
 
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import chainrule
 from chainrule.errors import ChainruleError, MissingExtraError, ModelError
+from chainrule.interpreters.mathml import mathml
 from chainrule.render import terminal
-from chainrule.render.mathml import mathml
 from chainrule.render.plots import Signal, loss_figure, moments_figure
 
 if TYPE_CHECKING:

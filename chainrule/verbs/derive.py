@@ -15,12 +15,12 @@ import numpy as np
 
 from chainrule.errors import ChainruleError, FormulaError
 from chainrule.interpreters.evaluate import evaluate_all
-from chainrule.interpreters.latex import LatexPrinter
 from chainrule.interpreters.simplify import simplify
-from chainrule.ir import Graph, Node, shape_text, toposort, variable
+from chainrule.ir import Graph, Node, toposort, variable
 from chainrule.verbs.code import code
 from chainrule.verbs.derivation import Derivation
 from chainrule.verbs.direct import ORDERS, direct_step
+from chainrule.verbs.equations import NOTATIONS, as_html, as_latex, as_text
 from chainrule.verbs.expression import Expression, resolve
 from chainrule.verbs.named_program import NamedProgram, free_name, is_single_formula, program_of, target_names
 from chainrule.verbs.steps import Step
@@ -65,29 +65,20 @@ class DeriveResult:
         """Why a derivative is exactly zero, by variable; those that are not zero are not in it."""
         return {s.wrt: s.note for s in self.steps if s.note and s.of == self.of and s.wrt in self.wrt}
 
-    def text(self) -> str:
-        """Definitions and steps, one line each, with the factors of every term below it."""
-        lines = [f"{name} = {expression.text}" for name, expression in self.definitions]
-        lines += [""] if lines else []
-        for step in self.steps:
-            lines.append(str(step))
-            lines += _factor_lines(step)
-            lines += [] if step.value is None else [f"    value: {_shown(step.value)}"]
-        if self._has_matrix():
-            lines.append(f"layout: {self.layout}" + (" (the book's)" if self.layout == "denominator" else ""))
-        return "\n".join(lines)
+    def text(self, notation: str = "matrix") -> str:
+        """Definitions and steps, one line each, with the factors of every term below it.
 
-    def latex(self) -> str:
-        """An ``aligned`` environment: one line per step."""
-        printer = LatexPrinter()
-        lines = []
-        for step in self.steps:
-            left = printer.symbol(step.symbol)
-            chain = " + ".join(" ".join(printer.symbol(f.symbol) for f in t.factors) for t in step.terms)
-            middle = f" &= {chain}" if chain and chain != left else ""
-            lines.append(f"{left}{middle} {'' if middle else '&'}= {step.closed_form.latex}")
-        body = " \\\\\n".join(lines)
-        return f"\\begin{{aligned}}\n{body}\n\\end{{aligned}}"
+        Args:
+            notation: ``"matrix"``, or ``"index"`` for the element first and then the matrix it forms:
+                ``dz_i/dh_j = Omega_ij, hence dz/dh = Omega'``.
+        """
+        _choice("notation", notation, NOTATIONS)
+        return as_text(self, notation)
+
+    def latex(self, notation: str = "matrix") -> str:
+        """An ``aligned`` environment: one line per step; ``notation`` as in :meth:`text`."""
+        _choice("notation", notation, NOTATIONS)
+        return as_latex(self, notation)
 
     def values(self, **arrays: Any) -> dict[str, Any]:
         """Every named quantity and every derivative, in order, as numbers.
@@ -117,11 +108,11 @@ class DeriveResult:
         """
         return code(self, target)
 
-    def _has_matrix(self) -> bool:
-        return any(len(s.shape) > 1 for s in self.steps)
-
     def __str__(self) -> str:
         return self.text()
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     def _repr_latex_(self) -> str:
         return f"$${self.latex()}$$"
@@ -140,24 +131,6 @@ class DeriveResult:
             "derivatives": {name: e.to_dict() for name, e in self.derivatives.items()},
             "notes": dict(self.notes),
         }
-
-
-def _shown(value: Any) -> str:
-    return np.array2string(np.asarray(value), precision=8, separator=", ").replace("\n", "\n    ")
-
-
-def _factor_lines(step: Step) -> list[str]:
-    lines = []
-    for term in step.terms:
-        for f in term.factors:
-            if f.symbol == step.symbol and len(term.factors) == 1:
-                continue
-            if f.expression is None or any(g.expression is None for g in term.factors):
-                continue
-            shown = f.expression.text
-            shape = f"   ({shape_text(f.shape)})" if f.shape else ""
-            lines.append(f"    {f.symbol} = {shown}{shape}")
-    return list(dict.fromkeys(lines))
 
 
 def derive(

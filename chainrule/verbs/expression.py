@@ -16,13 +16,17 @@ from chainrule.errors import ChainruleError
 from chainrule.frontends.formula import parse
 from chainrule.interpreters import simplify as simplification
 from chainrule.interpreters.evaluate import evaluate
+from chainrule.interpreters.index_languages import IndexLatex, IndexText
+from chainrule.interpreters.index_notation import IndexPrinter, index_letters
 from chainrule.interpreters.latex import latex
+from chainrule.interpreters.mathml import mathml
 from chainrule.interpreters.text import text
 from chainrule.ir import Graph, Node, shape_text, substitute_nodes, toposort, tree_size, variable
 from chainrule.verbs.agreement import agreement
 from chainrule.verbs.agreement import random_sizes as random_sizes
 from chainrule.verbs.agreement import sample_values as sample_values
 
+NOTATIONS = ("matrix", "index")
 _WRITTEN_OUT = 400  # operators and operands; longer expressions name the parts that occur several times
 
 
@@ -60,6 +64,32 @@ class Expression:
     def latex(self) -> str:
         """LaTeX in math mode."""
         return latex(self.node, self._invented())
+
+    def text_in(self, notation: str) -> str:
+        """The text in ``"matrix"`` notation, or as one ``"index"`` line of the element at i, j, k, ...
+
+        >>> import chainrule as cr
+        >>> cr.formula("A' @ x", shapes={"A": "m,n", "x": "m"}).text_in("index")
+        'sum_j A_ji * x_j'
+        """
+        return self._in(notation, self.text, IndexText)
+
+    def latex_in(self, notation: str) -> str:
+        """The same in LaTeX."""
+        return self._in(notation, self.latex, IndexLatex)
+
+    def _in(self, notation: str, matrix: str, language: type[IndexPrinter]) -> str:
+        if notation not in NOTATIONS:
+            raise ChainruleError(
+                f"unknown notation {notation!r}", given=notation, required=f"one of {', '.join(NOTATIONS)}"
+            )
+        letters = index_letters([self.node], self.node.type.rank)
+        return matrix if notation == "matrix" else self.element(language(letters, [self.node]))
+
+    def element(self, printer: IndexPrinter) -> str:
+        """One element of the value, written by a printer of index notation; parts in :attr:`where` by name."""
+        image = {node: variable(name, node.type) for node, name in self._invented().items()}
+        return printer.element(_cut(self.node, image))
 
     @property
     def where(self) -> tuple[tuple[str, str], ...]:
@@ -150,6 +180,9 @@ class Expression:
 
     def __repr__(self) -> str:
         return f"Expression({self.text!r}, shape=({shape_text(self.shape)}))"
+
+    def _repr_html_(self) -> str:
+        return mathml(self.latex) or f"<code>{escape(str(self))}</code>"
 
     def _repr_latex_(self) -> str:
         return f"${self.latex}$"

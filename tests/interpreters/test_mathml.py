@@ -8,8 +8,8 @@ import pytest
 
 import chainrule as cr
 from chainrule.interpreters.latex import latex
+from chainrule.interpreters.mathml import mathml
 from chainrule.ir import OPS, TensorType, apply, variable
-from chainrule.render.mathml import mathml
 
 
 class Balanced(HTMLParser):
