@@ -21,7 +21,7 @@ ELEMENTWISE: dict[str, Callable[..., float]] = {
     "exp": math.exp,
     "log": math.log,
     "sqrt": math.sqrt,
-    "abs": abs,
+    "abs": lambda x: abs(x),
     "sign": lambda x: float(np.sign(x)),
     "sin": math.sin,
     "cos": math.cos,
@@ -40,8 +40,8 @@ ELEMENTWISE: dict[str, Callable[..., float]] = {
     "softplus": lambda x: math.log1p(math.exp(x)),
     "silu": lambda x: x / (1 + math.exp(-x)),
     "gelu": lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
-    "maximum": max,
-    "minimum": min,
+    "maximum": lambda a, b: max(a, b),
+    "minimum": lambda a, b: min(a, b),
     "where": lambda c, a, b: a if c else b,
 }
 COMPARE: dict[str, Callable[[float, float], bool]] = {

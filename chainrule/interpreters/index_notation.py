@@ -113,7 +113,7 @@ class IndexPrinter:
         if name is not None and "/" in name:
             return self.derivative(name, indices)
         if node.is_leaf and "size" in node.params and indices and "delta" not in self._taken:
-            return self.with_labels(self.style.symbol("delta"), sorted(map(self.label, indices), key=self._place)), ATOM
+            return self.with_labels(self.style.symbol("delta"), sorted(map(self.label, indices), key=_place)), ATOM
         text, strength = self.style.print(node), self.style.rendered(node)[1]
         if not indices:
             return text, strength
@@ -263,10 +263,7 @@ class IndexPrinter:
             return (0, 0)
         if f.atom.is_leaf and "size" in f.atom.params:
             return (1, 0)
-        return (2, self._place(self.label(f.indices[0])))
-
-    def _place(self, label: str) -> int:
-        return self._scope.index(label) if label in self._scope else len(self._scope)
+        return (2, _place(self.label(f.indices[0])))
 
     def power(self, f: Factor) -> Written:
         """A factor to the absolute value of its power."""
@@ -328,6 +325,11 @@ class IndexPrinter:
     def raised(self, text: str, exponent: Number) -> str:
         """A power."""
         raise NotImplementedError
+
+
+def _place(label: str) -> int:
+    """Where a label stands in the order of letters; computed ones come last."""
+    return LETTERS.index(label) if len(label) == 1 and label in LETTERS else len(LETTERS)
 
 
 def _is_just(term: Term, node: Node) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from chainrule.ir import (
     ADD,
+    ATOM,
     MUL,
     OPS,
     POWER,
@@ -245,7 +246,7 @@ def _power_text(p: Any, node: Node) -> str:
 
 def _power_latex(p: Any, node: Node) -> str:
     base, exponent = node.inputs
-    return f"{p.child(base, POWER + 1)}^{{{p.child(exponent, 0)}}}"
+    return f"{p.child(base, ATOM)}^{{{p.child(exponent, 0)}}}"  # a transpose has an exponent already
 
 
 POW = elementwise(

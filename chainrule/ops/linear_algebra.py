@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import Node, Op, Sample, TensorType, apply, product, register, shape_text
+from chainrule.ir import POSTFIX, Node, Op, Sample, TensorType, apply, product, register, shape_text
 from chainrule.ops.contraction import matmul, sum_axes, transpose
 from chainrule.ops.movement import broadcast, expand_dims, reshape
 
@@ -44,8 +44,7 @@ INV = register(
         jvp=lambda t, y, x: None if t[0] is None else -matmul(matmul(y, t[0]), y),
         cost=_cubic,
         text=lambda p, node: f"inv({p.child(node.inputs[0], 0)})",
-        latex="{0}^{{-1}}",
-        child_precedence=(50,),
+        latex=lambda p, node: (f"{p.child(node.inputs[0], POSTFIX + 1)}^{{-1}}", POSTFIX),  # no second exponent
         torch="torch.linalg.inv({0})",
         keeps_symmetry=True,
         aten={"inverse": None, "linalg_inv": None},

@@ -20,8 +20,8 @@ from chainrule.ir import Graph, Node, toposort, variable
 from chainrule.verbs.code import code
 from chainrule.verbs.derivation import Derivation
 from chainrule.verbs.direct import ORDERS, direct_step
-from chainrule.verbs.equations import NOTATIONS, as_html, as_latex, as_text
-from chainrule.verbs.expression import Expression, resolve
+from chainrule.verbs.equations import as_html, as_latex, as_text
+from chainrule.verbs.expression import NOTATIONS, Expression, resolve
 from chainrule.verbs.named_program import NamedProgram, free_name, is_single_formula, program_of, target_names
 from chainrule.verbs.steps import Step
 from chainrule.verbs.zeros import is_zero, why_zero

@@ -10,14 +10,12 @@ import numpy as np
 from chainrule.interpreters.latex import LatexPrinter
 from chainrule.interpreters.mathml import mathml
 from chainrule.ir import shape_text
-from chainrule.verbs.expression import NOTATIONS, Expression
+from chainrule.verbs.expression import Expression
 from chainrule.verbs.index_lines import IndexLines
 from chainrule.verbs.steps import Step
 
 if TYPE_CHECKING:
     from chainrule.verbs.derive import DeriveResult
-
-__all__ = ["NOTATIONS", "as_html", "as_latex", "as_text"]
 
 
 def as_text(result: DeriveResult, notation: str) -> str:
