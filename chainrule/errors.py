@@ -7,6 +7,7 @@
     ├── BudgetError    (ValueError)    a memory budget that no plan can meet; carries the least feasible bytes
     ├── BackendError   (RuntimeError)  a back end that cannot compile or run a graph
     ├── ModelError     (ValueError)    a model, batch, loss or optimizer that cannot be used as given
+    │   └── StaleTraceError            a batch on which the program would do other ops than it did when traced
     └── MissingExtraError (ImportError) a verb whose optional packages are not installed; names the extra
 
 Each message has four parts: what failed and where, what was given, what is required, what to write instead.
@@ -100,6 +101,10 @@ class BackendError(ChainruleError, RuntimeError):
 
 class ModelError(ChainruleError, ValueError):
     """A model, batch, loss or optimizer that cannot be used as given."""
+
+
+class StaleTraceError(ModelError):
+    """A batch on which the program would do other ops than it did when it was traced."""
 
 
 class MissingExtraError(ChainruleError, ImportError):

@@ -8,7 +8,7 @@ says so: a zero is never silent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from chainrule.errors import ShapeError, UnsupportedOpError
@@ -59,11 +59,16 @@ def vjp(outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]
 
 
 def vjp_all(
-    outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]
+    outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node], whole: bool = False
 ) -> tuple[list[Node | None], dict[Node, Node]]:
-    """Like :func:`vjp`, with the cotangent of every node on the way (first outputs of tuples left out)."""
-    image = _expansion_image([*outputs, *wrt], keep_named=True)
-    roots, targets = [image[o] for o in outputs], [image[w] for w in wrt]
+    """Like :func:`vjp`, with the cotangent of every node on the way (first outputs of tuples left out).
+
+    ``whole``: composites stay as they are in the derivative, and only the inside of one is expanded where its own
+    derivative needs it. A program then computes its forward pass once, by its kernels; a formula, where expansions
+    of different composites may cancel, is expanded throughout.
+    """
+    image = {} if whole else _expansion_image([*outputs, *wrt], keep_named=True)
+    roots, targets = [image.get(o, o) for o in outputs], [image.get(w, w) for w in wrt]
     active = _depends_on(roots, set(targets))
     flowing: dict[Node, Cotangent] = {}
     for root, g in zip(roots, cotangents, strict=True):
@@ -80,7 +85,7 @@ def vjp_all(
             continue
         if not any(i in active for i in node.inputs):
             continue
-        for x, gx in zip(node.inputs, _apply_vjp(node, g), strict=True):
+        for x, gx in zip(node.inputs, _apply_vjp(node, g, active), strict=True):
             if gx is not None and x in active:
                 _accumulate(flowing, x, _fit(gx, x))
     back = {image[n]: n for n in image}
@@ -88,8 +93,10 @@ def vjp_all(
     return [flowing.get(t) if isinstance(flowing.get(t), Node) else None for t in targets], named
 
 
-def gradient(output: Node, wrt: Sequence[Node]) -> list[Node | None]:
+def gradient(output: Node, wrt: Sequence[Node], whole: bool = False) -> list[Node | None]:
     """The gradient of a scalar with respect to each of ``wrt``: each has its variable's shape.
+
+    ``whole`` as in :func:`vjp_all`.
 
     Raises:
         ShapeError: the output is not a scalar.
@@ -101,7 +108,7 @@ def gradient(output: Node, wrt: Sequence[Node]) -> list[Node | None]:
             required="a scalar",
             instead="vjp with a cotangent of that shape, or jacobian",
         )
-    return vjp([output], [constant(1.0, output.type.dtype)], wrt)
+    return vjp_all([output], [constant(1.0, output.type.dtype)], wrt, whole)[0]
 
 
 def _depends_on(roots: Sequence[Node], targets: set[Node]) -> set[Node]:
@@ -112,9 +119,15 @@ def _depends_on(roots: Sequence[Node], targets: set[Node]) -> set[Node]:
     return active
 
 
-def _apply_vjp(node: Node, g: Cotangent) -> tuple[Cotangent, ...]:
+def _apply_vjp(node: Node, g: Cotangent, active: Container[Node]) -> tuple[Cotangent, ...]:
     if not node.op.differentiable:
         return (None,) * len(node.inputs)
+    if node.op.vjp is None and node.op.expansion is not None:
+        inside = node.op.expansion(*node.inputs, **node.params)
+        wanted = [x for x in dict.fromkeys(node.inputs) if x in active]
+        found = dict(zip(wanted, vjp_all([inside], [g], wanted, whole=True)[0], strict=True))
+        # One cotangent for a value that is an operand twice: it already is the sum over both places.
+        return tuple(found.pop(x, None) for x in node.inputs)
     rule = rule_of(node.op, "vjp", "differentiate")
     if isinstance(node.type, TupleType):
         g = tuple(
@@ -171,7 +184,7 @@ def _apply_jvp(node: Node, tangents: list[Any]) -> Any:
         raise UnsupportedOpError(f"cannot differentiate forward: op {node.op.name!r} declares no jvp rule")
     # The vjp is linear in g, so its own vjp with respect to g, at the tangent, is the jvp.
     g = variable(f"cotangent of {id(node)}", node.type)
-    cotangents = _apply_vjp(node, g)
+    cotangents = _apply_vjp(node, g, node.inputs)
     total: Node | None = None
     for x, t, back in zip(node.inputs, tangents, cotangents, strict=True):
         if t is None or back is None:

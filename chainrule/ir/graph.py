@@ -282,6 +282,7 @@ class Graph:
     Attributes:
         inputs: leaves, in calling order. outputs: nodes. output_names: one per output.
         names: name -> node; several names may mean one node. origins: node -> Origin.
+        draws: random draws that run whether an output needs them or not: each moves the generator for the next.
     """
 
     inputs: tuple[Node, ...]
@@ -289,11 +290,35 @@ class Graph:
     output_names: tuple[str, ...] = ()
     names: Mapping[str, Node] = field(default_factory=dict)
     origins: Mapping[Node, Origin] = field(default_factory=dict)
+    draws: tuple[Node, ...] = ()
 
     @property
     def nodes(self) -> list[Node]:
         """All nodes that the outputs need, inputs before users."""
         return toposort(self.outputs)
+
+    def schedule(self) -> list[Node]:
+        """Like :attr:`nodes`, with every random draw after all draws before it in the program, used or not."""
+        order: list[Node] = []
+        seen: set[Node] = set()
+        needed = toposort([*self.outputs, *self.draws])
+        waiting = sorted((n for n in needed if not n.op.pure), key=lambda n: n.params["stream"])
+
+        def run(node: Node) -> None:
+            for n in toposort([node], stop=seen.__contains__):
+                if n not in seen:
+                    seen.add(n)
+                    order.append(n)
+
+        if not waiting:
+            return toposort(self.outputs)
+        for node in toposort(self.outputs):
+            while not node.op.pure and waiting and waiting[0].params["stream"] < node.params["stream"]:
+                run(waiting.pop(0))
+            run(node)
+        for node in waiting:
+            run(node)
+        return order
 
     def output(self, name: str) -> Node:
         """The output called ``name``."""
@@ -311,7 +336,8 @@ class Graph:
         names = {name: image.get(node, node) for name, node in self.names.items()}
         origins = {image.get(node, node): origin for node, origin in self.origins.items()}
         outputs = tuple(image.get(node, node) for node in self.outputs)
-        return replace(self, outputs=outputs, names=names, origins=origins)
+        draws = tuple(image.get(node, node) for node in self.draws)
+        return replace(self, outputs=outputs, names=names, origins=origins, draws=draws)
 
     def summary(self) -> dict[str, int]:
         """How many nodes of each op: what a trace holds."""

@@ -72,12 +72,15 @@ class Op:
         indexed: ``(printer, node, indices) -> (text, strength)`` or None: how an element reads in index notation;
             without it the printed node has its indices behind, ``inv(X)_ij``.
         torch, native: template or ``(node, operand names) -> str`` of the expression in that language.
+        prelude: source of what that expression calls, written once above. externals: ``(**params) -> objects`` that it
+            refers to; their names come first among the operand names.
+        recorded: the op that gives the same outputs and keeps what a backward op reads; where both occur, one runs.
         aten: overloads that the torch front end lowers to this op, each with an adaptor of arguments or None.
         names: spellings in the formula language; ``build`` makes the node from parsed arguments.
         kinks: declared choices of the derivative. ``facts``: identities, as rewrites. ``rewrites``: simplifications.
         undefined: ``(*operands) -> str``: what is wrong everywhere ("division by zero"), or ""; an operand is a number
             where it is constant, else None.
-        pure: False for random draws, which never merge. ``samples``/``error_samples``: for the contract test.
+        pure: False for random draws, which never merge: their parameter ``stream`` numbers them in program order. ``samples``/``error_samples``: for the contract test.
         source: where the formula can be checked.
     """
 
@@ -99,6 +102,9 @@ class Op:
     child_precedence: tuple[int, ...] = ()
     indexed: Rule | None = None
     torch: str | Rule | None = None
+    prelude: str = ""
+    externals: Rule | None = None
+    recorded: Op | None = None
     native: str | Rule | None = None
     aten: Mapping[str, Rule | None] = field(default_factory=dict)
     names: tuple[str, ...] = ()

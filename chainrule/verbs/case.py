@@ -18,6 +18,7 @@ from chainrule.backends.torch import Step, compile, step
 from chainrule.errors import ModelError
 from chainrule.frontends.torch import Trace, trace_case
 from chainrule.frontends.torch import trace as trace_function
+from chainrule.frontends.torch import untouched
 from chainrule.interpreters.differentiate import vjp_all
 from chainrule.ir import Graph, Node, constant
 
@@ -46,7 +47,8 @@ class Case:
     def trace(self) -> Trace:
         """The traced forward pass, compared bit for bit with the eager one."""
         traced = trace_case(self.model, self.batch, self.loss, self.objective)
-        outputs = compile(traced.graph)(*(traced.values[i] for i in traced.graph.inputs))
+        with untouched(()):  # the draws of the compiled program and of the eager one start from the same state
+            outputs = compile(traced.graph)(*(traced.values[i] for i in traced.graph.inputs))
         return traced.compared(outputs)
 
     @cached_property
@@ -105,7 +107,7 @@ class Case:
         seed = constant(1.0, traced.loss.type.dtype)
         leaves = [*traced.parameters.values(), *traced.batch_inputs.values()]
         floats = [leaf for leaf in dict.fromkeys(leaves) if leaf.type.is_float]
-        _, flowing = vjp_all([traced.loss], [seed], floats)
+        _, flowing = vjp_all([traced.loss], [seed], floats, whole=True)
         names = {**traced.graph.names, **{leaf.params["name"]: leaf for leaf in floats}}
         found = {name: flowing[node] for name, node in names.items() if node in flowing and node is not traced.loss}
         graph = Graph(traced.graph.inputs, tuple(found.values()), tuple(found))

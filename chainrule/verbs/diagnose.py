@@ -97,7 +97,7 @@ def diagnose(model: Any, batch: Any = None, loss: Any = None, optimizer: Any = N
 
 
 def _gradients(case: Case, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    _, grads = case.step(parameters, case.batch)
+    _, grads = case.step(parameters, case.batch, update=False)
     return {n: g for n, g in grads.items() if g is not None}
 
 
@@ -284,7 +284,7 @@ def _other_targets(case: Case, parameters: Mapping[str, torch.Tensor], units: in
     found = []
     try:
         for values in drawn:
-            _, grads = case.step(parameters, (inputs, values.to(target)))
+            _, grads = case.step(parameters, (inputs, values.to(target)), update=False)
             found.append({n: g for n, g in grads.items() if g is not None})
     except (RuntimeError, IndexError, ModelError):  # not the kind of target that it looked like
         return []

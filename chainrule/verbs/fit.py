@@ -16,9 +16,18 @@ import torch
 
 from chainrule.backends.torch import Step
 from chainrule.backends.torch import step as compile_traced
-from chainrule.errors import BackendError, ChainruleError, MissingExtraError, ModelError
+from chainrule.errors import (
+    BackendError,
+    ChainruleError,
+    MissingExtraError,
+    ModelError,
+    StaleTraceError,
+    UnsupportedOpError,
+)
 from chainrule.frontends.torch import trace_case
 from chainrule.verbs.case import Case
+
+_MAX_STALE = 8  # traces for other branches, after which the program branches on every batch
 
 Callback = Callable[[int, float], None]
 
@@ -80,16 +89,49 @@ class CompiledStep:
     def __init__(self, model: Any, loss: Any = None, objective: Any = None) -> None:
         self.model, self.loss, self.objective = model, loss, objective
         self._steps: dict[Any, Step] = {}
+        self._stale = 0
 
     def __call__(self, params: dict[str, torch.Tensor], batch: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss and the gradient of every parameter, by dotted name."""
+        """The loss and the gradient of every parameter, by dotted name; buffers are updated as eager would.
+
+        Raises:
+            UnsupportedOpError: the program reads another value on every batch (it branches on them).
+        """
+        key = (_signature(batch), getattr(self.model, "training", None))
+        if key in self._steps and self._steps[key].guarded:
+            state = torch.get_rng_state()
+            try:
+                return self._steps[key](params, batch)
+            except StaleTraceError as stale:
+                torch.set_rng_state(state)
+                self._stale += 1
+                if self._stale > _MAX_STALE:
+                    raise UnsupportedOpError(
+                        f"{stale.what}, {_MAX_STALE} times",
+                        required="a program that does the same ops on every batch",
+                        instead="torch.where(condition, a, b) for a branch on values",
+                    ) from None
+                del self._steps[key]
+        elif key in self._steps:
+            return self._steps[key](params, batch)
         return self.traced(batch)(params, batch)
 
     def traced(self, batch: Any) -> Step:
-        """The step for batches like this one."""
+        """The step for batches like this one.
+
+        Raises:
+            UnsupportedOpError: the forward pass changes attributes of the model, which a compiled step could not.
+        """
         key = (_signature(batch), getattr(self.model, "training", None))
         if key not in self._steps:
-            self._steps[key] = compile_traced(trace_case(self.model, batch, self.loss, self.objective))
+            traced = trace_case(self.model, batch, self.loss, self.objective)
+            if traced.mutations:
+                raise UnsupportedOpError(
+                    f"the forward pass changes {traced.mutations[0]}",
+                    required="a model whose state is in its buffers",
+                    instead="self.register_buffer(...), or eager training",
+                )
+            self._steps[key] = compile_traced(traced)
         return self._steps[key]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from chainrule.errors import ModelError
+from chainrule.errors import ModelError, UnsupportedOpError
 from chainrule.frontends.torch import Trace, trace
 from chainrule.ir import Node, toposort
 from chainrule.verbs.case import Case, as_case
@@ -36,6 +36,12 @@ def case_program(traced: Trace) -> tuple[Named, list[Node], list[str]]:
     root = traced.loss if traced.loss is not None else traced.output
     if root is None:
         raise ModelError("the model returned no tensor")
+    if traced.opaque:
+        raise UnsupportedOpError(
+            f"no closed form: {', '.join(traced.opaque)} {'is' if len(traced.opaque) == 1 else 'are'} not declared",
+            required="ops of chainrule/ops",
+            instead="the same in declared ops, or a declaration (docs/adding-an-op.md)",
+        )
     position = {node: k for k, node in enumerate(toposort([root]))}
     first: dict[Node, str] = {}
     for name, node in traced.graph.names.items():

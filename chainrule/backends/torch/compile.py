@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 
-from chainrule.backends.torch.emit import emit
+from chainrule.backends.torch.emit import source_of
 from chainrule.errors import BackendError
 from chainrule.ir import Graph, Node
 
@@ -43,14 +44,20 @@ def compile(graph: Graph, name: str = "forward", free: bool = True) -> Compiled:
     Raises:
         BackendError: it cannot be written in torch.
     """
-    source = emit(graph, name, free)
+    emitted = source_of(graph, name, free)
+    source = emitted.text
     file = f"<chainrule {name} {hashlib.blake2b(source.encode(), digest_size=6).hexdigest()}>"
-    namespace: dict[str, Any] = {"torch": torch}  # the text is ours, made from the graph alone
+    # The text is ours, made from the graph alone.
+    namespace: dict[str, Any] = {"torch": torch}
+    for held_name, held in emitted.names.items():
+        namespace[held_name] = torch.from_numpy(held.copy()) if isinstance(held, np.ndarray) else held
     try:
         exec(builtins.compile(source, file, "exec"), namespace)
     except SyntaxError as error:  # a template that does not give Python
         raise BackendError(f"the emitted source is not Python: {error}", given=error.text or "") from error
-    function = next(f for f in reversed(namespace.values()) if isinstance(f, FunctionType))
+    function = next(
+        f for f in reversed(namespace.values()) if isinstance(f, FunctionType) and f.__code__.co_filename == file
+    )
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     compiled = Compiled(graph, source, function)
     weakref.finalize(compiled, linecache.cache.pop, file, None)

@@ -10,13 +10,17 @@ from __future__ import annotations
 import keyword
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from chainrule.errors import BackendError
+from chainrule.interpreters.recorded import recorded_once
 from chainrule.ir import Graph, Literal, Node, TensorType, apply, describe, rebuild, shape_text
 
+_LARGE = 64  # elements, above which a constant array is handed over instead of being written out
 _WIDTH = 100  # columns, beyond which a signature is broken into lines and a comment is left out
 _RESERVED = frozenset(("torch", "float", "scan"))
 
@@ -31,7 +35,20 @@ def scan(body, consts, carry, xs, length, reverse):
 """
 
 
-def emit(graph: Graph, name: str = "forward", free: bool = True, constants: str = "c") -> str:
+@dataclass(frozen=True)
+class Source:
+    """Python source, and the objects that it refers to by name beside torch (large constants, Python functions)."""
+
+    text: str
+    names: Mapping[str, Any] = field(default_factory=dict)
+
+
+def emit(graph: Graph, name: str = "forward", free: bool = True) -> str:
+    """The text of :func:`source_of`."""
+    return source_of(graph, name, free).text
+
+
+def source_of(graph: Graph, name: str = "forward", free: bool = True, constants: str = "c") -> Source:
     """Python source of a function of the graph's inputs that returns the tuple of its outputs.
 
     Args:
@@ -42,8 +59,9 @@ def emit(graph: Graph, name: str = "forward", free: bool = True, constants: str 
     Raises:
         BackendError: an op without a ``torch`` field, or a leaf that is no input of the graph.
     """
-    graph = inline_composites(graph)
-    return _Writer(graph, _Identifiers(graph, constants)).source(_identifier(name), free)
+    graph = recorded_once(inline_composites(graph))
+    writer = _Writer(graph, _Identifiers(graph, constants))
+    return Source(writer.source(_identifier(name), free), writer.held)
 
 
 def inline_composites(graph: Graph) -> Graph:
@@ -55,7 +73,7 @@ def inline_composites(graph: Graph) -> Graph:
         body = node.op.expansion(*inputs, **node.params)
         return rebuild([body], expand)[body]
 
-    return graph.map(rebuild(graph.outputs, expand))
+    return graph.map(rebuild([*graph.outputs, *graph.draws], expand))
 
 
 def _identifier(text: str) -> str:
@@ -106,12 +124,14 @@ class _Writer:
     def __init__(self, graph: Graph, names: _Identifiers) -> None:
         self.graph, self.names = graph, names
         self.inputs = set(graph.inputs)
-        self.nodes = graph.nodes
+        self.nodes = graph.schedule()
         self.device = next((i.type.device for i in graph.inputs if i.type.device not in ("cpu", "meta")), None)
         self.fixed = self._independent()
         self.above: list[str] = []
         self.body: list[str] = []
         self.bodies: dict[Graph, str] = {}
+        self.preludes: list[str] = []
+        self.held: dict[str, Any] = {}  # what the text refers to by name
         self.function = ""
         self.tensors: set[Node] = set()  # scalar constants that are needed as tensors
 
@@ -136,7 +156,8 @@ class _Writer:
         comma = "," if len(self.graph.outputs) == 1 else ""
         self.body.append(f"return ({returned}{comma})")
         head = _signature(name, [self.names.of(i) for i in self.graph.inputs])
-        return "\n".join([*self.above, *([""] if self.above else []), head, *(f"    {b}" for b in self.body), ""])
+        above = [*self.preludes, *self.above]
+        return "\n".join([*above, *([""] if above else []), head, *(f"    {b}" for b in self.body), ""])
 
     def _independent(self) -> set[Node]:
         """Nodes that no input reaches: computed once, above the function."""
@@ -154,6 +175,9 @@ class _Writer:
                 last[i] = node
         kept = {*self.inputs, *self.graph.outputs, *self.fixed}
         dying: dict[Node, list[Node]] = {}
+        for node in self.nodes:  # a draw that nobody reads
+            if not node.op.pure:
+                last.setdefault(node, node)
         for node, user in last.items():
             if node not in kept and user not in self.fixed:
                 dying.setdefault(user, []).append(node)
@@ -177,12 +201,19 @@ class _Writer:
                 required="a `torch` field, or an expansion",
                 instead="declare it in chainrule/ops (docs/adding-an-op.md)",
             )
+        literal = node.params.get("literal")
+        if literal is not None and literal.array.size > _LARGE:
+            return f"{self._hold(literal.array, 'array')}.to(torch.{node.type.dtype})"
+        if node.op.prelude and node.op.prelude not in self.preludes:
+            self.preludes.append(node.op.prelude)
         if node.op.transforms_body and callable(written):
             operands = [self._operand(i, as_tensor=True) for i in node.inputs]
             return str(written(node, [self._body(node.params["body"]), *operands]))
         # An infix operator takes numbers as they are, beside at least one tensor; a function wants tensors.
         infix = isinstance(written, str) and "(" not in written and any(i.number is None for i in node.inputs)
         operands = [self._operand(i, as_tensor=not infix) for i in node.inputs]
+        if node.op.externals is not None:
+            operands = [*(self._hold(o, "function") for o in node.op.externals(**node.params)), *operands]
         return written.format(*operands) if isinstance(written, str) else str(written(node, operands))
 
     def _body(self, body: Graph) -> str:
@@ -192,8 +223,19 @@ class _Writer:
                 self.above.append(_SCAN)
             self.bodies[body] = f"{self.function}_body{len(self.bodies)}"
             # Names of its own: the constants of a body and of the function share the module.
-            self.above.append(emit(body, self.bodies[body], constants=f"{self.bodies[body]}_c"))
+            inner = source_of(body, self.bodies[body], constants=f"{self.bodies[body]}_c")
+            self.above.append(inner.text)
+            self.held.update(inner.names)
         return self.bodies[body]
+
+    def _hold(self, thing: Any, kind: str) -> str:
+        """The name under which the text finds an object that cannot be written out."""
+        for name, held in self.held.items():
+            if held is thing:
+                return name
+        name = f"{self.names.constants}_{kind}{len(self.held)}"
+        self.held[name] = thing
+        return name
 
     def _operand(self, node: Node, as_tensor: bool) -> str:
         if node.number is None:

@@ -13,3 +13,4 @@ from chainrule.frontends.torch.trace import Trace as Trace
 from chainrule.frontends.torch.trace import eager as eager
 from chainrule.frontends.torch.trace import trace as trace
 from chainrule.frontends.torch.trace import trace_case as trace_case
+from chainrule.frontends.torch.untouched import untouched as untouched

@@ -6,6 +6,8 @@ the program are seen here, at the level of Python functions.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -23,8 +25,17 @@ class Watcher(Protocol):
         """Raises, with the place."""
         ...
 
-    def fail_read(self) -> None:
-        """Raises: Python reads a value."""
+    @property
+    def suspended(self) -> bool:
+        """Whether what runs now is inside a call that is recorded as a whole."""
+        ...
+
+    def read_out(self, tensor: torch.Tensor) -> None:
+        """Python takes the numbers of a tensor out of torch."""
+        ...
+
+    def custom(self, cls: Any, apply_: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A call of a custom autograd.Function."""
         ...
 
 
@@ -36,15 +47,35 @@ class PythonSide(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.recorder.suspended:
+            return func(*args, **(kwargs or {}))
         if func == _DATA.__get__:
             return args[0].detach()  # the same value and memory, and a derivative that ends here: never lost
         if func in _WAYS_OUT and self.recorder.depends(args[0]):
-            self.recorder.fail_read()
+            self.recorder.read_out(args[0])
         if func in _FREEZING and args[0].requires_grad and not {*args[1:], *(kwargs or {}).values()} <= {True}:
             self.recorder.fail("requires_grad is switched off inside the traced program", instead=".detach()")
         if func in _REFUSED:
             self.recorder.fail(f"{_REFUSED[func]} inside the traced program")
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def custom_calls(recorder: Watcher) -> Iterator[None]:
+    """While the block runs, calls of custom autograd.Functions go through the recorder.
+
+    ``Function.apply`` is no op of the dispatcher and no torch function: there is no other place to see it whole.
+    """
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return recorder.custom(cls, original.__get__(None, cls), args, kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original
 
 
 _DATA: Any = torch.Tensor.data

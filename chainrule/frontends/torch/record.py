@@ -9,8 +9,10 @@ is then one of three things:
     FOLDED    does not: it is a number known now, and becomes a constant where a node uses it
     Refused   cannot be expressed: the error is raised only if the result depends on it
 
-Nothing passes through in silence. What a graph cannot hold raises here with module and line: branches on
-values, writes into the user's tensors, custom ``autograd.Function``s, derivatives taken inside the program.
+Nothing passes through in silence. What a graph cannot hold raises here with module and line: writes into the
+user's tensors, derivatives taken inside the program. What it can hold only as it is, without a closed form, is
+refused where ``strict`` and is otherwise an opaque node (``calls``), a guard on a value that Python read
+(``guards``) or a random draw (``draws``).
 """
 
 from __future__ import annotations
@@ -27,11 +29,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
+from chainrule.frontends.torch import guards
 from chainrule.frontends.torch import lower as lowering
+from chainrule.frontends.torch.aliases import after_write
+from chainrule.frontends.torch.calls import opaque_call, opaque_function
+from chainrule.frontends.torch.draws import drawn, generator_state
 from chainrule.frontends.torch.modules import ModuleStack
-from chainrule.frontends.torch.python_side import PythonSide
+from chainrule.frontends.torch.python_side import PythonSide, custom_calls
 from chainrule.frontends.torch.source import custom_function, here
-from chainrule.ir import OPS, Node, Origin, apply, toposort
+from chainrule.ir import OPS, Node, Origin, apply, item, toposort
+from chainrule.ops.statistics import running_statistics
 
 FOLDED = object()
 
@@ -54,16 +61,24 @@ class Recorder(ProxyTorchDispatchMode):
     Args:
         roots: name -> module, for module paths (see :class:`ModuleStack`).
         leaf: makes the leaf of a closed-over tensor that the trace meets.
+        strict: whether only what is declared may occur (for closed forms), or also opaque calls and guards.
     """
 
-    def __init__(self, roots: Mapping[str, torch.nn.Module], leaf: Callable[[torch.Tensor], Node]) -> None:
+    def __init__(
+        self, roots: Mapping[str, torch.nn.Module], leaf: Callable[[torch.Tensor], Node], strict: bool = True
+    ) -> None:
         TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
         self.modules = ModuleStack(roots, self.known_node)
         self.origins: dict[Node, Origin] = {}
         self.failure: ChainruleError | None = None
+        self.strict = strict
+        self.guards: list[guards.Guard] = []
+        self.draws: list[Node] = []
+        self._suspended = False
         self._leaf = leaf
         self._meaning = WeakTensorKeyDictionary()
         self._owners: dict[int, str] = {}  # storages that belong to the user -> whose
+        self._writable: set[int] = set()  # those among them that a program may update: buffers
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -83,15 +98,19 @@ class Recorder(ProxyTorchDispatchMode):
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self.modules.watching())
             stack.enter_context(PythonSide(self))
+            if not self.strict:
+                stack.enter_context(custom_calls(self))
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(self)
             yield
 
     # ---- what tensors mean ---------------------------------------------------------------------------------
-    def bind(self, tensor: torch.Tensor, node: Node, owner: str) -> None:
-        """Declares ``tensor`` an input; ``owner`` is how messages call it. Its memory is then protected."""
+    def bind(self, tensor: torch.Tensor, node: Node, owner: str, writable: bool = False) -> None:
+        """Declares ``tensor`` an input; ``owner`` is how messages call it. Its memory is protected unless writable."""
         self._meaning[tensor] = node
         self._owners.setdefault(_memory(tensor), owner)
+        if writable:
+            self._writable.add(_memory(tensor))
 
     def meaning(self, tensor: torch.Tensor) -> Any:
         """A Node, FOLDED or Refused. A tensor never seen before comes from outside: it becomes an input."""
@@ -143,7 +162,7 @@ class Recorder(ProxyTorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not isinstance(func, torch._ops.OpOverload) or func.namespace == "prim":
+        if not isinstance(func, torch._ops.OpOverload) or func.namespace == "prim" or self._suspended:
             return func(*args, **kwargs)
         if maybe_current_level() is not None:
             self.fail("a torch.func transform inside the traced program", instead="chainrule's own, outside of it")
@@ -157,19 +176,31 @@ class Recorder(ProxyTorchDispatchMode):
         self._refuse_writes(func, args, kwargs)
         if depends:
             self._refuse_reads(func, name, operands)
-        recorded = depends or torch.Tag.nondeterministic_seeded in func.tags
-        # Before the call: it may write into a constant.
+        seeded = torch.Tag.nondeterministic_seeded in func.tags
+        recorded = depends or seeded
+        # Before the call: it may write into a constant, or move a generator.
         prepared = self._prepared(args, kwargs, meanings) if recorded else None
+        state = generator_state() if seeded else None
+        in_place = recorded and lowering.is_in_place(func)
+        before = self._on_memory_of(args[0]) if in_place else []
         with no_python_dispatcher():  # the kernels that eager execution runs, not torch's Python versions of them
             out = func(*args, **kwargs)
+        if depends:
+            self._guard(func, name, operands, meanings, out, origin)
         outputs = list(_tensors((out,)))
         if any(out is t for t in operands) and not lowering.is_in_place(func):
             return out  # nothing was done (contiguous() of what is so): the tensor means what it meant
-        results = [FOLDED] * len(outputs) if prepared is None else self._results(func, prepared, outputs, origin)
+        if prepared is None:
+            results: Sequence[Any] = [FOLDED] * len(outputs)
+        else:
+            stream = len(self.draws) if state is not None and generator_state() != state else None
+            results = self._results(func, (args, kwargs), prepared, out, origin, stream)
         for tensor, result in zip(outputs, results, strict=True):
             self._meaning[tensor] = result
-        if outputs and lowering.is_in_place(func) and results[0] is not FOLDED:
-            self._forget_views(outputs[0], origin)
+        if in_place and outputs and results[0] is not FOLDED:
+            self._renew(before, outputs[0], origin)
+        if name in _HIDDEN_WRITES and args[5] and args[3] is not None:
+            self._new_statistics(name, args, prepared, origin)
         return out
 
     def _prepared(self, args: Any, kwargs: Mapping[str, Any], meanings: Sequence[Any]) -> Any:
@@ -179,20 +210,44 @@ class Recorder(ProxyTorchDispatchMode):
             return refused
         return [_mapped(a, self._operand) for a in args], {k: _mapped(a, self._operand) for k, a in kwargs.items()}
 
-    def _results(self, func: Any, prepared: Any, outputs: Sequence[torch.Tensor], origin: Origin) -> Sequence[Any]:
+    def _results(
+        self, func: Any, given: Any, prepared: Any, out: Any, origin: Origin, stream: int | None
+    ) -> Sequence[Any]:
         """What the outputs of one call mean."""
+        outputs = list(_tensors((out,)))
         if isinstance(prepared, Refused):
             return [prepared] * len(outputs)
+        args, kwargs = prepared
+        found: list[Node] | None = None
         try:
-            args, kwargs = prepared
-            found = _lowered(func, args, kwargs, outputs)
+            if stream is None:
+                found = _lowered(func, args, kwargs, outputs)
+            else:
+                node = drawn(func, *given, args, outputs[0], stream)
+                found = None if node is None else [node]
+                if found is not None:
+                    _check_type(func, outputs[0], found[0])
+            problem = UnsupportedOpError(f"{func} draws random numbers and is not declared")
         except ShapeError as error:  # our rule is narrower than torch's: the model runs, but is not expressed
             problem = UnsupportedOpError(
                 f"{func}: {error.what}", given=error.given, required=error.required, instead=error.instead
             )
-            return [Refused(problem.located(str(origin)))] * len(outputs)
         except UnsupportedOpError as error:
-            return [Refused(error.located(str(origin)))] * len(outputs)
+            problem = error
+        if found is None and not self.strict:
+            try:
+                whole = opaque_call(func, *given, self._node_before(given, args, kwargs), out, problem.what, stream)
+                found = [item(whole, k) for k in range(len(outputs))] if len(outputs) > 1 else [whole]
+            except (UnsupportedOpError, ShapeError) as error:
+                problem = error if isinstance(error, UnsupportedOpError) else UnsupportedOpError(error.what)
+        if found is None:
+            return [Refused(problem.located(str(origin)))] * len(outputs)
+        if stream is not None:
+            self.draws += [n for n in toposort(found) if not n.op.pure and n not in self.draws]
+        return self._originated(found, origin)
+
+    def _originated(self, found: list[Node], origin: Origin) -> list[Node]:
+        """The nodes of a call, cut from derivatives where gradients are off, with the place they come from."""
         if not torch.is_grad_enabled():
             found = [apply(OPS["stop_gradient"], n) if n.type.is_float else n for n in found]
         for node in toposort(found, stop=self.origins.__contains__):
@@ -200,8 +255,121 @@ class Recorder(ProxyTorchDispatchMode):
                 self.origins.setdefault(node, origin)
         return found
 
+    def _node_before(self, given: Any, args: Any, kwargs: Any) -> Callable[[torch.Tensor], Node]:
+        """tensor -> its node as it was before the call."""
+        tensors = list(_tensors((*given[0], *given[1].values())))
+        nodes = [n for n in _flat((*args, *kwargs.values())) if isinstance(n, Node)]
+        table = {id(t): n for t, n in zip(tensors, nodes, strict=True)}
+        return lambda tensor: table[id(tensor)]
+
     def _operand(self, value: Any) -> Any:
         return self.node_of(value) if isinstance(value, torch.Tensor) else lowering.plain(value)
+
+    # ---- writes --------------------------------------------------------------------------------------------
+    def _on_memory_of(self, written: torch.Tensor) -> list[tuple[torch.Tensor, Any]]:
+        """Other tensors on the memory that is about to be written, with what they mean."""
+        memory = _memory(written)
+        alive = [t for t in self._meaning if t is not written and _memory(t) == memory]
+        found = []
+        for tensor in alive:
+            try:
+                found.append((tensor, self.node_of(tensor)))
+            except ChainruleError:
+                continue  # cannot be expressed, and still cannot afterwards
+        return found
+
+    def _renew(self, before: Sequence[tuple[torch.Tensor, Any]], written: torch.Tensor, origin: Origin) -> None:
+        """After a write: what the other tensors on the memory mean now."""
+        value = self.meaning(written)
+        for tensor, meant in before:
+            if isinstance(value, Refused):
+                self._meaning[tensor] = value
+                continue
+            try:
+                now = after_write(tensor, meant, written, value)
+            except (UnsupportedOpError, ShapeError) as error:
+                self._meaning[tensor] = Refused(UnsupportedOpError(error.what).located(str(origin)))
+                continue
+            if now is not None:
+                (self._meaning[tensor],) = self._originated([now], origin)
+
+    def _new_statistics(self, name: str, args: Sequence[Any], prepared: Any, origin: Origin) -> None:
+        """What the running mean and variance mean after a batch."""
+        if name != "batch_norm":
+            self.fail(f"{name} that updates running statistics", instead="track_running_stats=False")
+        new: Sequence[Any] = [prepared] * 2
+        if not isinstance(prepared, Refused):
+            x, _, _, mean, variance, _, momentum, *_ = prepared[0]
+            new = self._originated(list(running_statistics(x, mean, variance, momentum)), origin)
+        for tensor, node in zip(args[3:5], new, strict=True):
+            self._meaning[tensor] = node
+
+    # ---- what Python reads ---------------------------------------------------------------------------------
+    def _guard(
+        self, func: Any, name: str, operands: Sequence[Any], meanings: Sequence[Any], out: Any, origin: Origin
+    ) -> None:
+        read = _READS.get(name)
+        if read is None and torch.Tag.data_dependent_output in func.tags:
+            read = guards.number
+        if read is not None:
+            expected = out if name in _VERDICTS else read(*operands)
+            self.guards.append(guards.Guard(tuple(map(self.node_of, operands)), read, expected, str(origin)))
+        elif name in _SIZED_BY_VALUES:
+            mask = operands[_SIZED_BY_VALUES[name]]
+            self.guards.append(guards.Guard((self.node_of(mask),), guards.numbers, mask.tolist(), str(origin)))
+
+    def read_out(self, tensor: torch.Tensor) -> None:
+        """Python takes the numbers of a tensor out of torch: refused, or a guard.
+
+        Raises:
+            UnsupportedOpError: the tensor depends on the inputs, and only what is declared may occur.
+        """
+        if self.strict or isinstance(self.meaning(tensor), Refused):
+            self.fail_read()
+        place = str(self._origin(None))
+        self.guards.append(guards.Guard((self.node_of(tensor),), guards.numbers, tensor.tolist(), place))
+
+    # ---- custom autograd.Functions -------------------------------------------------------------------------
+    def custom(self, cls: Any, apply_: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A call of a custom autograd.Function: one opaque node, whose backward is the Function's own."""
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if self._suspended or all(self.meaning(t) is FOLDED for t in tensors):
+            return self._unrecorded(apply_, args, kwargs)
+        origin = self._origin(None)
+        nodes = [self.node_of(t) for t in tensors]
+        state, versions = generator_state(), [t._version for t in tensors]
+        out = self._unrecorded(apply_, args, kwargs)
+        if [t._version for t in tensors] != versions:
+            self.fail(f"autograd.Function {cls.__name__!r} writes into its arguments", instead="a copy (.clone())")
+        flat = list(_tensors((out,)))
+
+        def call(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            rest = iter(operands)
+            given = [next(rest) if isinstance(a, torch.Tensor) else a for a in args]
+            return tuple(_tensors((apply_(*given, **kwargs),)))
+
+        stream = len(self.draws) if generator_state() != state else None
+        single = len(flat) == 1
+        function = (lambda *operands: call(*operands)[0]) if single else call
+        whole = opaque_function(f"autograd.Function {cls.__name__}", function, nodes, flat, stream)
+        if stream is not None:
+            self.draws.append(whole)
+        found = self._originated([whole] if single else [item(whole, k) for k in range(len(flat))], origin)
+        for tensor, node in zip(flat, found, strict=True):
+            self._meaning[tensor] = node
+        return out
+
+    def _unrecorded(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        before, self._suspended = self._suspended, True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self._suspended = before
+
+    @property
+    def suspended(self) -> bool:
+        """Whether what runs now is inside a call that is recorded as a whole."""
+        return self._suspended
 
     # ---- refusals ------------------------------------------------------------------------------------------
     def _refuse_writes(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -217,28 +385,23 @@ class Recorder(ProxyTorchDispatchMode):
             written = [t for t in args[3:5] if t is not None]
         for tensor in written:
             owner = self._owners.get(_memory(tensor))
-            if owner is not None:
+            if owner is not None and _memory(tensor) not in self._writable:
                 self.fail(
                     f"{func} writes into {owner}",
-                    required="a forward pass that leaves parameters, buffers and batch as they are",
-                    instead="model.eval() for running statistics, or a copy (.clone()) before the write",
+                    required="a forward pass that leaves parameters and batch as they are",
+                    instead="a copy (.clone()) before the write",
                 )
 
     def _refuse_reads(self, func: Any, name: str, operands: Sequence[torch.Tensor]) -> None:
         """Refuses what a graph cannot hold: numbers that Python reads, derivatives cut in place."""
-        if torch.Tag.data_dependent_output in func.tags or name in (
-            "is_nonzero",
-            "item",
-            "equal",
-            "allclose",
-        ):
+        if self.strict and (torch.Tag.data_dependent_output in func.tags or name in _READS):
             self.fail_read()
         if lowering.is_in_place(func) and operands[0].requires_grad and not torch.is_grad_enabled():
             self.fail(
                 f"{func} in a no_grad block changes a value without its derivative knowing",
                 instead="the op that returns a new tensor, or .detach() before",
             )
-        if name in ("nonzero", "masked_select", "unique_dim", "_unique2", "unique_consecutive"):
+        if self.strict and name in _SIZED_BY_VALUES:
             self.fail(f"{func} gives a tensor whose size depends on values", required="sizes that do not")
         # An op that may write or alias and is not declared cannot be run on trust.
         if torch.Tag.maybe_aliasing_or_mutating in func.tags and lowering.rule_for(func) is None:
@@ -264,18 +427,6 @@ class Recorder(ProxyTorchDispatchMode):
         place = str(origin) if str(origin) != "?" else "the model"
         return UnsupportedOpError(f"{place}: {what}", required=required, instead=instead)
 
-    def _forget_views(self, written: torch.Tensor, origin: Origin) -> None:
-        """After a write, other tensors on the same memory do not mean what they meant."""
-        memory = _memory(written)
-        for tensor in list(self._meaning):
-            if tensor is not written and _memory(tensor) == memory:
-                error = UnsupportedOpError(
-                    f"{origin}: a write in place into a tensor of which another view is used later",
-                    required="no view of what is written, or none that is read afterwards",
-                    instead="the op that returns a new tensor (torch.cat, torch.where, masked_fill, x + y)",
-                )
-                self._meaning[tensor] = Refused(error)
-
     # ---- where the program is ------------------------------------------------------------------------------
     def _origin(self, func: Any) -> Origin:
         """Module path and line of the user's. Refuses a custom Function that is running."""
@@ -284,6 +435,26 @@ class Recorder(ProxyTorchDispatchMode):
             self.fail(custom_function(function))
         return Origin(module=self.modules.path, file=file, line=line)
 
+
+# Ops whose result Python sees as a number -> how their operands are read again.
+_READS: dict[str, Callable[..., Any]] = {
+    "item": guards.number,
+    "_local_scalar_dense": guards.number,
+    "is_nonzero": guards.truth,
+    "equal": torch.equal,
+    "allclose": torch.allclose,
+}
+_VERDICTS = ("equal", "allclose")
+# Ops whose result has a size that depends on values -> which operand decides.
+_SIZED_BY_VALUES = {
+    "nonzero": 0,
+    "nonzero_numpy": 0,
+    "masked_select": 1,
+    "unique_dim": 0,
+    "_unique2": 0,
+    "unique_consecutive": 0,
+    "bincount": 0,
+}
 
 # Ops that update running statistics (arguments 3 and 4, if argument 5 is true) without saying so in their
 # schema.
@@ -303,6 +474,14 @@ def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
+def _flat(values: Sequence[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        else:
+            yield value
+
+
 def _mapped(value: Any, one: Callable[[Any], Any]) -> Any:
     return [_mapped(v, one) for v in value] if isinstance(value, (list, tuple)) else one(value)
 
@@ -310,8 +489,6 @@ def _mapped(value: Any, one: Callable[[Any], Any]) -> Any:
 def _lowered(func: Any, args: Any, kwargs: Any, outputs: Sequence[torch.Tensor]) -> list[Node]:
     if torch.is_autocast_enabled(outputs[0].device.type):
         raise UnsupportedOpError(f"{func} under autocast is not supported yet")
-    if torch.Tag.nondeterministic_seeded in func.tags and lowering.rule_for(func) is None:
-        raise UnsupportedOpError(f"{func} draws random numbers, which is not supported yet")
     found = lowering.lower(func, args, kwargs, lowering.dtype_name(outputs[0].dtype))
     found = [found] if isinstance(found, Node) else list(found)
     for tensor, node in zip(outputs, found, strict=True):

@@ -20,13 +20,16 @@ from torch import nn
 import chainrule.ops
 from chainrule.errors import ChainruleError, ModelError, UnsupportedOpError
 from chainrule.frontends.torch import batch as convention
+from chainrule.frontends.torch.guards import Guard
 from chainrule.frontends.torch.leaves import Leaves
 from chainrule.frontends.torch.modules import ModuleCall
 from chainrule.frontends.torch.names import Names, identifier
 from chainrule.frontends.torch.record import Recorder
 from chainrule.frontends.torch.source import custom_function, custom_functions, user_file
+from chainrule.frontends.torch.state import State
 from chainrule.frontends.torch.untouched import untouched
 from chainrule.ir import Graph, Node, shape_text
+from chainrule.ops.opaque import Call
 
 assert chainrule.ops  # the registry is filled by importing it
 
@@ -45,6 +48,8 @@ class Trace:
         batch_inputs: name -> leaf of each tensor of the batch, in order. captured: the same for closed-over
         tensors.
         values: leaf -> the example's tensor itself (not a copy).
+        updates: buffer -> its value after the program, for buffers that it updates (the last outputs of the graph).
+        guards: what Python read of values while it ran. mutations: attributes of modules that it changed.
         calls: every module call, in the order in which they ended (children before parents).
         loss: the loss, where there is one. outputs: what the model returned; output: the first of them.
         bit_equal, largest_difference: what :meth:`compared` found, or None before.
@@ -57,6 +62,9 @@ class Trace:
     batch_inputs: Mapping[str, Node]
     captured: Mapping[str, Node]
     values: Mapping[Node, torch.Tensor]
+    updates: Mapping[str, Node]
+    guards: tuple[Guard, ...]
+    mutations: tuple[str, ...]
     calls: tuple[ModuleCall, ...]
     loss: Node | None
     outputs: tuple[Node, ...]
@@ -70,6 +78,16 @@ class Trace:
         """What the model returned, or the first of it."""
         return self.outputs[0] if self.outputs else None
 
+    @property
+    def opaque(self) -> Mapping[str, int]:
+        """What has no declaration and is called as it is -> how often."""
+        counts: dict[str, int] = {}
+        for node in self.graph.nodes:
+            call = node.params.get("call")
+            if isinstance(call, Call):
+                counts[call.name] = counts.get(call.name, 0) + 1
+        return counts
+
     def compared(self, outputs: Sequence[torch.Tensor]) -> Trace:
         """This trace with the verdict on ``outputs`` (of its graph), held against a new eager run.
 
@@ -81,13 +99,19 @@ class Trace:
         return replace(self, bit_equal=equal, largest_difference=worst)
 
 
-def trace(function: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Trace:
+def trace(
+    function: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    strict: bool = True,
+) -> Trace:
     """The graph of a function or module called with example arguments.
 
     Args:
         function: a module, or a function of tensors (and of anything else, which is then static).
         args, kwargs: example arguments; the tensors in them become inputs, called after the function's
-        arguments.
+            arguments.
+        strict: refuse what has no declaration, and branches on values, instead of opaque nodes and guards.
     Raises:
         UnsupportedOpError: an op, or a way to use Python, that a graph cannot hold; names module and line.
         ModelError: the function raised, or returned no tensor.
@@ -100,6 +124,7 @@ def trace(function: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mappin
         named=named,
         names_of=lambda given: list(convention.leaves((tuple(given[0]), dict(given[1])))),
         roots={"": function},
+        strict=strict,
     )
 
 
@@ -108,6 +133,7 @@ def trace_case(
     batch: Any,
     loss: Callable[[Any, Any], Any] | str | None = None,
     objective: Callable[[Any, Any], Any] | None = None,
+    strict: bool = False,
 ) -> Trace:
     """The graph of a model on a batch, by the convention of all verbs.
 
@@ -120,6 +146,7 @@ def trace_case(
         loss: ``(output, target) -> scalar``, or ``"model"`` when the model returns it (itself, or as
         ``.loss``).
         objective: ``(model, batch) -> scalar``, in place of a loss.
+        strict: as in :func:`trace`.
     Raises:
         UnsupportedOpError: an op, or a way to use Python, that a graph cannot hold; names module and line.
         ModelError: the batch or the loss is not as described, or the model raised.
@@ -132,6 +159,7 @@ def trace_case(
         named=convention.named_batch(model, batch, mode),
         names_of=lambda given: convention.named_batch(model, given, mode),
         roots={"": model, "loss": loss},
+        strict=strict,
     )
 
 
@@ -232,13 +260,14 @@ def _trace(
     named: convention.Named,
     names_of: Callable[[Any], convention.Named],
     roots: Mapping[str, Any],
+    strict: bool,
 ) -> Trace:
     modules = {name: root for name, root in roots.items() if isinstance(root, nn.Module)}
     leaves = Leaves(modules)
-    recorder = Recorder(modules, leaves.capture)
+    recorder = Recorder(modules, leaves.capture, strict)
     tensors = leaves.declare(named)
     for tensor, node, owner in leaves.owners():
-        recorder.bind(tensor, node, owner)
+        recorder.bind(tensor, node, owner, writable=owner.startswith("buffer "))
     _refuse_backward_hooks(modules.values())
     given = convention.describe(batch)
 
@@ -249,27 +278,39 @@ def _trace(
     def rerun() -> list[torch.Tensor]:
         with untouched(modules.values()), torch.enable_grad():
             loss, found = run_program(program, None, given)
-        return [t.detach() for t in (found if loss is None else [loss])]
+            after = [t.detach().clone() for t in state.updated(updates)]
+        return [*(t.detach() for t in (found if loss is None else [loss])), *after]
 
+    state = State(modules.get(""))
+    updates: dict[str, Node] = {}
     with untouched(modules.values()):
         with recorder.recording():
             same = all(held is given for held, (_, given) in zip(tensors, named, strict=True))
             bound = batch if same else convention.with_leaves(batch, iter(tensors))
             loss, found = run_program(lambda: program(bound), recorder, given)
         results = found if loss is None else [loss]
-        custom = custom_functions(results)
+        custom = custom_functions(results) if strict else None
         if custom is not None:
             raise UnsupportedOpError(custom_function(custom))
         nodes = [recorder.node_of(t) for t in results]
         outputs = tuple(nodes) if loss is None else tuple(n for n in map(recorder.known_node, found) if n is not None)
+        updates |= state.updates(recorder, leaves.buffers)
+        mutations = state.mutations()
     names = _names(leaves, recorder.modules.calls, nodes[0] if loss is not None else None, outputs)
     graph = Graph(
         inputs=tuple(leaves.nodes),
-        outputs=tuple(nodes),
-        output_names=_output_names(len(nodes), loss is not None),
+        outputs=(*nodes, *updates.values()),
+        output_names=(*_output_names(len(nodes), loss is not None), *(f"new_{identifier(p)}" for p in updates)),
         names=names,
         origins={**recorder.origins, **leaves.origins()},
+        draws=tuple(recorder.draws),
     )
+    if strict and mutations:
+        raise UnsupportedOpError(
+            f"the forward pass changes {mutations[0]}",
+            required="a program whose result depends on its inputs alone",
+            instead="a registered buffer for what has to be kept, or nothing",
+        )
     expected = [(tuple(t.shape), t.dtype) for _, t in named]
     return Trace(
         graph=graph,
@@ -279,6 +320,9 @@ def _trace(
         batch_inputs=MappingProxyType(leaves.batch),
         captured=MappingProxyType(leaves.captured),
         values=MappingProxyType(leaves.values),
+        updates=MappingProxyType(updates),
+        guards=tuple(recorder.guards),
+        mutations=mutations,
         calls=tuple(recorder.modules.calls),
         loss=nodes[0] if loss is not None else None,
         outputs=outputs,

@@ -1,9 +1,8 @@
 """The promise that looking at a model changes nothing: snapshot before, restore after, even if it raises.
 
 What is kept: attributes of every module and the containers in them (hooks, parameters, buffers),
-``requires_grad`` and ``.grad`` of the parameters, and the state of every global random generator. The bytes
-of parameters, buffers and batch
-need no copy: ``record`` refuses a write into them before it happens.
+``requires_grad`` and ``.grad`` of the parameters, the bytes of the buffers, and the state of every global random
+generator. The bytes of parameters and batch need no copy: ``record`` refuses a write into them before it happens.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ class _ModuleState:
             for key, value in self.attributes.items()
             if type(value) is dict or type(value) is list or type(value) is set or key in _ORDERED
         }
+        self.buffers = [(b, b.detach().clone()) for b in module._buffers.values() if b is not None]
         self.parameters = [(p, p.requires_grad, p.grad) for p in module.parameters(recurse=False)]
 
     def restore(self) -> None:
@@ -56,6 +56,10 @@ class _ModuleState:
         self.module.__dict__.update(self.attributes)
         for key, content in self.contents.items():
             _refill(self.attributes[key], content)
+        for buffer, bytes_ in self.buffers:
+            if not torch.equal(buffer, bytes_):
+                with torch.no_grad():
+                    buffer.copy_(bytes_)
         for parameter, requires_grad, grad in self.parameters:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)

@@ -1,0 +1,159 @@
+"""Calls that no declaration covers: run by their own function, differentiated by its own rule.
+
+A torch op without a declaration, or a custom ``autograd.Function``, is one node that says its name. Its backward is
+what torch's tape gives for exactly this call, so that nothing passes through in silence: no closed form, no second
+derivative, but the gradient that eager execution would have.
+
+    opaque           the outputs
+    opaque_taped     the outputs, and (at run time) the tape of this one call behind them
+    opaque_backward  the tape read backwards, for given cotangents
+
+Neighbours: ``frontends.torch`` makes these nodes; emission runs the taped call alone where both occur
+(``Op.recorded``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chainrule.errors import UnsupportedOpError
+from chainrule.ir import Node, Op, TensorType, TupleType, apply, item, register
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function outside of the language.
+
+    Attributes:
+        name: how messages call it. text: the expression, with ``{0}``, ``{1}`` for operands and ``{f}`` for ``function``.
+        types: of the outputs. function: a Python callable that the text refers to, if there is one.
+        reason: why there is no declaration for it.
+    """
+
+    name: str
+    text: str
+    types: tuple[TensorType, ...]
+    function: Any = None
+    reason: str = ""
+
+    def written(self, function: str, operands: Sequence[str]) -> str:
+        """The expression on operands with these names."""
+        return self.text.format(*operands, f=function)
+
+
+_PRELUDE = '''\
+def taped(function, *inputs):
+    """The outputs of one call, and its tape behind them."""
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+        outs = function(*leaves)
+    outs = tuple(outs) if isinstance(outs, (tuple, list)) else (outs,)
+    return (*(o.detach() for o in outs), (leaves, outs))
+
+
+def taped_backward(results, *cotangents):
+    """The cotangents of the floating-point inputs of a taped call."""
+    leaves, outs = results[-1]
+    wanted = [x for x in leaves if x.requires_grad]
+    pairs = [(o, g) for o, g in zip(outs, cotangents) if o.requires_grad]
+    if not pairs:
+        return tuple(torch.zeros_like(x) for x in wanted)
+    found = torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
+    return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found))
+'''
+
+
+def _no_value(*_: Any, call: Call | None = None, **__: Any) -> Any:
+    raise UnsupportedOpError(
+        f"{call.name if call else 'an opaque op'} has no value in NumPy: {call.reason if call else 'it is not declared'}",
+        required="declared ops",
+        instead="the torch back end, which calls it",
+    )
+
+
+def _shape(*_: Any, call: Call, **__: Any) -> Any:
+    return call.types[0] if len(call.types) == 1 else TupleType(call.types)
+
+
+def _text(p: Any, node: Node) -> str:
+    return f"opaque({', '.join(p.child(i, 0) for i in node.inputs)})"
+
+
+def _latex(p: Any, node: Node) -> str:
+    return rf"\operatorname{{opaque}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)"
+
+
+def _torch(node: Node, x: list[str]) -> str:
+    call: Call = node.params["call"]
+    function, *operands = x if call.function is not None else ["", *x]
+    return call.written(function, operands)
+
+
+def _taped_torch(node: Node, x: list[str]) -> str:
+    call: Call = node.params["call"]
+    function, *operands = x if call.function is not None else ["", *x]
+    arguments = [f"a{k}" for k in range(len(operands))]
+    return f"taped(lambda {', '.join(arguments)}: {call.written(function, arguments)}, {', '.join(operands)})"
+
+
+def _vjp(g: Any, y: Node, *xs: Node, call: Call, **params: Any) -> tuple[Node | None, ...]:
+    assert y.op.recorded is not None
+    taped = apply(y.op.recorded, *xs, call=call, **params)
+    moving = [k for k, x in enumerate(xs) if isinstance(x.type, TensorType) and x.type.is_float]
+    if not moving or not any(t.is_float for t in call.types):
+        return (None,) * len(xs)
+    back = apply(_BACKWARD, taped, *(g if isinstance(g, tuple) else (g,)), types=tuple(xs[k].type for k in moving))
+    found: list[Node | None] = [None] * len(xs)
+    for position, k in enumerate(moving):
+        found[k] = item(back, position)
+    return tuple(found)
+
+
+_BACKWARD = register(
+    Op(
+        "opaque_backward",
+        "opaque",
+        shape=lambda *_, types: TupleType(types),
+        value=_no_value,
+        text=_text,
+        latex=_latex,
+        torch=lambda node, x: f"taped_backward({', '.join(x)})",
+        prelude=_PRELUDE,
+        source="torch.autograd.grad over the tape of one call",
+    )
+)
+
+
+def _declared(suffix: str, pure: bool) -> Op:
+    shared: dict[str, Any] = {
+        "value": _no_value,
+        "text": _text,
+        "latex": _latex,
+        "externals": lambda *, call, **_: () if call.function is None else (call.function,),
+        "pure": pure,
+        "source": "the function itself; its derivative is its own",
+    }
+    taped = register(
+        Op(
+            f"opaque_taped{suffix}",
+            "opaque",
+            shape=lambda *_, call, **__: TupleType(call.types),
+            torch=_taped_torch,
+            prelude=_PRELUDE,
+            **shared,
+        )
+    )
+    return register(
+        Op(f"opaque{suffix}", "opaque", shape=_shape, torch=_torch, vjp=_vjp, recorded=taped, **shared)
+    )
+
+
+OPAQUE = _declared("", pure=True)
+OPAQUE_RANDOM = _declared("_random", pure=False)
+
+
+def opaque(call: Call, *inputs: Node, stream: int | None = None) -> Node:
+    """The node of one call; ``stream`` numbers it among the random draws of the program, if it is one."""
+    return apply(OPAQUE, *inputs, call=call) if stream is None else apply(OPAQUE_RANDOM, *inputs, call=call, stream=stream)

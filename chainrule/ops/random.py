@@ -1,0 +1,67 @@
+"""Random draws: leaves that take their numbers from torch's generator, in program order.
+
+A draw never merges with another: its ``stream`` is its number in the program. Back ends run the draws of a program
+in that order, so that the same seed gives the same bits as eager execution.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chainrule.errors import UnsupportedOpError
+from chainrule.ir import Node, TensorType, apply
+from chainrule.ops.families import leaf
+
+# torch.nn.functional.dropout on CUDA is one kernel, with bits of its own.
+_FUSED = "native_dropout"
+
+
+def _no_value(*, method: str, stream: int, **_: Any) -> Any:
+    raise UnsupportedOpError(
+        f"random draw {stream} ({method}) has no value in NumPy",
+        required="a program without random draws",
+        instead="the torch back end, which draws from torch's generator",
+    )
+
+
+def _torch(node: Node, _: list[str]) -> str:
+    kind: TensorType = node.params["type"]
+    arguments = ", ".join(map(repr, node.params["args"]))
+    placed = f"dtype=torch.{kind.dtype}, device={kind.device!r}"
+    if node.params["method"] == _FUSED:
+        return f"torch.native_dropout(torch.ones({tuple(kind.shape)}, {placed}), {arguments}, True)[0]"
+    strides = kind.layout if kind.layout is not None else _contiguous(kind.shape)
+    return f"torch.empty_strided({tuple(kind.shape)}, {strides}, {placed}).{node.params['method']}({arguments})"
+
+
+def _contiguous(shape: tuple[Any, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(int(size), 1)
+    return tuple(reversed(strides))
+
+
+DRAW = leaf(
+    "draw",
+    shape=lambda *, method, args, type, stream: type,
+    value=_no_value,
+    text=lambda p, node: f"draw_{node.params['stream']}",
+    latex=lambda p, node: rf"\operatorname{{draw}}_{{{node.params['stream']}}}",
+    torch=_torch,
+    pure=False,
+    differentiable=False,
+    source="torch.Tensor's in-place samplers",
+)
+
+
+def draw(method: str, args: tuple[Any, ...], type: TensorType, stream: int) -> Node:
+    """Draw number ``stream``: ``torch.empty_strided(...).method(*args)`` of this type (layout included)."""
+    return apply(DRAW, method=method, args=args, type=type, stream=stream)
+
+
+def dropout_noise(p: float, type: TensorType, stream: int) -> Node:
+    """What dropout multiplies its input by: 0 with probability p, else 1 / (1 - p)."""
+    if type.device.startswith("cuda"):
+        return draw(_FUSED, (p,), type, stream)
+    return draw("bernoulli_", (1.0 - p,), type, stream) / (1.0 - p)
