@@ -63,8 +63,8 @@ def vjp_all(
 ) -> tuple[list[Node | None], dict[Node, Node]]:
     """Like :func:`vjp`, with the cotangent of every node on the way (first outputs of tuples left out).
 
-    ``whole``: composites stay as they are in the derivative, and only the inside of one is expanded where its own
-    derivative needs it. A program then computes its forward pass once, by its kernels; a formula, where expansions
+    ``whole``: composites stay as they are in the derivative and go back by their kernels (``Op.fused_vjp``); only the
+    inside of one that has none is expanded. A program then computes its forward pass once, by its kernels; a formula, where expansions
     of different composites may cancel, is expanded throughout.
     """
     image = {} if whole else _expansion_image([*outputs, *wrt], keep_named=True)
@@ -85,7 +85,7 @@ def vjp_all(
             continue
         if not any(i in active for i in node.inputs):
             continue
-        for x, gx in zip(node.inputs, _apply_vjp(node, g, active), strict=True):
+        for x, gx in zip(node.inputs, _apply_vjp(node, g, active, whole), strict=True):
             if gx is not None and x in active:
                 _accumulate(flowing, x, _fit(gx, x))
     back = {image[n]: n for n in image}
@@ -119,9 +119,11 @@ def _depends_on(roots: Sequence[Node], targets: set[Node]) -> set[Node]:
     return active
 
 
-def _apply_vjp(node: Node, g: Cotangent, active: Container[Node]) -> tuple[Cotangent, ...]:
+def _apply_vjp(node: Node, g: Cotangent, active: Container[Node], whole: bool = False) -> tuple[Cotangent, ...]:
     if not node.op.differentiable:
         return (None,) * len(node.inputs)
+    if whole and node.op.fused_vjp is not None:
+        return tuple(node.op.fused_vjp(g, node, *node.inputs, **node.params))
     if node.op.vjp is None and node.op.expansion is not None:
         inside = node.op.expansion(*node.inputs, **node.params)
         wanted = [x for x in dict.fromkeys(node.inputs) if x in active]

@@ -74,6 +74,7 @@ class Op:
         torch, native: template or ``(node, operand names) -> str`` of the expression in that language.
         prelude: source of what that expression calls, written once above. externals: ``(**params) -> objects`` that it
             refers to; their names come first among the operand names.
+        fused_vjp: like vjp, by kernels: what programs run. It reads what ``recorded`` keeps and has no derivative itself.
         recorded: the op that gives the same outputs and keeps what a backward op reads; where both occur, one runs.
         aten: overloads that the torch front end lowers to this op, each with an adaptor of arguments or None.
         names: spellings in the formula language; ``build`` makes the node from parsed arguments.
@@ -104,6 +105,7 @@ class Op:
     torch: str | Rule | None = None
     prelude: str = ""
     externals: Rule | None = None
+    fused_vjp: Rule | None = None
     recorded: Op | None = None
     native: str | Rule | None = None
     aten: Mapping[str, Rule | None] = field(default_factory=dict)

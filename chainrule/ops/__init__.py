@@ -1,6 +1,7 @@
 """Every op, grouped as a textbook groups them. Importing this package fills the registry ``chainrule.ir.OPS``."""
 
 from chainrule.ops import arithmetic as arithmetic
+from chainrule.ops import batch_normalization as batch_normalization
 from chainrule.ops import casts as casts
 from chainrule.ops import composites as composites
 from chainrule.ops import contraction as contraction
@@ -16,6 +17,5 @@ from chainrule.ops import opaque as opaque
 from chainrule.ops import random as random
 from chainrule.ops import reductions as reductions
 from chainrule.ops import slicing as slicing
-from chainrule.ops import statistics as statistics
 from chainrule.ops import unknown as unknown
 from chainrule.ops import windows as windows

@@ -38,7 +38,7 @@ from chainrule.frontends.torch.modules import ModuleStack
 from chainrule.frontends.torch.python_side import PythonSide, custom_calls
 from chainrule.frontends.torch.source import custom_function, here
 from chainrule.ir import OPS, Node, Origin, apply, item, toposort
-from chainrule.ops.statistics import running_statistics
+from chainrule.ops.batch_normalization import running_statistics
 
 FOLDED = object()
 
@@ -215,7 +215,7 @@ class Recorder(ProxyTorchDispatchMode):
     ) -> Sequence[Any]:
         """What the outputs of one call mean."""
         outputs = list(_tensors((out,)))
-        if isinstance(prepared, Refused):
+        if isinstance(prepared, Refused) or not outputs:
             return [prepared] * len(outputs)
         args, kwargs = prepared
         found: list[Node] | None = None
@@ -487,7 +487,7 @@ def _mapped(value: Any, one: Callable[[Any], Any]) -> Any:
 
 
 def _lowered(func: Any, args: Any, kwargs: Any, outputs: Sequence[torch.Tensor]) -> list[Node]:
-    if torch.is_autocast_enabled(outputs[0].device.type):
+    if outputs and torch.is_autocast_enabled(outputs[0].device.type):
         raise UnsupportedOpError(f"{func} under autocast is not supported yet")
     found = lowering.lower(func, args, kwargs, lowering.dtype_name(outputs[0].dtype))
     found = [found] if isinstance(found, Node) else list(found)
