@@ -43,18 +43,36 @@ NO_VALUE = {
     "input": "an argument of a program: its value is given, never computed",
     "function": "of an unknown function only the name is known",
 }
-NO_SAMPLES = NO_VALUE | {"item": "reads an op with several outputs: it is tried with scan's samples"}
-NO_TORCH = NO_VALUE
-NO_TEXT = NO_VALUE | {
-    "item": "one output of several: formulas have single values",
-    "scan": "its body is a program, not an operand",
-    "cast": "dtypes are no part of the mathematics: it prints as its operand",
-    "one_hot": "class numbers are data of a model",
-    "cross_entropy": "a model's loss; its expansion prints, class numbers do not parse",
-    "layer_norm_affine": "torch's layer; the language's layer_norm is an expression",
-    "constant": "numbers have no operands; test_formula.py holds their text",
-    "dim": "sizes have no operands; test_formula.py holds their text",
+RANDOM = {"draw": "torch's generator makes its numbers; tests/frontends/test_torch_programs.py compares them"}
+OPAQUE = {
+    name: "a call of something that is not declared; tests/frontends/test_torch_programs.py compares with autograd"
+    for name in ("opaque", "opaque_random", "opaque_taped", "opaque_taped_random", "opaque_backward")
 }
+NO_SAMPLES = NO_VALUE | RANDOM | OPAQUE | {"item": "reads an op with several outputs: it is tried with scan's samples"}
+NO_TORCH = NO_VALUE
+KERNELS = {
+    op.name: "a kernel of programs: formulas print what it computes"
+    for op in OPS.values()
+    if op.family in ("kernel", "statistics") or op.fused_vjp
+}
+NO_TEXT = (
+    NO_VALUE
+    | RANDOM
+    | OPAQUE
+    | KERNELS
+    | {
+        "take_elements": "its positions are data of a program",
+        "put_elements": "its positions are data of a program",
+        "item": "one output of several: formulas have single values",
+        "scan": "its body is a program, not an operand",
+        "cast": "dtypes are no part of the mathematics: it prints as its operand",
+        "one_hot": "class numbers are data of a model",
+        "cross_entropy": "a model's loss; its expansion prints, class numbers do not parse",
+        "layer_norm_affine": "torch's layer; the language's layer_norm is an expression",
+        "constant": "numbers have no operands; test_formula.py holds their text",
+        "dim": "sizes have no operands; test_formula.py holds their text",
+    }
+)
 # How torch itself computes what has a kink: (function of tensors and static parameters).
 TORCH_AT_KINKS = {
     "abs": torch.abs,
@@ -94,7 +112,7 @@ def test_declaration_is_complete(op: Op):
         assert op.samples, "an op without samples is an op without tests"
     if not op.differentiable:
         assert op.vjp is None or op.name == "stop_gradient", "a rule that is never used"
-    elif op.family != "leaf":
+    elif op.family != "leaf" and op.name not in OPAQUE:
         assert op.vjp or op.jvp or op.expansion, "no derivative, and it does not say so (differentiable=False)"
     if op.kinks:
         assert any(s.kink for s in op.samples), "no sample sits on its kink"

@@ -64,7 +64,7 @@ def vjp_all(
     """Like :func:`vjp`, with the cotangent of every node on the way (first outputs of tuples left out).
 
     ``whole``: composites stay as they are in the derivative and go back by their kernels (``Op.fused_vjp``); only the
-    inside of one that has none is expanded. A program then computes its forward pass once, by its kernels; a formula, where expansions
+    inside of one that has none is expanded. A program then computes its forward pass once; a formula, where expansions
     of different composites may cancel, is expanded throughout.
     """
     image = {} if whole else _expansion_image([*outputs, *wrt], keep_named=True)

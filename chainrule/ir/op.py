@@ -74,14 +74,15 @@ class Op:
         torch, native: template or ``(node, operand names) -> str`` of the expression in that language.
         prelude: source of what that expression calls, written once above. externals: ``(**params) -> objects`` that it
             refers to; their names come first among the operand names.
-        fused_vjp: like vjp, by kernels: what programs run. It reads what ``recorded`` keeps and has no derivative itself.
+        fused_vjp: like vjp, by kernels that have no derivative themselves: what programs run.
         recorded: the op that gives the same outputs and keeps what a backward op reads; where both occur, one runs.
         aten: overloads that the torch front end lowers to this op, each with an adaptor of arguments or None.
         names: spellings in the formula language; ``build`` makes the node from parsed arguments.
         kinks: declared choices of the derivative. ``facts``: identities, as rewrites. ``rewrites``: simplifications.
         undefined: ``(*operands) -> str``: what is wrong everywhere ("division by zero"), or ""; an operand is a number
             where it is constant, else None.
-        pure: False for random draws, which never merge: their parameter ``stream`` numbers them in program order. ``samples``/``error_samples``: for the contract test.
+        pure: False for random draws, which never merge: their parameter ``stream`` is their number in the program.
+        samples, error_samples: for the contract test.
         source: where the formula can be checked.
     """
 

@@ -5,8 +5,8 @@ from chainrule.ops import batch_normalization as batch_normalization
 from chainrule.ops import casts as casts
 from chainrule.ops import composites as composites
 from chainrule.ops import contraction as contraction
-from chainrule.ops import elementwise as elementwise
 from chainrule.ops import elements as elements
+from chainrule.ops import elementwise as elementwise
 from chainrule.ops import indexing as indexing
 from chainrule.ops import leaves as leaves
 from chainrule.ops import linear_algebra as linear_algebra

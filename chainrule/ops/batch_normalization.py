@@ -101,11 +101,21 @@ def _statistic(x: TensorType) -> TensorType:
     return TensorType((x.shape[1],), "float32" if low else x.dtype, None, x.device)
 
 
+def _recorded_shape(x: TensorType, *affine: TensorType, eps: float) -> TupleType:
+    _channels(x, *affine)
+    return TupleType((x.with_shape(x.shape), _statistic(x), _statistic(x)))
+
+
+def _backward_shape(g: TensorType, x: TensorType, *values: TensorType, kept: bool, eps: float) -> TupleType:
+    _channels(x, *values)
+    return TupleType((g, _statistic(x), _statistic(x)))
+
+
 _RECORDED = register(
     Op(
         "batch_norm_recorded",
         "kernel",
-        shape=lambda x, *affine, eps: TupleType((x.with_shape(x.shape), _statistic(x), _statistic(x))),
+        shape=_recorded_shape,
         value=_recorded_value,
         text=_batch_text,
         latex=_batch_latex,
@@ -114,7 +124,7 @@ _RECORDED = register(
         ),
         differentiable=False,
         samples=(Sample((_X, *_PER_CHANNEL[:2]), {"eps": 1e-5}),),
-        error_samples=(),
+        error_samples=(Sample((_X, np.zeros(3), np.zeros(3)), {"eps": 1e-5}),),
         source="torch.native_batch_norm: the output, each channel's mean and reciprocal deviation",
     )
 )
@@ -147,22 +157,29 @@ _BACKWARD = register(
     Op(
         "batch_norm_backward",
         "kernel",
-        shape=lambda g, x, center, inverse, *affine, kept, eps: TupleType((x, _statistic(x), _statistic(x))),
+        shape=_backward_shape,
         value=_backward_value,
         text=_batch_text,
         latex=_batch_latex,
         torch=_backward_torch,
         differentiable=False,
         samples=(
-            Sample((_X[::-1] + 0.2, _X, _PER_CHANNEL[2], _PER_CHANNEL[3], _PER_CHANNEL[0]), {"kept": False, "eps": 1e-5}),
-            Sample((_X[::-1] + 0.2, _X, _PER_CHANNEL[2], _PER_CHANNEL[3], _PER_CHANNEL[0]), {"kept": True, "eps": 1e-5}),
+            Sample(
+                (_X[::-1] + 0.2, _X, _PER_CHANNEL[2], _PER_CHANNEL[3], _PER_CHANNEL[0]), {"kept": False, "eps": 1e-5}
+            ),
+            Sample(
+                (_X[::-1] + 0.2, _X, _PER_CHANNEL[2], _PER_CHANNEL[3], _PER_CHANNEL[0]), {"kept": True, "eps": 1e-5}
+            ),
         ),
+        error_samples=(Sample((_X, _X, np.zeros(3), np.ones(3)), {"kept": False, "eps": 1e-5}),),
         source="torch's kernel; Ioffe and Szegedy 2015, section 3, for statistics of the batch",
     )
 )
 
 
-def _fused(g: Node, x: Node, center: Node, spread: Node, affine: tuple[Node, ...], kept: bool, eps: float) -> list[Node]:
+def _fused(
+    g: Node, x: Node, center: Node, spread: Node, affine: tuple[Node, ...], kept: bool, eps: float
+) -> list[Node]:
     back = apply(_BACKWARD, g, x, center, spread, *affine[:1], kept=kept, eps=eps)
     return [item(back, k) for k in range(1 + len(affine))]
 
@@ -221,6 +238,7 @@ BATCH_NORM_KEPT = composite(
     source="Ioffe and Szegedy 2015, algorithm 2: the statistics kept from training",
 )
 
+
 # ---- running statistics ------------------------------------------------------------------------------------
 def _shape(x: TensorType, mean: TensorType, variance: TensorType, *, momentum: float) -> TupleType:
     _channels(x, mean, variance)
@@ -241,9 +259,7 @@ RUNNING_STATISTICS = register(
         value=_value,
         differentiable=False,  # buffers: no derivative is ever taken of them
         text=lambda p, node: f"running_statistics({', '.join(p.child(i, 0) for i in node.inputs)})",
-        latex=lambda p, node: (
-            rf"\operatorname{{running}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)"
-        ),
+        latex=lambda p, node: rf"\operatorname{{running}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",
         torch=lambda node, x: (
             f"torch.ops.aten._native_batch_norm_legit_functional({x[0]}, None, None, {x[1]}, {x[2]}, True, "
             f"{node.params['momentum']!r}, 1e-05)[3:5]"

@@ -17,7 +17,11 @@ from chainrule.ops.families import linear
 
 def _take_shape(x: TensorType, *, positions: Literal) -> TensorType:
     size = product(x.shape)
-    if isinstance(size, int) and positions.array.size and not 0 <= positions.array.min() <= positions.array.max() < size:
+    if (
+        isinstance(size, int)
+        and positions.array.size
+        and not 0 <= positions.array.min() <= positions.array.max() < size
+    ):
         raise ShapeError(
             "positions outside of the operand",
             given=f"{positions.array.min()} to {positions.array.max()}",
@@ -66,6 +70,7 @@ PUT = linear(
         f"torch.zeros({tuple(node.params['shape'])}, dtype={x[1]}.dtype, device={x[1]}.device)"
         f".put_({x[0]}, {x[1]}, accumulate=True)"
     ),
+    moments=None,  # values that meet in one place are not independent
     externals=lambda *, positions, shape: (positions.array,),
     samples=(Sample((_X[:, :2],), {"positions": _AT, "shape": (2, 3)}),),
     error_samples=(Sample((np.zeros(3),), {"positions": _AT, "shape": (2, 3)}),),

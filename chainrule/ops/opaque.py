@@ -27,8 +27,8 @@ class Call:
     """A function outside of the language.
 
     Attributes:
-        name: how messages call it. text: the expression, with ``{0}``, ``{1}`` for operands and ``{f}`` for ``function``.
-        types: of the outputs. function: a Python callable that the text refers to, if there is one.
+        name: how messages call it. types: of the outputs.
+        text: the expression, with ``{0}``, ``{1}`` for operands and ``{f}`` for ``function``, a Python callable.
         reason: why there is no declaration for it.
     """
 
@@ -67,7 +67,8 @@ def taped_backward(results, *cotangents):
 
 def _no_value(*_: Any, call: Call | None = None, **__: Any) -> Any:
     raise UnsupportedOpError(
-        f"{call.name if call else 'an opaque op'} has no value in NumPy: {call.reason if call else 'it is not declared'}",
+        f"{call.name if call else 'an opaque op'} has no value in NumPy",
+        given=call.reason if call else "",
         required="declared ops",
         instead="the torch back end, which calls it",
     )
@@ -145,9 +146,7 @@ def _declared(suffix: str, pure: bool) -> Op:
             **shared,
         )
     )
-    return register(
-        Op(f"opaque{suffix}", "opaque", shape=_shape, torch=_torch, vjp=_vjp, recorded=taped, **shared)
-    )
+    return register(Op(f"opaque{suffix}", "opaque", shape=_shape, torch=_torch, vjp=_vjp, recorded=taped, **shared))
 
 
 OPAQUE = _declared("", pure=True)
@@ -156,4 +155,6 @@ OPAQUE_RANDOM = _declared("_random", pure=False)
 
 def opaque(call: Call, *inputs: Node, stream: int | None = None) -> Node:
     """The node of one call; ``stream`` numbers it among the random draws of the program, if it is one."""
-    return apply(OPAQUE, *inputs, call=call) if stream is None else apply(OPAQUE_RANDOM, *inputs, call=call, stream=stream)
+    return (
+        apply(OPAQUE, *inputs, call=call) if stream is None else apply(OPAQUE_RANDOM, *inputs, call=call, stream=stream)
+    )

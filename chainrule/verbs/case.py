@@ -16,9 +16,8 @@ import torch
 
 from chainrule.backends.torch import Step, compile, step
 from chainrule.errors import ModelError
-from chainrule.frontends.torch import Trace, trace_case
+from chainrule.frontends.torch import Trace, trace_case, untouched
 from chainrule.frontends.torch import trace as trace_function
-from chainrule.frontends.torch import untouched
 from chainrule.interpreters.differentiate import vjp_all
 from chainrule.ir import Graph, Node, constant
 

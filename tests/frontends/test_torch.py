@@ -422,8 +422,6 @@ def weight_of_a_write() -> Iterator[torch.Tensor]:
         (lambda self, x: x[0].zero_() + self.weight, "input 'x'"),
         (lambda self, x: torch.no_grad()(lambda: self.weight.clamp_(-1, 1))() * x, "parameter 'weight'"),
         (lambda self, x: self.weight.data.clamp_(-1, 1) * x, "parameter 'weight'"),
-        (lambda self, x: self.buffer.add_(1) * x, "buffer 'buffer'"),
-        (lambda self, x: torch.add(x, 1, out=self.buffer) * x, "buffer 'buffer'"),
         (lambda self, x: self.table.add_(1) * x, "the closed-over tensor 'table'"),
         (
             lambda self, x: F.embedding(torch.tensor([0]), self.matrix, max_norm=0.1).sum() * x,
@@ -443,18 +441,6 @@ def test_writes_into_what_belongs_to_the_user_are_refused(
     with pytest.raises(UnsupportedOpError, match=f"writes into {owner}"):
         trace_case(model, x)
     assert torch.equal(x, copied) and snapshot(model) == before
-
-
-def test_running_statistics_are_refused_and_kept() -> None:
-    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    before = snapshot(model)
-    with pytest.raises(UnsupportedOpError, match=r"^1.*writes into buffer '1.num_batches_tracked'"):
-        trace_case(model, torch.randn(4, 3))
-    model[1].num_batches_tracked = None  # type: ignore[assignment]
-    with pytest.raises(UnsupportedOpError, match=r"batch_norm.*writes into buffer '1.running_mean'"):
-        trace_case(model, torch.randn(4, 3))
-    del before["attributes"], before["ids"]
-    assert all(snapshot(model)["bytes"][n] == b for n, b in before["bytes"].items() if "tracked" not in n)
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------
@@ -514,9 +500,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "no op": (lambda self, x: Reversed.apply(x * self.weight), "custom autograd.Function 'Reversed'"),
     "undeclared": (lambda self, x: torch.special.i0(x * self.weight), "i0.* is not declared"),
     "undeclared arguments": (lambda self, x: torch.nansum(x * self.weight), "nansum.* is not declared"),
-    "dropout": (lambda self, x: F.dropout(x * self.weight), "dropout in training mode"),
-    "random": (lambda self, x: x + torch.rand_like(x), "rand.* draws random numbers"),
-    "normal": (lambda self, x: x + torch.randn(3), "rand.* draws random numbers"),
     "backward": (
         lambda self, x: torch.autograd.grad((x * self.weight).sum(), self.weight)[0],
         "autograd.grad",
@@ -533,14 +516,8 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         "without its derivative",
     ),
     "data assignment": (lambda self, x: setattr(self.weight, "data", x) or x, "assignment to .data"),
-    "view": (lambda self, x: written_view(x * self.weight), "write in place"),
     "autocast": (lambda self, x: torch.autocast("cpu")(lambda: x @ self.weight)(), "under autocast"),
 }
-
-
-def written_view(h: torch.Tensor) -> torch.Tensor:
-    h[0] = 1.0
-    return h
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -548,7 +525,7 @@ def test_refused_with_module_and_line(name: str) -> None:
     function, words = REFUSED[name]
     model = nn.Sequential(Function(function))
     with pytest.raises(UnsupportedOpError, match=words) as caught:
-        trace_case(model, torch.randn(3))
+        trace_case(model, torch.randn(3), strict=True)
     if name != "no op":  # only autograd's record shows it, which knows no lines
         assert str(caught.value).startswith("0 (tests/frontends/test_torch.py:")
 

@@ -82,7 +82,7 @@ def _text(value: Any, operands: list[torch.Tensor]) -> str:
         return f"{{{len(operands) - 1}}}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_text(v, operands) for v in value)}]"
-    if isinstance(value, float) and value in (float("inf"), float("-inf")) or value != value:
+    if (isinstance(value, float) and value in (float("inf"), float("-inf"))) or value != value:
         return f'float("{value}")'
     if isinstance(value, (bool, int, float, type(None))):
         return repr(value)

@@ -2,12 +2,8 @@
 
 A dispatch mode sits above autograd and above torch's decompositions (the PreDispatch key that
 ``torch.export`` uses), so it sees ``linear`` and ``layer_norm`` whole, and every call knows which module,
-which line and which grad mode it was made in. Each call is lowered at once (``lower``); what a tensor means
-is then one of three things:
-
-    Node      depends on an input of the trace (parameter, buffer, batch, closed-over tensor)
-    FOLDED    does not: it is a number known now, and becomes a constant where a node uses it
-    Refused   cannot be expressed: the error is raised only if the result depends on it
+which line and which grad mode it was made in. Each call is lowered at once (``lower``); what a tensor means is
+kept in ``meanings``.
 
 Nothing passes through in silence. What a graph cannot hold raises here with module and line: writes into the
 user's tensors, derivatives taken inside the program. What it can hold only as it is, without a closed form, is
@@ -26,33 +22,21 @@ from torch._C._functorch import maybe_current_level  # type: ignore[import]
 from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
 from chainrule.frontends.torch import guards
 from chainrule.frontends.torch import lower as lowering
-from chainrule.frontends.torch.aliases import after_write
 from chainrule.frontends.torch.calls import opaque_call, opaque_function
 from chainrule.frontends.torch.draws import drawn, generator_state
+from chainrule.frontends.torch.meanings import FOLDED, Meanings, Refused, memory_of
 from chainrule.frontends.torch.modules import ModuleStack
 from chainrule.frontends.torch.python_side import PythonSide, custom_calls
 from chainrule.frontends.torch.source import custom_function, here
 from chainrule.ir import OPS, Node, Origin, apply, item, toposort
 from chainrule.ops.batch_normalization import running_statistics
 
-FOLDED = object()
 
-
-class Refused:
-    """A tensor that the graph cannot hold, with the error that says why."""
-
-    def __init__(self, error: ChainruleError) -> None:
-        # Without its traceback, whose frames would hold tensors: torch gives what a factory made
-        # (torch.randn) a new identity if anybody else still refers to it.
-        self.error = error.with_traceback(None)
-
-
-class Recorder(ProxyTorchDispatchMode):
+class Recorder(Meanings, ProxyTorchDispatchMode):
     """Records the graph of everything that runs while it is active.
 
     A subclass of torch's proxy mode because torch admits no other class at the PreDispatch key; nothing of
@@ -68,6 +52,7 @@ class Recorder(ProxyTorchDispatchMode):
         self, roots: Mapping[str, torch.nn.Module], leaf: Callable[[torch.Tensor], Node], strict: bool = True
     ) -> None:
         TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
+        Meanings.__init__(self, leaf)
         self.modules = ModuleStack(roots, self.known_node)
         self.origins: dict[Node, Origin] = {}
         self.failure: ChainruleError | None = None
@@ -75,10 +60,6 @@ class Recorder(ProxyTorchDispatchMode):
         self.guards: list[guards.Guard] = []
         self.draws: list[Node] = []
         self._suspended = False
-        self._leaf = leaf
-        self._meaning = WeakTensorKeyDictionary()
-        self._owners: dict[int, str] = {}  # storages that belong to the user -> whose
-        self._writable: set[int] = set()  # those among them that a program may update: buffers
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -103,59 +84,6 @@ class Recorder(ProxyTorchDispatchMode):
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(self)
             yield
-
-    # ---- what tensors mean ---------------------------------------------------------------------------------
-    def bind(self, tensor: torch.Tensor, node: Node, owner: str, writable: bool = False) -> None:
-        """Declares ``tensor`` an input; ``owner`` is how messages call it. Its memory is protected unless writable."""
-        self._meaning[tensor] = node
-        self._owners.setdefault(_memory(tensor), owner)
-        if writable:
-            self._writable.add(_memory(tensor))
-
-    def meaning(self, tensor: torch.Tensor) -> Any:
-        """A Node, FOLDED or Refused. A tensor never seen before comes from outside: it becomes an input."""
-        found = self._meaning.get(tensor)
-        if found is None:
-            found = self._meaning[tensor] = self._discovered(tensor)
-        return found
-
-    def _discovered(self, tensor: torch.Tensor) -> Any:
-        memory = _memory(tensor)
-        relative = memory not in self._owners and any(_memory(t) == memory for t in self._meaning)
-        if relative or tensor.grad_fn is not None:
-            return Refused(
-                self.refusal(
-                    "a tensor that was made from another one outside of what can be traced",
-                    required="tensors made by torch functions inside the model, or independent of it",
-                    instead="the same with torch functions, or .detach() of it",
-                )
-            )
-        try:
-            node = self._leaf(tensor)
-        except ChainruleError as error:
-            return Refused(error)
-        self._owners.setdefault(memory, f"the closed-over tensor {node.params['name']!r}")
-        return node
-
-    def node_of(self, tensor: torch.Tensor) -> Node:
-        """The node of a tensor.
-
-        Raises:
-            ChainruleError: the graph cannot hold it.
-        """
-        meaning = self.meaning(tensor)
-        if isinstance(meaning, Refused):
-            raise meaning.error
-        return lowering.constant_of(tensor) if meaning is FOLDED else meaning
-
-    def known_node(self, tensor: torch.Tensor) -> Node | None:
-        """The node of a tensor that depends on inputs; None for every other."""
-        meaning = self._meaning.get(tensor)
-        return meaning if isinstance(meaning, Node) else None
-
-    def depends(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor's numbers change with the inputs, as far as is known."""
-        return self.meaning(tensor) is not FOLDED
 
     # ---- one call ------------------------------------------------------------------------------------------
     def __torch_dispatch__(
@@ -182,7 +110,7 @@ class Recorder(ProxyTorchDispatchMode):
         prepared = self._prepared(args, kwargs, meanings) if recorded else None
         state = generator_state() if seeded else None
         in_place = recorded and lowering.is_in_place(func)
-        before = self._on_memory_of(args[0]) if in_place else []
+        before = self.on_memory_of(args[0]) if in_place else []
         with no_python_dispatcher():  # the kernels that eager execution runs, not torch's Python versions of them
             out = func(*args, **kwargs)
         if depends:
@@ -198,7 +126,7 @@ class Recorder(ProxyTorchDispatchMode):
         for tensor, result in zip(outputs, results, strict=True):
             self._meaning[tensor] = result
         if in_place and outputs and results[0] is not FOLDED:
-            self._renew(before, outputs[0], origin)
+            self.renew(before, outputs[0], origin)
         if name in _HIDDEN_WRITES and args[5] and args[3] is not None:
             self._new_statistics(name, args, prepared, origin)
         return out
@@ -217,13 +145,17 @@ class Recorder(ProxyTorchDispatchMode):
         outputs = list(_tensors((out,)))
         if isinstance(prepared, Refused) or not outputs:
             return [prepared] * len(outputs)
+        if torch.is_autocast_enabled(outputs[0].device.type):  # casts happen below, unseen
+            return [
+                Refused(UnsupportedOpError(f"{func} under autocast is not supported yet").located(str(origin)))
+            ] * len(outputs)
         args, kwargs = prepared
         found: list[Node] | None = None
         try:
             if stream is None:
                 found = _lowered(func, args, kwargs, outputs)
             else:
-                node = drawn(func, *given, args, outputs[0], stream)
+                node = drawn(func, given[0], given[1], args, outputs[0], stream)
                 found = None if node is None else [node]
                 if found is not None:
                     _check_type(func, outputs[0], found[0])
@@ -236,7 +168,8 @@ class Recorder(ProxyTorchDispatchMode):
             problem = error
         if found is None and not self.strict:
             try:
-                whole = opaque_call(func, *given, self._node_before(given, args, kwargs), out, problem.what, stream)
+                node_of = self._node_before(given, args, kwargs)
+                whole = opaque_call(func, given[0], given[1], node_of, out, problem.what, stream)
                 found = [item(whole, k) for k in range(len(outputs))] if len(outputs) > 1 else [whole]
             except (UnsupportedOpError, ShapeError) as error:
                 problem = error if isinstance(error, UnsupportedOpError) else UnsupportedOpError(error.what)
@@ -244,9 +177,9 @@ class Recorder(ProxyTorchDispatchMode):
             return [Refused(problem.located(str(origin)))] * len(outputs)
         if stream is not None:
             self.draws += [n for n in toposort(found) if not n.op.pure and n not in self.draws]
-        return self._originated(found, origin)
+        return self.originated(found, origin)
 
-    def _originated(self, found: list[Node], origin: Origin) -> list[Node]:
+    def originated(self, found: list[Node], origin: Origin) -> list[Node]:
         """The nodes of a call, cut from derivatives where gradients are off, with the place they come from."""
         if not torch.is_grad_enabled():
             found = [apply(OPS["stop_gradient"], n) if n.type.is_float else n for n in found]
@@ -265,34 +198,6 @@ class Recorder(ProxyTorchDispatchMode):
     def _operand(self, value: Any) -> Any:
         return self.node_of(value) if isinstance(value, torch.Tensor) else lowering.plain(value)
 
-    # ---- writes --------------------------------------------------------------------------------------------
-    def _on_memory_of(self, written: torch.Tensor) -> list[tuple[torch.Tensor, Any]]:
-        """Other tensors on the memory that is about to be written, with what they mean."""
-        memory = _memory(written)
-        alive = [t for t in self._meaning if t is not written and _memory(t) == memory]
-        found = []
-        for tensor in alive:
-            try:
-                found.append((tensor, self.node_of(tensor)))
-            except ChainruleError:
-                continue  # cannot be expressed, and still cannot afterwards
-        return found
-
-    def _renew(self, before: Sequence[tuple[torch.Tensor, Any]], written: torch.Tensor, origin: Origin) -> None:
-        """After a write: what the other tensors on the memory mean now."""
-        value = self.meaning(written)
-        for tensor, meant in before:
-            if isinstance(value, Refused):
-                self._meaning[tensor] = value
-                continue
-            try:
-                now = after_write(tensor, meant, written, value)
-            except (UnsupportedOpError, ShapeError) as error:
-                self._meaning[tensor] = Refused(UnsupportedOpError(error.what).located(str(origin)))
-                continue
-            if now is not None:
-                (self._meaning[tensor],) = self._originated([now], origin)
-
     def _new_statistics(self, name: str, args: Sequence[Any], prepared: Any, origin: Origin) -> None:
         """What the running mean and variance mean after a batch."""
         if name != "batch_norm":
@@ -300,7 +205,7 @@ class Recorder(ProxyTorchDispatchMode):
         new: Sequence[Any] = [prepared] * 2
         if not isinstance(prepared, Refused):
             x, _, _, mean, variance, _, momentum, *_ = prepared[0]
-            new = self._originated(list(running_statistics(x, mean, variance, momentum)), origin)
+            new = self.originated(list(running_statistics(x, mean, variance, momentum)), origin)
         for tensor, node in zip(args[3:5], new, strict=True):
             self._meaning[tensor] = node
 
@@ -314,8 +219,10 @@ class Recorder(ProxyTorchDispatchMode):
         if read is not None:
             expected = out if name in _VERDICTS else read(*operands)
             self.guards.append(guards.Guard(tuple(map(self.node_of, operands)), read, expected, str(origin)))
-        elif name in _SIZED_BY_VALUES:
-            mask = operands[_SIZED_BY_VALUES[name]]
+        masks = [operands[_SIZED_BY_VALUES[name]]] if name in _SIZED_BY_VALUES else []
+        if name == "index":
+            masks = [t for t in operands[1:] if t.dtype in (torch.bool, torch.uint8)]
+        for mask in masks:
             self.guards.append(guards.Guard((self.node_of(mask),), guards.numbers, mask.tolist(), str(origin)))
 
     def read_out(self, tensor: torch.Tensor) -> None:
@@ -354,7 +261,7 @@ class Recorder(ProxyTorchDispatchMode):
         whole = opaque_function(f"autograd.Function {cls.__name__}", function, nodes, flat, stream)
         if stream is not None:
             self.draws.append(whole)
-        found = self._originated([whole] if single else [item(whole, k) for k in range(len(flat))], origin)
+        found = self.originated([whole] if single else [item(whole, k) for k in range(len(flat))], origin)
         for tensor, node in zip(flat, found, strict=True):
             self._meaning[tensor] = node
         return out
@@ -384,8 +291,8 @@ class Recorder(ProxyTorchDispatchMode):
         if name in _HIDDEN_WRITES and args[5]:  # batch statistics: the running ones are updated
             written = [t for t in args[3:5] if t is not None]
         for tensor in written:
-            owner = self._owners.get(_memory(tensor))
-            if owner is not None and _memory(tensor) not in self._writable:
+            owner = self._owners.get(memory_of(tensor))
+            if owner is not None and memory_of(tensor) not in self._writable:
                 self.fail(
                     f"{func} writes into {owner}",
                     required="a forward pass that leaves parameters and batch as they are",
@@ -461,11 +368,6 @@ _SIZED_BY_VALUES = {
 _HIDDEN_WRITES = frozenset(("batch_norm", "instance_norm"))
 
 
-def _memory(tensor: torch.Tensor) -> int:
-    # Sparse tensors have no memory of their own; they are refused wherever they are used.
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else -id(tensor)
-
-
 def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
     for value in values:
         if isinstance(value, torch.Tensor):
@@ -487,8 +389,6 @@ def _mapped(value: Any, one: Callable[[Any], Any]) -> Any:
 
 
 def _lowered(func: Any, args: Any, kwargs: Any, outputs: Sequence[torch.Tensor]) -> list[Node]:
-    if outputs and torch.is_autocast_enabled(outputs[0].device.type):
-        raise UnsupportedOpError(f"{func} under autocast is not supported yet")
     found = lowering.lower(func, args, kwargs, lowering.dtype_name(outputs[0].dtype))
     found = [found] if isinstance(found, Node) else list(found)
     for tensor, node in zip(outputs, found, strict=True):

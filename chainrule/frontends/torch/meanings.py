@@ -1,0 +1,140 @@
+"""What each tensor of a running program means: a node, a number known now, or an error that waits.
+
+    Node      depends on an input of the trace (parameter, buffer, batch, closed-over tensor)
+    FOLDED    does not: it is a number known now, and becomes a constant where a node uses it
+    Refused   cannot be expressed: the error is raised only if the result depends on it
+
+``record`` fills this table call by call; memory that belongs to the user is known here by its owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
+from chainrule.frontends.torch import lower as lowering
+from chainrule.frontends.torch.aliases import after_write
+from chainrule.ir import Node, Origin
+
+FOLDED = object()
+
+
+class Refused:
+    """A tensor that the graph cannot hold, with the error that says why."""
+
+    def __init__(self, error: ChainruleError) -> None:
+        # Without its traceback, whose frames would hold tensors: torch gives what a factory made
+        # (torch.randn) a new identity if anybody else still refers to it.
+        self.error = error.with_traceback(None)
+
+
+class Meanings:
+    """The table, and what a write in place does to it.
+
+    Args:
+        leaf: makes the leaf of a closed-over tensor that the trace meets.
+    """
+
+    def __init__(self, leaf: Callable[[torch.Tensor], Node]) -> None:
+        self._leaf = leaf
+        self._meaning = WeakTensorKeyDictionary()
+        self._owners: dict[int, str] = {}  # storages that belong to the user -> whose
+        self._writable: set[int] = set()  # those among them that a program may update: buffers
+
+    def refusal(self, what: str, *, required: str = "", instead: str = "") -> UnsupportedOpError:
+        """The error with the place where the program is now."""
+        raise NotImplementedError
+
+    def originated(self, found: list[Node], origin: Origin) -> list[Node]:
+        """The nodes of a call, with the place they come from."""
+        raise NotImplementedError
+
+    # ---- what tensors mean ---------------------------------------------------------------------------------
+    def bind(self, tensor: torch.Tensor, node: Node, owner: str, writable: bool = False) -> None:
+        """Declares ``tensor`` an input; ``owner`` is how messages call it. Its memory is protected unless writable."""
+        self._meaning[tensor] = node
+        self._owners.setdefault(memory_of(tensor), owner)
+        if writable:
+            self._writable.add(memory_of(tensor))
+
+    def meaning(self, tensor: torch.Tensor) -> Any:
+        """A Node, FOLDED or Refused. A tensor never seen before comes from outside: it becomes an input."""
+        found = self._meaning.get(tensor)
+        if found is None:
+            found = self._meaning[tensor] = self._discovered(tensor)
+        return found
+
+    def _discovered(self, tensor: torch.Tensor) -> Any:
+        memory = memory_of(tensor)
+        relative = memory not in self._owners and any(memory_of(t) == memory for t in self._meaning)
+        if relative or tensor.grad_fn is not None:
+            return Refused(
+                self.refusal(
+                    "a tensor that was made from another one outside of what can be traced",
+                    required="tensors made by torch functions inside the model, or independent of it",
+                    instead="the same with torch functions, or .detach() of it",
+                )
+            )
+        try:
+            node = self._leaf(tensor)
+        except ChainruleError as error:
+            return Refused(error)
+        self._owners.setdefault(memory, f"the closed-over tensor {node.params['name']!r}")
+        return node
+
+    def node_of(self, tensor: torch.Tensor) -> Node:
+        """The node of a tensor.
+
+        Raises:
+            ChainruleError: the graph cannot hold it.
+        """
+        meaning = self.meaning(tensor)
+        if isinstance(meaning, Refused):
+            raise meaning.error
+        return lowering.constant_of(tensor) if meaning is FOLDED else meaning
+
+    def known_node(self, tensor: torch.Tensor) -> Node | None:
+        """The node of a tensor that depends on inputs; None for every other."""
+        meaning = self._meaning.get(tensor)
+        return meaning if isinstance(meaning, Node) else None
+
+    def depends(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor's numbers change with the inputs, as far as is known."""
+        return self.meaning(tensor) is not FOLDED
+
+    # ---- writes --------------------------------------------------------------------------------------------
+    def on_memory_of(self, written: torch.Tensor) -> list[tuple[torch.Tensor, Any]]:
+        """Other tensors on the memory that is about to be written, with what they mean."""
+        memory = memory_of(written)
+        alive = [t for t in self._meaning if t is not written and memory_of(t) == memory]
+        found = []
+        for tensor in alive:
+            try:
+                found.append((tensor, self.node_of(tensor)))
+            except ChainruleError:
+                continue  # cannot be expressed, and still cannot afterwards
+        return found
+
+    def renew(self, before: Sequence[tuple[torch.Tensor, Any]], written: torch.Tensor, origin: Origin) -> None:
+        """After a write: what the other tensors on the memory mean now."""
+        value = self.meaning(written)
+        for tensor, meant in before:
+            if isinstance(value, Refused):
+                self._meaning[tensor] = value
+                continue
+            try:
+                now = after_write(tensor, meant, written, value)
+            except (UnsupportedOpError, ShapeError) as error:
+                self._meaning[tensor] = Refused(UnsupportedOpError(error.what).located(str(origin)))
+                continue
+            if now is not None:
+                (self._meaning[tensor],) = self.originated([now], origin)
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    # Sparse tensors have no memory of their own; they are refused wherever they are used.
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else -id(tensor)
