@@ -203,7 +203,7 @@ class Straight(torch.autograd.Function):
     "function",
     [nn.GELU(), nn.ReLU(inplace=True), nn.Softplus(2.0), nn.PReLU(), F.mish, F.hardsigmoid, torch.special.i0,
      nn.Sequential(nn.Tanh(), nn.LeakyReLU(0.3))],
-    ids=str,
+    ids=lambda f: getattr(f, "__name__", str(f)),
 )  # fmt: skip
 def test_torch_callables(function) -> None:
     before = [p.clone() for p in function.parameters()] if isinstance(function, nn.Module) else []
