@@ -28,10 +28,10 @@ _COTANGENT = click.option("--cotangent", metavar="NAME", help="Vector-Jacobian p
 @click.option("--wrt", metavar="NAME", default="all", show_default=True, help="By what; several with commas.")
 @click.option(
     "--mode",
-    type=click.Choice(["direct", "forward", "reverse"]),
+    type=click.Choice(["direct", "forward", "reverse", "best"]),
     default="reverse",
     show_default=True,
-    help="One closed form, or the steps of forward or reverse mode.",
+    help="One closed form, or the steps of forward mode, reverse mode or the cheapest order.",
 )
 @_ORDER
 @_LAYOUT

@@ -6,16 +6,18 @@ step is a sum of terms, one per path, and a term is a local factor times a deriv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.interpreters.differentiate import vjp
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Node, TensorType, constant, variable
+from chainrule.ir import Node, TensorType, constant, tree_size, variable
 from chainrule.ops.contraction import einsum
 from chainrule.ops.movement import broadcast
+from chainrule.verbs.bracketing import source_of
 from chainrule.verbs.expression import Expression, resolve
 from chainrule.verbs.named_program import NamedProgram
 from chainrule.verbs.naming import shortest
@@ -23,6 +25,7 @@ from chainrule.verbs.steps import Factor, Step, Term
 from chainrule.verbs.zeros import is_zero, why_zero
 
 _MAX_SUBSTITUTED = 120  # named quantities
+_MAX_HIDDEN = 60  # operators and operands of a form that is searched for a hidden zero
 _MAX_NAMES = 24  # of them, for which forms in the user's names are compared
 
 
@@ -68,7 +71,7 @@ class Derivation:
         elif tensor is None:
             moved = None
         else:
-            moved = self._contracted(tensor, x, local, y, child)
+            moved = self._contracted(tensor, name, y, child)
         if moved is None:
             return None
         own = Factor(
@@ -109,16 +112,19 @@ class Derivation:
         symbol = self.program.symbol[y]
         return constant(1.0, symbol.type.dtype) if symbol.shape == () else None
 
-    def _contracted(self, tensor: Node, x: Node, local: Node, y: str, child: str) -> Node:
+    def _contracted(self, tensor: Node, name: str, y: str, child: str) -> Node:
         """Jacobian times the derivative of a non-scalar output: both are tensors, contracted over the child."""
         if child == y:
             return tensor
-        after = self._derivative_symbol(y, child)
-        rx, rc, ry = x.type.rank, local.type.rank, self.program.symbol[y].type.rank
-        ix, ic, iy = (tuple(range(k, k + n)) for k, n in ((0, rx), (50, rc), (100, ry)))
+        return self._product(tensor, self._derivative_symbol(y, child), name, child, y)
+
+    def _product(self, before: Node, after: Node, start: str, middle: str, end: str) -> Node:
+        """d middle/d start times d end/d middle: contracted over all dimensions of the middle."""
+        ranks = [self.program.symbol[n].type.rank for n in (start, middle, end)]
+        x, v, f = (tuple(range(k, k + n)) for k, n in zip((0, 50, 100), ranks, strict=True))
         if self.layout == "denominator":
-            return einsum(([ix + ic, ic + iy], ix + iy), tensor, after)
-        return einsum(([iy + ic, ic + ix], iy + ix), after, tensor)
+            return einsum(([x + v, v + f], x + f), before, after)
+        return einsum(([f + v, v + x], f + x), after, before)
 
     # ---- forward -------------------------------------------------------------------------------------------
     def forward(self, wrt: str) -> list[Step]:
@@ -137,26 +143,74 @@ class Derivation:
 
     def _forward_term(self, name: str, parent: str, wrt: str) -> Term | None:
         program = self.program
-        local, p, x = program.local[name], program.symbol[parent], program.symbol[wrt]
         tensor = program.local_jacobian(name, parent, self.layout)
         if tensor is None:
             return None
         own = Factor(f"d{name}/d{parent}", self._expression(tensor), self._shape(parent, name))
         if parent == wrt:
             return Term((own,), self._expression(tensor))
-        before = self._derivative_symbol(parent, wrt)
-        rx, rp, rf = x.type.rank, p.type.rank, local.type.rank
-        ix, ip, jf = (tuple(range(k, k + n)) for k, n in ((0, rx), (50, rp), (100, rf)))
-        if self.layout == "denominator":
-            moved = einsum(([ix + ip, ip + jf], ix + jf), before, tensor)
-        else:
-            moved = einsum(([jf + ip, ip + ix], jf + ix), tensor, before)
+        moved = self._product(self._derivative_symbol(parent, wrt), tensor, wrt, parent, name)
         known = Factor(f"d{parent}/d{wrt}", self._closed_expression(parent, wrt), self._shape(wrt, parent))
         pair = (own, known) if self.scalar or self.layout == "numerator" else (known, own)
         return Term(pair, self._expression(simplify(moved)))
 
+    # ---- any order -----------------------------------------------------------------------------------------
+    def eliminating(self, wrt: Sequence[str], order: Sequence[str]) -> list[Step]:
+        """Steps that remove the intermediate quantities in an order: each way in times each way out."""
+        program, y = self.program, self.program.output
+        needed = set().union(*(program.depends_on(w) for w in wrt)) & program.ancestors(y)
+        ways: dict[tuple[str, str], list[Term]] = {}
+        for parent in dict.fromkeys([*wrt, *order]):
+            for child in [c for c in program.children(parent) if c in needed]:
+                tensor = program.local_jacobian(child, parent, self.layout)
+                if tensor is None:
+                    continue
+                own = Factor(f"d{child}/d{parent}", self._expression(tensor), self._shape(parent, child))
+                if parent in order:
+                    ways[parent, child] = [Term((own,), own.expression)]
+                if parent in wrt:
+                    ways[source_of(parent), child] = [Term((own,), own.expression)]
+        called = {source_of(w): w for w in wrt}
+        steps: list[Step] = []
+        gone: list[str] = []
+
+        def settled(start: str, end: str) -> Factor:
+            """The derivative along one way, as a step of its own unless it is a single local derivative."""
+            terms, wrt_name = ways.pop((start, end)), called.get(start, start)
+            around = _leads_around(ways, start, end)
+            symbol = f"∂{end}/∂{wrt_name}" if around else f"d{end}/d{wrt_name}"
+            if len(terms) == 1 and len(terms[0].factors) == 1:
+                return replace(terms[0].factors[0], symbol=symbol)
+            if len(terms) > 1:
+                terms = [_as_partial(t, f"∂{end}/∂{wrt_name}") if len(t.factors) == 1 else t for t in terms]
+            steps.append(self._step(end, wrt_name, terms, through=gone if around else None))
+            return Factor(symbol, steps[-1].closed_form, steps[-1].shape)
+
+        for name in order:
+            into = [(p, settled(p, s)) for p, s in list(ways) if s == name]
+            out = [(s, settled(p, s)) for p, s in list(ways) if p == name]
+            gone.append(name)
+            for start, before in into:
+                for end, after in out:
+                    term = self._joined(called.get(start, start), name, end, before, after)
+                    ways.setdefault((start, end), []).append(term)
+        for w in wrt:
+            terms = ways.get((source_of(w), y), [])
+            if len(terms) > 1:  # what goes straight to the output is one of several paths
+                terms = [_as_partial(t, f"∂{y}/∂{w}") if len(t.factors) == 1 else t for t in terms]
+            steps.append(self._step(y, w, terms))
+        return steps
+
+    def _joined(self, start: str, middle: str, end: str, before: Factor, after: Factor) -> Term:
+        """dV/dX times dF/dV, contracted over V."""
+        assert before.expression is not None and after.expression is not None
+        moved = self._product(before.expression.node, after.expression.node, start, middle, end)
+        pair = (after, before) if self.scalar or self.layout == "numerator" else (before, after)
+        return Term(pair, self._expression(moved))
+
     # ---- shared --------------------------------------------------------------------------------------------
-    def _step(self, of: str, wrt: str, terms: list[Term]) -> Step:
+    def _step(self, of: str, wrt: str, terms: list[Term], through: Sequence[str] | None = None) -> Step:
+        """The sum over paths; ``through`` are the quantities that they lead through, if others lead around."""
         shape = self._shape(wrt, of) if not terms else terms[0].expression.shape
         total: Node | None = None
         for term in terms:
@@ -170,15 +224,19 @@ class Derivation:
             named = [(s, n) for s, n in self.program.definitions.items() if s is not self.program.symbol[of]]
             written_out = resolve(substituted, self.program.definitions)
             closed = shortest(closed, written_out, named)
-            if named and is_zero(simplify(written_out)):  # names hide that y - (a - b) is zero
-                closed = simplify(written_out)
+            if named and tree_size(written_out) <= _MAX_HIDDEN and is_zero(simplify(written_out)):
+                closed = simplify(written_out)  # names hide that y - (a - b) is zero
         note = ""
         if is_zero(closed):
             program = self.program
-            output = resolve(program.symbol[of], program.without(wrt))
+            meant = program.without(wrt)
+            if through is not None:
+                meant = {s: n for s, n in meant.items() if s.params["name"] in (*through, of)}
+            output = resolve(program.symbol[of], meant)
             note = why_zero(of, wrt, output, program.symbol[wrt])
         self.closed[of, wrt] = closed
-        symbol = variable(f"d{of}/d{wrt}", TensorType(closed.shape, closed.type.dtype))
+        sign = "d" if through is None else "∂"
+        symbol = variable(f"{sign}{of}/{sign}{wrt}", TensorType(closed.shape, closed.type.dtype))
         self.derivatives[symbol] = self.meanings[symbol] = closed
         return Step(
             of,
@@ -188,6 +246,7 @@ class Derivation:
             self._expression(closed),
             shape,
             note=note,
+            partial=through is not None,
             lines=self._lines(terms, substituted, closed),
         )
 
@@ -227,3 +286,19 @@ class Derivation:
         if cotangent is not None and of == self.program.output:
             return x  # the cotangent has been contracted with the output
         return (*x, *f) if self.layout == "denominator" else (*f, *x)
+
+
+def _as_partial(term: Term, symbol: str) -> Term:
+    return replace(term, factors=(replace(term.factors[0], symbol=symbol),))
+
+
+def _leads_around(ways: Mapping[tuple[str, str], Sequence[Term]], start: str, end: str) -> bool:
+    """Whether another path leads from ``start`` to ``end``."""
+    seen, stack = {start}, [start]
+    while stack:
+        here = stack.pop()
+        for p, s in ways:
+            if p == here and s not in seen:
+                seen.add(s)
+                stack.append(s)
+    return end in seen

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,26 @@ import numpy as np
 from chainrule.errors import ChainruleError, FormulaError
 from chainrule.interpreters.evaluate import evaluate_all
 from chainrule.interpreters.simplify import simplify
-from chainrule.ir import Graph, Node, toposort, variable
+from chainrule.ir import Dim, Graph, Node, toposort, variable
+from chainrule.verbs.bracketing import MAX_COUNTED, Bracketing, best_order, bracketing, chain_of, passes
 from chainrule.verbs.code import code
 from chainrule.verbs.derivation import Derivation
 from chainrule.verbs.direct import ORDERS, direct_step
 from chainrule.verbs.equations import as_html, as_latex, as_text
 from chainrule.verbs.expression import NOTATIONS, Expression, resolve
-from chainrule.verbs.named_program import NamedProgram, free_name, is_single_formula, program_of, target_names
+from chainrule.verbs.named_program import (
+    MAX_PARTS,
+    NamedProgram,
+    free_name,
+    is_single_formula,
+    program_of,
+    split_formula,
+    target_names,
+)
 from chainrule.verbs.steps import Step
 from chainrule.verbs.zeros import is_zero, why_zero
 
-MODES = ("direct", "forward", "reverse")
+MODES = ("direct", "forward", "reverse", "best")
 LAYOUTS = ("denominator", "numerator")
 
 
@@ -39,6 +49,7 @@ class DeriveResult:
     Attributes:
         of: the name of what was derived. wrt: by what. mode, order, layout: as asked.
         definitions: (name, expression) of the program's named quantities, in order.
+        from_model: the program is a torch module or function.
     """
 
     of: str
@@ -50,6 +61,7 @@ class DeriveResult:
     steps: tuple[Step, ...]
     derivatives: Mapping[str, Expression] = field(repr=False)
     program: NamedProgram = field(repr=False)
+    from_model: bool = False
 
     def __getitem__(self, name: str) -> Expression:
         if name not in self.derivatives:
@@ -59,6 +71,34 @@ class DeriveResult:
                 required=f"one of {', '.join(self.derivatives)}",
             )
         return self.derivatives[name]
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether counts are shown unasked: the tensors of order four of a model's batch take their time."""
+        return self.order == 1 and not self.from_model and len(self.program.order) <= MAX_COUNTED
+
+    @cached_property
+    def bracketing(self) -> Bracketing:
+        """Multiplications of the chain in every mode, the cheapest order, and passes over the program.
+
+        Raises:
+            UnsupportedOpError: a local derivative has no matrix form, so its zeros are not known.
+        """
+        program = self.program
+        if len(program.order) == 1:  # a single formula: its operations are the chain
+            parts = split_formula(program.local[program.output], program.output)
+            program = NamedProgram(parts, program.leaves) if len(parts) <= MAX_PARTS else program
+        return bracketing(program, self.wrt)
+
+    @property
+    def counts(self) -> Mapping[str, int | Dim]:
+        """Multiplications in forward, reverse and best mode: numbers, or polynomials in the dimensions' names."""
+        return self.bracketing.counts
+
+    @property
+    def passes(self) -> Mapping[str, int | Dim]:
+        """Sweeps over the program: one per element of the variables (forward) or of the output (reverse)."""
+        return passes(self.program, self.wrt)
 
     @property
     def notes(self) -> Mapping[str, str]:
@@ -130,6 +170,7 @@ class DeriveResult:
             "steps": [s.to_dict() for s in self.steps],
             "derivatives": {name: e.to_dict() for name, e in self.derivatives.items()},
             "notes": dict(self.notes),
+            "multiplications": self.bracketing.to_dict() if self.is_counted else None,
         }
 
 
@@ -152,7 +193,8 @@ def derive(
             cotangent of their output is called ``g``.
         wrt: variables (or named intermediates) to derive by: a name, names separated by commas, or ``"all"``.
         shapes: name -> dimensions of the variables that are not scalars, ``{"A": "m,n"}``.
-        mode: ``"reverse"`` (problem 7.12), ``"forward"`` (7.13) or ``"direct"`` (one closed form, written out).
+        mode: ``"reverse"`` (problem 7.12), ``"forward"`` (7.13), ``"best"`` (the cheapest order of multiplication) or
+            ``"direct"`` (one closed form, written out). All give the same derivative.
         order: 1, 2 or 3: the derivative of the derivative by the same variable; a third one has at most four indices.
         layout: ``"denominator"`` (the book's: X.shape + F.shape) or ``"numerator"`` (F.shape + X.shape).
         cotangent: name of a cotangent of the output: the result is then the vector-Jacobian product.
@@ -180,9 +222,10 @@ def derive(
     targets = active if wrt == "all" else target_names(wrt, program)
     if not targets:
         raise ChainruleError("there is nothing to derive by", required="a variable that is not an integer")
+    from_text = isinstance(source, str | Expression | Graph)
     seed = None
     output = program.symbol[program.output]
-    if cotangent is None and output.shape != () and not isinstance(source, str | Expression | Graph):
+    if cotangent is None and output.shape != () and not from_text:
         cotangent = free_name("g", Graph(tuple(variables), ()))  # a model without a loss: what comes back from above
     if cotangent is not None:
         seed = variable(cotangent, output.type)
@@ -191,14 +234,15 @@ def derive(
         definitions: tuple[tuple[str, Expression], ...] = ()
     else:
         # A batch makes every local factor a tensor of order four: for models the equations say it all.
-        factors = isinstance(source, str | Expression | Graph)
-        derivation = Derivation(program, layout, factors)
+        derivation = Derivation(program, layout, factors=from_text)
+        if mode != "reverse" and seed is not None:
+            raise ChainruleError(f"{mode} mode takes no cotangent", instead='mode="reverse"')
         if mode == "reverse":
             steps = derivation.reverse(targets, seed)
-        else:
-            if seed is not None:
-                raise ChainruleError("forward mode takes no cotangent", instead='mode="reverse"')
+        elif mode == "forward":
             steps = [s for w in targets for s in derivation.forward(w)]
+        else:
+            steps = derivation.eliminating(targets, best_order(chain_of(program, targets), _sizes(at)))
         definitions = tuple((n, Expression(program.local[n])) for n in program.order)
     found = {s.wrt: s.closed_form for s in steps if s.of == program.output and s.wrt in targets}
     if is_single_formula(source, shapes):
@@ -206,9 +250,14 @@ def derive(
         found = {w: Expression(simplify(e.full), program.definitions, program.leaves) for w, e in found.items()}
     steps = [_zero_seen(s, found.get(s.wrt), program) if s.of == program.output else s for s in steps]
     result = DeriveResult(
-        program.output, tuple(targets), mode, order, layout, definitions, tuple(steps), found, program
+        program.output, tuple(targets), mode, order, layout, definitions, tuple(steps), found, program, not from_text
     )
     return result if at is None else _at(result, at)
+
+
+def _sizes(at: Mapping[str, Any] | None) -> dict[str, int]:
+    """The whole numbers among the values given, any of which may be a dimension's."""
+    return {k: int(v) for k, v in (at or {}).items() if np.ndim(v) == 0 and v == int(v)}
 
 
 def _zero_seen(step: Step, answer: Expression | None, program: NamedProgram) -> Step:

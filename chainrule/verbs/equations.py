@@ -61,10 +61,11 @@ def equation(latex: str, text: str) -> str:
 
 
 def _conventions(result: DeriveResult) -> list[str]:
-    """What a reader must know to use a matrix answer."""
-    if not any(len(s.shape) > 1 for s in result.steps):
-        return []
-    return [f"layout: {result.layout}" + (" (the book's)" if result.layout == "denominator" else "")]
+    """What a reader must know to use a matrix answer, and what each mode costs."""
+    lines = []
+    if any(len(s.shape) > 1 for s in result.steps):
+        lines.append(f"layout: {result.layout}" + (" (the book's)" if result.layout == "denominator" else ""))
+    return [*lines, *result.bracketing.lines()] if result.is_counted else lines
 
 
 def _index_step(step: Step, index: IndexLines) -> str:

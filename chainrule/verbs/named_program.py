@@ -17,7 +17,7 @@ from chainrule.ir import Graph, Node, apply, rebuild, toposort, variable
 from chainrule.verbs.defined import refuse_division_by_zero, refuse_unused
 from chainrule.verbs.expression import Expression
 
-_MAX_PARTS = 60  # a longer single formula is derived as one step; nobody reads more
+MAX_PARTS = 60  # a longer single formula is derived as one step; nobody reads more
 
 
 class NamedProgram:
@@ -107,7 +107,7 @@ def program_of(
         source, args, shapes: as of :func:`chainrule.derive`. split: cut a single formula of scalars into its parts.
     """
     if isinstance(source, Expression):
-        return _with_targets(_split(source.full, "y"), source.graph.inputs)
+        return _with_targets(split_formula(source.full, "y"), source.graph.inputs)
     if isinstance(source, Graph):
         named = [(n, node) for n, node in source.names.items() if node.inputs and node not in source.outputs]
         return _with_targets([*named, (source.output_names[0] or "y", source.outputs[0])], source.inputs)
@@ -123,8 +123,8 @@ def program_of(
             statements.append((free_name("y", parsed.graph), last.node))
         scalar = all(n.type.rank == 0 for n in toposort([last.node]) if n.is_leaf)
         if split and len(statements) == 1 and scalar:  # a tensor formula is one step: its parts have names if wanted
-            parts = _split(statements[0][1], statements[0][0])
-            statements = parts if len(parts) <= _MAX_PARTS else statements
+            parts = split_formula(statements[0][1], statements[0][0])
+            statements = parts if len(parts) <= MAX_PARTS else statements
         return _with_targets(statements, parsed.graph.inputs)
     try:  # models need torch, formulas must work without
         from chainrule.verbs.modules import module_program
@@ -154,7 +154,7 @@ def free_name(name: str, graph: Graph) -> str:
     return name
 
 
-def _split(root: Node, name: str) -> list[tuple[str, Node]]:
+def split_formula(root: Node, name: str) -> list[tuple[str, Node]]:
     """A single formula as elementary assignments f1, f2, ...: every operation that is not constant, in order.
 
     Movement and products with numbers stay inside the expression that uses them, so the steps are the chapter's.

@@ -18,6 +18,11 @@ class Factor:
     expression: Expression | None  # None: no closed tensor form was asked for or exists
     shape: tuple[Any, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The factor as plain data."""
+        expression = self.expression.text if self.expression else None
+        return {"symbol": self.symbol, "expression": expression, "shape": [str(s) for s in self.shape]}
+
 
 @dataclass(frozen=True)
 class Term:
@@ -39,6 +44,10 @@ class Step:
         shape: of the derivative. value: its number if numbers were given. note: why it is zero, where it is.
         lines: (line, rule) from the chain rule to the simplified form.
         order: 1, or that of a higher derivative by the same variable.
+        chain: the whole product, one tuple of local factors per path, from the variable to the output (in numerator
+            layout the other way round); empty where there are many paths. sizes: of the derivative and those factors,
+            ``(D_1 x 1) = (D_1 x D_2)(D_2 x 1)``; empty for scalars.
+        partial: further paths lead around the quantities eliminated so far (mode "best").
     """
 
     of: str
@@ -51,6 +60,9 @@ class Step:
     note: str = ""
     lines: tuple[tuple[str, str], ...] = field(default=())
     order: int = 1
+    partial: bool = False
+    chain: tuple[tuple[Factor, ...], ...] = ()
+    sizes: str = ""
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -66,6 +78,8 @@ class Step:
     @property
     def symbol(self) -> str:
         """``dy/df3``, ``d2y/dx2``."""
+        if self.partial:
+            return f"∂{self.of}/∂{self.wrt}"
         return f"d{self.of}/d{self.wrt}" if self.order == 1 else f"d{self.order}{self.of}/d{self.wrt}{self.order}"
 
     def __str__(self) -> str:
@@ -81,17 +95,9 @@ class Step:
         return {
             "of": self.of,
             "wrt": self.wrt,
-            "terms": [
-                [
-                    {
-                        "symbol": f.symbol,
-                        "expression": f.expression.text if f.expression else None,
-                        "shape": [str(s) for s in f.shape],
-                    }
-                    for f in t.factors
-                ]
-                for t in self.terms
-            ],
+            "terms": [[f.to_dict() for f in t.factors] for t in self.terms],
+            "chain": [[f.symbol for f in path] for path in self.chain],
+            "sizes": self.sizes,
             "closed_form": self.closed_form.text,
             "shape": [str(s) for s in self.shape],
             "value": None if self.value is None else np.asarray(self.value).tolist(),

@@ -56,20 +56,20 @@ def says(source: str, mode: str, shapes: dict[str, str]) -> str:
     return d.notes["x"]
 
 
-@pytest.mark.parametrize("mode", ["reverse", "forward", "direct"])
+@pytest.mark.parametrize("mode", ["reverse", "forward", "direct", "best"])
 @pytest.mark.parametrize("source, reason", CASES)
 def test_a_scalar_says_why(source: str, reason: str, mode: str):
     assert reason in says(source, mode, {})
 
 
-@pytest.mark.parametrize("mode", ["reverse", "forward", "direct"])
+@pytest.mark.parametrize("mode", ["reverse", "forward", "direct", "best"])
 @pytest.mark.parametrize("source, reason", TENSORS)
 def test_a_tensor_says_why(source: str, reason: str, mode: str):
     assert reason in says(source, mode, used(source))
 
 
 @pytest.mark.parametrize("source", ["y = x + heaviside(x)", "y = x*stop_gradient(x)", "y = x - 2*x", "y = relu(x)"])
-@pytest.mark.parametrize("mode", ["reverse", "forward", "direct"])
+@pytest.mark.parametrize("mode", ["reverse", "forward", "direct", "best"])
 def test_what_is_not_zero_has_no_note(source: str, mode: str):
     d = cr.derive(source, wrt="x", mode=mode)
     assert not d.notes and not d.steps[-1].note
