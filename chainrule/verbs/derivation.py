@@ -165,11 +165,12 @@ class Derivation:
                 tensor = program.local_jacobian(child, parent, self.layout)
                 if tensor is None:
                     continue
-                own = Factor(f"d{child}/d{parent}", self._expression(tensor), self._shape(parent, child))
+                local = self._expression(tensor)
+                own = Term((Factor(f"d{child}/d{parent}", local, self._shape(parent, child)),), local)
                 if parent in order:
-                    ways[parent, child] = [Term((own,), own.expression)]
+                    ways[parent, child] = [own]
                 if parent in wrt:
-                    ways[source_of(parent), child] = [Term((own,), own.expression)]
+                    ways[source_of(parent), child] = [own]
         called = {source_of(w): w for w in wrt}
         steps: list[Step] = []
         gone: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -40,8 +40,8 @@ def test_a_textbook_chain():
     chain = dense_chain(TEXTBOOK)
     assert chain.cost(best_order(chain)) == 15125 == fewest(TEXTBOOK)
     # in the textbook's order of factors, multiplying from one end and from the other
-    left = sum(30 * a * b for a, b in zip(TEXTBOOK[1:-1], TEXTBOOK[2:], strict=True))
-    right = sum(25 * a * b for a, b in zip(TEXTBOOK[:-2], TEXTBOOK[1:-1], strict=True))
+    left = sum(30 * a * b for a, b in pairwise(TEXTBOOK[1:]))
+    right = sum(25 * a * b for a, b in pairwise(TEXTBOOK[:-1]))
     assert (chain.cost(forward_order(chain)), chain.cost(reverse_order(chain))) == (left, right)
 
 
