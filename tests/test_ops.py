@@ -69,6 +69,10 @@ NO_TEXT = (
         "one_hot": "class numbers are data of a model",
         "cross_entropy": "a model's loss; its expansion prints, class numbers do not parse",
         "layer_norm_affine": "torch's layer; the language's layer_norm is an expression",
+        **dict.fromkeys(
+            ("hardtanh", "threshold", "hardshrink", "softshrink", "celu", "softplus_above"),
+            "options that the formula language does not have",
+        ),
         "constant": "numbers have no operands; test_formula.py holds their text",
         "dim": "sizes have no operands; test_formula.py holds their text",
     }
@@ -80,6 +84,11 @@ TORCH_AT_KINKS = {
     "relu": torch.relu,
     "leaky_relu": lambda x, a: torch.nn.functional.leaky_relu(x, a.detach().flatten()[0].item()),
     "elu": lambda x, a: torch.nn.functional.elu(x, a.detach().flatten()[0].item()),
+    "hardtanh": torch.nn.functional.hardtanh,
+    "threshold": torch.nn.functional.threshold,
+    "hardshrink": torch.nn.functional.hardshrink,
+    "softshrink": torch.nn.functional.softshrink,
+    "hardsigmoid": torch.nn.functional.hardsigmoid,
     "maximum": torch.maximum,
     "minimum": torch.minimum,
     "amax": lambda x, axes, keepdims: torch.amax(x, axes, keepdim=keepdims),
@@ -125,6 +134,12 @@ def test_declaration_is_complete(op: Op):
 MAY_ACCEPT_ALL = {
     "iverson": "any condition, any float dtype",
     "one_hot": "any array of class numbers",
+    "padded_rows": "any number may be the padding",
+    "round_decimals": "any whole number of decimals",
+    "polygamma": "any order",
+    **dict.fromkeys(
+        ("hardtanh", "threshold", "hardshrink", "softshrink", "celu", "softplus_above"), "any numbers as options"
+    ),
 }
 
 

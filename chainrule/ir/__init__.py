@@ -23,6 +23,7 @@ from chainrule.ir.graph import tree_size as tree_size
 from chainrule.ir.graph import variable as variable
 from chainrule.ir.op import ADD as ADD
 from chainrule.ir.op import ATOM as ATOM
+from chainrule.ir.op import LOWERINGS as LOWERINGS
 from chainrule.ir.op import MUL as MUL
 from chainrule.ir.op import OPS as OPS
 from chainrule.ir.op import POSTFIX as POSTFIX
@@ -33,9 +34,11 @@ from chainrule.ir.op import Kink as Kink
 from chainrule.ir.op import Op as Op
 from chainrule.ir.op import Rewrite as Rewrite
 from chainrule.ir.op import Sample as Sample
+from chainrule.ir.op import lowering as lowering
 from chainrule.ir.op import register as register
 from chainrule.ir.op import rule_of as rule_of
 from chainrule.ir.op import spelling as spelling
+from chainrule.ir.types import DTYPES as DTYPES
 from chainrule.ir.types import Shape as Shape
 from chainrule.ir.types import TensorType as TensorType
 from chainrule.ir.types import TupleType as TupleType

@@ -181,3 +181,22 @@ def spelling(*names: str) -> Callable[[Rule], Rule]:
         return build
 
     return declare
+
+
+LOWERINGS: dict[str, Rule] = {}
+
+
+def lowering(*overloads: str) -> Callable[[Rule], Rule]:
+    """Declares what the torch front end makes of aten overloads that need no op of their own: ``(*args) -> Node(s)``.
+
+    Tensors arrive as nodes, dtypes as names, everything else as it is. Ops say the same in ``Op.aten``.
+    """
+
+    def declare(rule: Rule) -> Rule:
+        for overload in overloads:
+            if overload in LOWERINGS:
+                raise ValueError(f"aten.{overload} is declared twice")
+            LOWERINGS[overload] = rule
+        return rule
+
+    return declare

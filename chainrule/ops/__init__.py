@@ -1,21 +1,32 @@
 """Every op, grouped as a textbook groups them. Importing this package fills the registry ``chainrule.ir.OPS``."""
 
+from chainrule.ops import activations as activations
 from chainrule.ops import arithmetic as arithmetic
+from chainrule.ops import arrangement as arrangement
 from chainrule.ops import batch_normalization as batch_normalization
 from chainrule.ops import casts as casts
+from chainrule.ops import classification as classification
 from chainrule.ops import composites as composites
 from chainrule.ops import contraction as contraction
 from chainrule.ops import elements as elements
 from chainrule.ops import elementwise as elementwise
+from chainrule.ops import gamma_bessel as gamma_bessel
+from chainrule.ops import gathering as gathering
 from chainrule.ops import indexing as indexing
 from chainrule.ops import leaves as leaves
 from chainrule.ops import linear_algebra as linear_algebra
 from chainrule.ops import loops as loops
+from chainrule.ops import losses as losses
 from chainrule.ops import movement as movement
 from chainrule.ops import normalization as normalization
 from chainrule.ops import opaque as opaque
+from chainrule.ops import ordering as ordering
+from chainrule.ops import placing as placing
 from chainrule.ops import random as random
 from chainrule.ops import reductions as reductions
+from chainrule.ops import rounding as rounding
+from chainrule.ops import scans as scans
 from chainrule.ops import slicing as slicing
+from chainrule.ops import special_functions as special_functions
 from chainrule.ops import unknown as unknown
 from chainrule.ops import windows as windows

@@ -267,7 +267,6 @@ POW = elementwise(
         "pow.Tensor_Tensor": None,
         "pow.Scalar": None,
         "square": lambda x: x**2.0,
-        "rsqrt": lambda x: x**-0.5,
     },
     rewrites=(
         Rewrite(

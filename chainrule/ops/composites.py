@@ -1,4 +1,4 @@
-"""Composites of the chapter's networks: linear layers, softmax and its relatives, losses.
+"""Composites of the chapter's networks: linear layers, softmax and its relatives. Losses are in ``losses``.
 
 Each is declared by its expansion. Where the derivative has a well-known short form it is named here and held against
 the expansion's by the contract test; where torch has a fused kernel, ``torch`` calls it.
@@ -6,17 +6,19 @@ the expansion's by the contract test; where torch has a fused kernel, ``torch`` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from chainrule.errors import ShapeError, UnsupportedOpError
-from chainrule.ir import OPS, Node, Sample, TensorType, apply, as_node, product, shape_text, spelling
-from chainrule.ops.contraction import einsum, sum_axes
-from chainrule.ops.families import composite, leaf
-from chainrule.ops.movement import broadcast, expand_dims, ones
+from chainrule.errors import ShapeError
+from chainrule.ir import OPS, Node, Op, Sample, TensorType, apply, as_node, product, shape_text, spelling
+from chainrule.ops.casts import cast
+from chainrule.ops.contraction import einsum, permute, sum_axes
+from chainrule.ops.families import composite
+from chainrule.ops.movement import axis_of, broadcast, expand_dims, ones, reshape, vector
 from chainrule.ops.probe_moments import ProbeRule
-from chainrule.ops.reductions import mean, restore
+from chainrule.ops.reductions import mean, normal_axes, restore
 
 _X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
 
@@ -134,11 +136,7 @@ LOGSUMEXP = composite(
     expansion=_logsumexp_expansion,
     vjp=lambda g, y, x, *, axis: (restore(g, x, (_along(x, axis),), False) * apply(SOFTMAX, x, axis=_along(x, axis)),),
     **(_axis_fields("logsumexp") | {"build": lambda x, axis=-1: apply(LOGSUMEXP, x, axis=_along(x, int(axis)))}),
-    aten={
-        "logsumexp": lambda x, dim, keepdim=False: _kept(
-            apply(LOGSUMEXP, x, axis=_single(dim) % x.type.rank), x, dim, keepdim
-        )
-    },
+    aten={"logsumexp": lambda x, dim, keepdim=False: _logsumexp_over(x, dim, keepdim)},
     source="log of the sum of exponentials; its derivative is softmax",
 )
 SOFTMAX = composite(
@@ -146,7 +144,7 @@ SOFTMAX = composite(
     expansion=_softmax_expansion,
     vjp=lambda g, y, x, *, axis: ((g - _sum_along(g * y, _along(x, axis))) * y,),
     **_axis_fields("softmax"),
-    aten={"softmax.int": lambda x, dim, dtype=None: apply(SOFTMAX, x, axis=dim % x.type.rank)},
+    aten={"softmax.int": lambda x, dim, dtype=None: _vector_of(SOFTMAX, x, dim, dtype)},
     source="exp(x) / sum(exp(x)); y * (g - sum(g y)) back",
 )
 LOG_SOFTMAX = composite(
@@ -154,194 +152,33 @@ LOG_SOFTMAX = composite(
     expansion=lambda x, *, axis: x - _reduce_back(apply(LOGSUMEXP, x, axis=_along(x, axis)), x, _along(x, axis)),
     vjp=lambda g, y, x, *, axis: (g - apply(SOFTMAX, x, axis=_along(x, axis)) * _sum_along(g, _along(x, axis)),),
     **_axis_fields("log_softmax"),
-    aten={"log_softmax.int": lambda x, dim, dtype=None: apply(LOG_SOFTMAX, x, axis=dim % x.type.rank)},
+    aten={"log_softmax.int": lambda x, dim, dtype=None: _vector_of(LOG_SOFTMAX, x, dim, dtype)},
     source="x - logsumexp(x); g - softmax(x) sum(g) back",
 )
 
 
-def _single(dim: Any) -> int:
-    return dim if isinstance(dim, int) else dim[0]
+def _vector_of(op: Op, x: Node, dim: int, dtype: Any = None) -> Node:
+    """Along one dimension as torch calls it: a scalar is a vector of one element, integers become floats."""
+    dtype = dtype or (x.type.dtype if x.type.is_float else "float32")
+    return reshape(apply(op, vector(cast(x, dtype)), axis=axis_of(x, dim)), x.shape)
 
 
-def _kept(value: Node, x: Node, dim: Any, keepdim: bool) -> Node:
-    return expand_dims(value, (_single(dim) % x.type.rank,)) if keepdim else value
-
-
-# ---- losses ------------------------------------------------------------------------------------------------
-_REDUCTIONS = ("none", "mean", "sum")  # torch's numbering in aten
-
-
-def _reduced(value: Node, reduction: str) -> Node:
-    return mean(value) if reduction == "mean" else sum_axes(value) if reduction == "sum" else value
-
-
-def _spread(g: Node, x: Node, reduction: str) -> Node:
-    """The cotangent of each element under a reduction."""
-    if reduction == "none":
-        return g
-    spread = broadcast(g, x.shape)
-    return spread / x.type.numel if reduction == "mean" else spread
-
-
-def _same_shape(x: Node, target: Node, name: str) -> None:
-    if x.shape != target.shape:
-        raise ShapeError(
-            f"{name}: output and target differ in shape",
-            given=f"({shape_text(x.shape)}) and ({shape_text(target.shape)})",
-            required="equal shapes (torch would broadcast them, which is almost always a mistake)",
+def _logsumexp_over(x: Node, dim: int | Sequence[int], keepdim: bool) -> Node:
+    """Over several dimensions: as one, behind the others."""
+    x = x if x.type.is_float else cast(x, "float32")
+    axes = normal_axes(dim, x.type.rank)
+    if len(axes) == 1:
+        found = apply(LOGSUMEXP, x, axis=axes[0])
+    else:
+        kept = [a for a in range(x.type.rank) if a not in axes]
+        together = reshape(
+            permute(x, (*kept, *axes)), (*(x.shape[a] for a in kept), product([x.shape[a] for a in axes]))
         )
+        found = apply(LOGSUMEXP, together, axis=len(kept))
+    return expand_dims(found, axes) if keepdim else found
 
 
-def _mse_expansion(x: Node, target: Node, *, reduction: str) -> Node:
-    _same_shape(x, target, "mse")
-    return _reduced((x - target) ** 2.0, reduction)
-
-
-def _mse_vjp(g: Node, y: Node, x: Node, target: Node, *, reduction: str) -> tuple[Node, Node]:
-    back = _spread(g, x, reduction) * (x - target) * 2.0
-    return back, -back
-
-
-def _loss_fields(torch: str) -> dict[str, Any]:
-    return {
-        "torch": lambda node, x: f"torch.nn.functional.{torch}({', '.join(x)}, reduction={node.params['reduction']!r})",
-        "cost": lambda result, x, *_, **__: x.numel,
-    }
-
-
-def _elementwise_samples(target: np.ndarray) -> tuple[Sample, ...]:
-    return tuple(Sample((_X, target), {"reduction": reduction}) for reduction in _REDUCTIONS)
-
-
-MSE = composite(
-    "mse",
-    expansion=_mse_expansion,
-    vjp=_mse_vjp,
-    build=lambda x, target: _mse_expansion(x, target, reduction="mean"),
-    **_loss_fields("mse_loss"),
-    aten={"mse_loss": lambda x, t, reduction=1: apply(MSE, x, t, reduction=_REDUCTIONS[reduction])},
-    samples=_elementwise_samples(_X[::-1] + 0.3),
-    error_samples=(Sample((_X, _X[:, :1]), {"reduction": "mean"}),),
-    source="problem 7.4: (f - y)^2, derivative 2 (f - y)",
-)
-
-
-def _bce_expansion(x: Node, target: Node, *, reduction: str) -> Node:
-    _same_shape(x, target, "bce_with_logits")
-    return _reduced(apply(OPS["softplus"], x) - target * x, reduction)
-
-
-def _bce_vjp(g: Node, y: Node, x: Node, target: Node, *, reduction: str) -> tuple[Node, Node]:
-    spread = _spread(g, x, reduction)
-    return spread * (apply(OPS["sigmoid"], x) - target), -(spread * x)
-
-
-BCE_WITH_LOGITS = composite(
-    "bce_with_logits",
-    expansion=_bce_expansion,
-    vjp=_bce_vjp,
-    build=lambda x, target: _bce_expansion(x, target, reduction="mean"),
-    **_loss_fields("binary_cross_entropy_with_logits"),
-    aten={
-        "binary_cross_entropy_with_logits": lambda x, t, weight=None, pos_weight=None, reduction=1: (
-            apply(BCE_WITH_LOGITS, x, t, reduction=_REDUCTIONS[reduction])
-            if weight is None and pos_weight is None
-            else _unsupported("binary_cross_entropy_with_logits with weights")
-        )
-    },
-    samples=_elementwise_samples(np.array([[0.0, 1.0, 1.0], [0.2, 0.0, 1.0]])),
-    error_samples=(Sample((_X, _X[:, :1]), {"reduction": "mean"}),),
-    source="problem 7.5: -(1 - y) log(1 - sig(f)) - y log sig(f), derivative sig(f) - y",
-)
-
-
-def _unsupported(what: str) -> Node:
-    raise UnsupportedOpError(f"{what} is not declared")
-
-
-ONE_HOT = leaf(
-    "one_hot",
-    shape=lambda labels, *, classes, dtype: TensorType((*labels.shape, classes), dtype, None, labels.device),
-    value=lambda labels, *, classes, dtype: (np.asarray(labels)[..., None] == np.arange(classes)).astype(np.float64),
-    text=lambda p, node: f"one_hot({p.child(node.inputs[0], 0)}, {node.params['classes']})",
-    latex=lambda p, node: rf"\operatorname{{onehot}}\left({p.child(node.inputs[0], 0)}\right)",
-    torch=lambda node, x: (
-        f"torch.nn.functional.one_hot({x[0]}, {node.params['classes']}).to(torch.{node.params['dtype']})"
-    ),
-    differentiable=False,
-    samples=(Sample((np.array([2, 0]),), {"classes": 3, "dtype": "float64"}),),
-    source="class numbers as rows of the identity",
-)
-
-
-def one_hot(labels: Node, classes: Any, dtype: str = "float64") -> Node:
-    """Class numbers as rows of the identity matrix."""
-    return apply(ONE_HOT, labels, classes=classes, dtype=dtype)
-
-
-def _cross_entropy_parts(x: Node, target: Node) -> tuple[Node, int]:
-    """The target as probabilities (one-hot for class numbers), and the class dimension."""
-    axis = 1 if x.type.rank > 1 else 0
-    if target.type.is_float:
-        _same_shape(x, target, "cross_entropy")
-        return target, axis
-    if target.shape != (*x.shape[:axis], *x.shape[axis + 1 :]):
-        raise ShapeError(
-            "cross_entropy: class numbers do not fit the scores",
-            given=f"({shape_text(x.shape)}) and ({shape_text(target.shape)})",
-            required="one class number per sample: the scores' shape without its class dimension",
-        )
-    hot = one_hot(target, x.shape[axis], x.type.dtype)
-    order = [*range(axis), hot.type.rank - 1, *range(axis, hot.type.rank - 1)]
-    return einsum(([tuple(range(hot.type.rank))], tuple(order)), hot), axis
-
-
-def _cross_entropy_expansion(x: Node, target: Node, *, reduction: str) -> Node:
-    probabilities, axis = _cross_entropy_parts(x, target)
-    per_sample = -sum_axes(probabilities * apply(LOG_SOFTMAX, x, axis=axis), (axis,))
-    return _reduced(per_sample, reduction)
-
-
-def _cross_entropy_vjp(g: Node, y: Node, x: Node, target: Node, *, reduction: str) -> tuple[Node, Node | None]:
-    probabilities, axis = _cross_entropy_parts(x, target)
-    samples = sum_axes(probabilities, (axis,))
-    spread = _reduce_back(_spread(g, samples, reduction), x, axis)
-    mass = (
-        apply(SOFTMAX, x, axis=axis) * _reduce_back(samples, x, axis)
-        if target.type.is_float
-        else apply(SOFTMAX, x, axis=axis)  # class numbers: the rows of the target sum to one
-    )
-    target_back = -(spread * apply(LOG_SOFTMAX, x, axis=axis)) if target.type.is_float else None
-    return spread * (mass - probabilities), target_back
-
-
-CROSS_ENTROPY = composite(
-    "cross_entropy",
-    expansion=_cross_entropy_expansion,
-    vjp=_cross_entropy_vjp,
-    build=lambda x, target: _cross_entropy_expansion(x, target, reduction="mean"),
-    **_loss_fields("cross_entropy"),
-    moments=ProbeRule(),
-    aten={
-        "cross_entropy_loss": lambda x, t, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0: (
-            apply(CROSS_ENTROPY, x, t, reduction=_REDUCTIONS[reduction])
-            if weight is None and label_smoothing == 0.0
-            else _unsupported("cross_entropy with class weights or label smoothing")
-        )
-    },
-    samples=(
-        Sample((_X, np.array([2, 0])), {"reduction": "mean"}),
-        Sample((_X, np.array([[0.2, 0.3, 0.5], [0.0, 0.9, 0.3]])), {"reduction": "sum"}),
-        Sample((_X[0], np.array(1)), {"reduction": "mean"}),
-    ),
-    error_samples=(
-        Sample((_X, np.array([2, 0, 1])), {"reduction": "mean"}),
-        Sample((_X, _X[:, :1]), {"reduction": "mean"}),
-    ),
-    source="-log softmax(x)[y]; derivative softmax(x) - onehot(y) over the batch",
-)
-
-
+# ---- functions of the formula language ---------------------------------------------------------------------
 @spelling("layer_norm")
 def layer_norm(x: Node, eps: Any = 1e-5) -> Node:
     """``(x - mean) / sqrt(variance + eps)`` over the last dimension (biased variance, as in torch)."""

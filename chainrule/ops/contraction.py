@@ -15,6 +15,7 @@ import numpy as np
 from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.ir import (
     MUL,
+    OPS,
     Dim,
     Node,
     Op,
@@ -211,14 +212,11 @@ EINSUM = register(
             "mT": lambda a: swap(a, -1, -2),
             "swapaxes": lambda a, i, j: swap(a, i, j),
             "movedim.int": lambda a, source, destination: _moved(a, source, destination),
-            "trace": lambda a: einsum("ii->", a),
-            "diagonal": lambda a, offset=0, dim1=0, dim2=1: (
-                einsum("ii->i", a) if (offset, a.type.rank) == (0, 2) else _undeclared("diagonal")
-            ),
+            "trace": lambda a: einsum("ii->", _square_part(a)),
             "outer": lambda a, b: einsum("i,j->ij", a, b),
-            "sum": lambda x, dtype=None: sum_axes(x),
+            "sum": lambda x, dtype=None: sum_axes(summable(x, dtype)),
             "sum.dim_IntList": lambda x, dim, keepdim=False, dtype=None: sum_axes(
-                x, tuple(dim) if dim else None, keepdim
+                summable(x, dtype), tuple(dim) if dim else None, keepdim
             ),
         },
         samples=(
@@ -340,6 +338,17 @@ def _from_equation(equation: str, tensors: Sequence[Node]) -> Node:
     if not arrow:
         right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
     return einsum(f"{left}->{right}", *tensors)
+
+
+def summable(x: Node, dtype: str | None) -> Node:
+    """What torch adds up: integers and conditions as int64."""
+    dtype = dtype or (x.type.dtype if x.type.is_float else "int64")
+    return x if x.type.dtype == dtype else apply(OPS["cast"], x, dtype=dtype)
+
+
+def _square_part(x: Node) -> Node:
+    size = min(map(int, x.shape))
+    return apply(OPS["slice"], x, starts=(0, 0), stops=(size, size), steps=(1, 1))
 
 
 def _undeclared(what: str) -> Node:

@@ -270,12 +270,6 @@ SOFTPLUS = unary(
     value=lambda x: np.logaddexp(x, 0.0),
     derivative=lambda y, x: apply(SIGMOID, x),
     torch="torch.nn.functional.softplus({0})",
-    # torch returns x itself above the threshold 20, where the two differ by less than 3e-9.
-    aten={
-        "softplus": lambda x, beta=1, threshold=20: (
-            apply(SOFTPLUS, x * beta) / beta if beta != 1 else apply(SOFTPLUS, x)
-        )
-    },
     source="log(1 + exp(x)), derivative sigmoid(x)",
 )
 SILU = unary(

@@ -6,6 +6,7 @@
     linear       linear in its only input (movement): the tangent moves like the value
     multilinear  linear in each input (einsum)
     composite    declared by its expansion into smaller ops; a fused kernel and a named derivative are optional
+    kernel       a composite that torch computes in one call, whose options are no part of the formula language
 
 A local derivative is a graph expression, so it prints, simplifies and differentiates again. Broadcasting is summed
 back by the differentiation interpreter, not here.
@@ -20,6 +21,7 @@ import numpy as np
 
 from chainrule.ir import (
     ATOM,
+    DTYPES,
     OPS,
     Node,
     Op,
@@ -112,8 +114,9 @@ def elementwise(
         "names": (name,),
         "moments": Pointwise(),
         "differentiable": derivative is not None or "expansion" in fields or "vjp" in fields,
+        "family": "elementwise",
     }
-    return register(Op(name, "elementwise", value=value, **(defaults | rules | fields)))
+    return register(Op(name, value=value, **(defaults | rules | fields)))
 
 
 def unary(
@@ -154,8 +157,8 @@ def linear(name: str, *, transpose: Callable[..., Node | None], **fields: Any) -
     def jvp(tangents: Sequence[Node | None], y: Node, x: Node, **params: Any) -> Node | None:
         return None if tangents[0] is None else apply(y.op, tangents[0], **params)
 
-    defaults: dict[str, Any] = {"vjp": vjp, "jvp": jvp, "moments": MovementRule()}
-    return register(Op(name, "linear", **(defaults | fields)))
+    defaults: dict[str, Any] = {"vjp": vjp, "jvp": jvp, "moments": MovementRule(), "family": "linear"}
+    return register(Op(name, **(defaults | fields)))
 
 
 def multilinear_jvp(tangents: Sequence[Node | None], y: Node, *xs: Node, **params: Any) -> Node | None:
@@ -182,8 +185,88 @@ def composite(name: str, *, expansion: Callable[..., Node], **fields: Any) -> Op
                 values[node] = node.op.value(*(values[i] for i in node.inputs), **node.params)
         return values[root]
 
-    defaults: dict[str, Any] = {"shape": shape, "value": value, "names": (name,), "precedence": ATOM}
-    return register(Op(name, "composite", expansion=expansion, **(defaults | fields)))
+    defaults: dict[str, Any] = {
+        "shape": shape,
+        "value": value,
+        "names": (name,),
+        "precedence": ATOM,
+        "family": "composite",
+    }
+    return register(Op(name, expansion=expansion, **(defaults | fields)))
+
+
+def kernel(
+    name: str,
+    *,
+    call: str,
+    expansion: Callable[..., Node],
+    optional: Sequence[str] = (),
+    **fields: Any,
+) -> Op:
+    """A composite that torch computes in one call: ``call(*operands, **params)``, with torch's names of the params.
+
+    ``optional`` operands are passed by name, and arrive in the expansion as keywords that may be None
+    (see :func:`call_of`).
+    """
+
+    def expanded_optional(*xs: Node, given: tuple[str, ...] = (), **params: Any) -> Node:
+        count = len(xs) - len(given)
+        held = dict.fromkeys(optional) | dict(zip(given, xs[count:], strict=True))
+        return expansion(*xs[:count], **held, **params)
+
+    def torch(node: Node, x: list[str]) -> str:
+        params = dict(node.params)
+        given = params.pop("given", ())
+        count = len(x) - len(given)
+        options = [f"{key}={operand}" for key, operand in zip(given, x[count:], strict=True)]
+        options += [f"{key}={_python(value)}" for key, value in params.items()]
+        return f"{call}({', '.join([*x[:count], *options])})"
+
+    defaults: dict[str, Any] = {"torch": torch, "names": (), "family": "kernel"} | written_as_call(name)
+    return composite(name, expansion=expanded_optional if optional else expansion, **(defaults | fields))
+
+
+def written_as_call(name: str) -> dict[str, Any]:
+    """``text`` and ``latex`` of an op whose parameters are no part of the formula language: ``name(operands)``."""
+
+    def text(p: Any, node: Node) -> str:
+        return f"{name}({', '.join(p.child(i, 0) for i in node.inputs)})"
+
+    def latex(p: Any, node: Node) -> str:
+        written = name.replace("_", r"\_")
+        return rf"\operatorname{{{written}}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)"
+
+    return {"text": text, "latex": latex}
+
+
+def indexed(name: str, *, transpose: Callable[..., Node], **fields: Any) -> Op:
+    """Movement that integer operands direct: linear in the first operand, none of the others has a derivative.
+
+    ``transpose(g, y, x, *indices, **params)`` moves the cotangent back.
+    """
+
+    def vjp(g: Node, y: Node, x: Node, *indices: Node, **params: Any) -> tuple[Node | None, ...]:
+        return transpose(g, y, x, *indices, **params), *(None for _ in indices)
+
+    def jvp(tangents: Sequence[Node | None], y: Node, x: Node, *indices: Node, **params: Any) -> Node | None:
+        return None if tangents[0] is None else apply(y.op, tangents[0], *indices, **params)
+
+    defaults: dict[str, Any] = {"vjp": vjp, "jvp": jvp} | written_as_call(name)
+    return register(Op(name, "kernel", **(defaults | fields)))
+
+
+def call_of(op: Op, *xs: Node, **options: Any) -> Node:
+    """A kernel's node: of the options, nodes become operands passed by name, None is left out, the rest is static."""
+    given = tuple(key for key, value in options.items() if isinstance(value, Node))
+    static = {key: value for key, value in options.items() if value is not None and key not in given}
+    return apply(op, *xs, *(options[key] for key in given), **({"given": given} if given else {}), **static)
+
+
+def _python(value: Any) -> str:
+    """A static parameter as Python source."""
+    if isinstance(value, str) and value in DTYPES:
+        return f"torch.{value}"
+    return f'float("{value}")' if isinstance(value, float) and not np.isfinite(value) else repr(value)
 
 
 def _expanded(

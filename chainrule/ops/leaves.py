@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,10 @@ def _constant_torch(node: Node, _: list[str]) -> str:
     if literal.array.ndim == 0:
         number = literal.array.item()
         return repr(number) if np.isfinite(number) else f'float("{number}")'
-    return f"torch.tensor({literal.array.tolist()!r}, dtype=torch.{node.type.dtype}, device={node.type.device!r})"
+    values = repr(literal.array.tolist())
+    if not np.all(np.isfinite(literal.array)):
+        values = re.sub(r"\b(inf|nan)\b", r'float("\1")', values)
+    return f"torch.tensor({values}, dtype=torch.{node.type.dtype}, device={node.type.device!r})"
 
 
 def _constant_type(*, literal: Literal, dtype: str) -> TensorType:

@@ -38,6 +38,17 @@ def axes_tuple(axes: int | Sequence[int], rank: int) -> tuple[int, ...]:
     return tuple(sorted({a % rank for a in given}))
 
 
+def axis_of(x: Node, dim: int) -> int:
+    """A dimension counted from the front; of a scalar, 0 and -1 mean the one that it would have as a vector."""
+    (axis,) = axes_tuple(dim, max(x.type.rank, 1))
+    return axis
+
+
+def vector(x: Node) -> Node:
+    """A scalar as a vector of one element; everything else as it is."""
+    return x if x.shape else reshape(x, (1,))
+
+
 # ---- broadcast ---------------------------------------------------------------------------------------------
 def _broadcast_shape(x: TensorType, *, shape: Shape) -> TensorType:
     if broadcast_shapes(x.shape, shape) != shape:
@@ -212,6 +223,10 @@ def _squeeze_text(p: Any, node: Node) -> str:
     return f"{p.child(x, 50)}[{inside}]"
 
 
+def _ones_among(x: Node, dims: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(a for a in axes_tuple(dims, x.type.rank or 1) if x.shape[a : a + 1] == (1,))
+
+
 def _unsqueeze(x: Node, dim: int) -> Node:
     return expand_dims(x, (dim % (x.type.rank + 1),))
 
@@ -271,8 +286,8 @@ SQUEEZE = linear(
     ),
     aten={
         "squeeze": lambda x: squeeze(x, tuple(a for a, s in enumerate(x.shape) if s == 1)),
-        "squeeze.dim": lambda x, dim: squeeze(x, (dim % x.type.rank,)) if x.shape[dim] == 1 else x,
-        "squeeze.dims": lambda x, dims: squeeze(x, tuple(sorted(d % x.type.rank for d in dims if x.shape[d] == 1))),
+        "squeeze.dim": lambda x, dim: squeeze(x, _ones_among(x, dim)),
+        "squeeze.dims": lambda x, dims: squeeze(x, _ones_among(x, dims)),
     },
     samples=(Sample((_X[:, None, :],), {"axes": (1,)}),),
     error_samples=(Sample((_X,), {"axes": (0,)}), Sample((_X[:1],), {"axes": (2,)})),

@@ -21,11 +21,13 @@ from chainrule.ir import (
     TensorType,
     apply,
     as_node,
+    lowering,
     product,
     register,
     spelling,
 )
 from chainrule.ops.arithmetic import compare, iverson
+from chainrule.ops.casts import cast
 from chainrule.ops.contraction import einsum, sum_axes, swap
 from chainrule.ops.families import composite
 from chainrule.ops.movement import broadcast, expand_dims, reshape
@@ -39,6 +41,8 @@ def normal_axes(axes: int | float | Sequence[int] | None, rank: int) -> tuple[in
     if axes is None or (not isinstance(axes, (int, float)) and not len(axes)):
         return tuple(range(rank))
     given = (axes,) if isinstance(axes, (int, float)) else tuple(axes)
+    if not rank and all(a in (0, -1) for a in given):  # of a scalar they mean the dimension it would have as a vector
+        return ()
     if any((not isinstance(a, int) and int(a) != a) or not -rank <= a < rank for a in given):
         raise ShapeError(f"axis {given} of {rank} dimensions", required=f"whole numbers from {-rank} to {rank - 1}")
     return tuple(sorted({int(a) % rank for a in given}))
@@ -132,8 +136,10 @@ MEAN = composite(
     indexed=lambda p, node, indices: p.at(_mean_expansion(node.inputs[0], **node.params), indices),
     torch=_reduction_torch("mean"),
     aten={
-        "mean": lambda x, dtype=None: mean(x),
-        "mean.dim": lambda x, dim, keepdim=False, dtype=None: mean(x, dim, keepdim),
+        "mean": lambda x, dtype=None: mean(x if dtype is None else cast(x, dtype)),
+        "mean.dim": lambda x, dim, keepdim=False, dtype=None: mean(
+            x if dtype is None else cast(x, dtype), dim, keepdim and bool(x.shape)
+        ),
     },
     samples=_REDUCTION_SAMPLES,
     error_samples=_REDUCTION_ERRORS,
@@ -149,11 +155,11 @@ def _extremum_mask(y: Node, x: Node, axes: tuple[int, ...], keepdims: bool) -> N
     return hit / broadcast(expand_dims(count, axes), x.shape)
 
 
-def _extremum_vjp(g: Node, y: Node, x: Node, *, axes: tuple[int, ...], keepdims: bool) -> tuple[Node]:
+def extremum_vjp(g: Node, y: Node, x: Node, *, axes: tuple[int, ...], keepdims: bool) -> tuple[Node]:
     return (restore(g, x, axes, keepdims) * _extremum_mask(y, x, axes, keepdims),)
 
 
-def _extremum_jvp(tangents: Any, y: Node, x: Node, *, axes: tuple[int, ...], keepdims: bool) -> Node | None:
+def extremum_jvp(tangents: Any, y: Node, x: Node, *, axes: tuple[int, ...], keepdims: bool) -> Node | None:
     if tangents[0] is None:
         return None
     return sum_axes(tangents[0] * _extremum_mask(y, x, axes, keepdims), axes, keepdims)
@@ -166,8 +172,8 @@ def _reduced_extremum(name: str, spelled: str, value: Any) -> Op:
             "reduction",
             shape=_reduced_shape,
             value=lambda x, *, axes, keepdims: value(x, axis=axes, keepdims=keepdims) if axes else x,
-            vjp=_extremum_vjp,
-            jvp=_extremum_jvp,
+            vjp=extremum_vjp,
+            jvp=extremum_jvp,
             kinks=(Kink(0.0, "1 / number of equal extrema"),),
             names=(spelled,),
             build=lambda x, axis=None: apply(
@@ -182,9 +188,12 @@ def _reduced_extremum(name: str, spelled: str, value: Any) -> Op:
             moments=ProbeRule(),
             aten={
                 name: lambda x, dim=(), keepdim=False: apply(
-                    OPS[name], x, axes=normal_axes(dim, x.type.rank), keepdims=keepdim
+                    OPS[name], x, axes=normal_axes(dim, x.type.rank), keepdims=keepdim and bool(x.shape)
                 ),
                 spelled: lambda x: apply(OPS[name], x, axes=normal_axes(None, x.type.rank), keepdims=False),
+            }
+            | {
+                f"{spelled}.other": lambda a, b: apply(OPS[f"{spelled}imum"], a, b),
             },
             samples=(
                 *_REDUCTION_SAMPLES,
@@ -199,6 +208,12 @@ def _reduced_extremum(name: str, spelled: str, value: Any) -> Op:
 
 AMAX = _reduced_extremum("amax", "max", np.max)
 AMIN = _reduced_extremum("amin", "min", np.min)
+
+
+@lowering("aminmax")
+def _aminmax(x: Node, dim: int | None = None, keepdim: bool = False) -> list[Node]:
+    axes = normal_axes(dim, x.type.rank)
+    return [apply(op, x, axes=axes, keepdims=keepdim and bool(x.shape)) for op in (AMIN, AMAX)]
 
 
 # ---- norms, traces, diagonals ------------------------------------------------------------------------------

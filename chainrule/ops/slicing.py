@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.errors import ShapeError
+from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.ir import (
     Dim,
     Node,
@@ -123,7 +123,7 @@ SLICE = linear(
     rewrites=(Rewrite(_slice_whole, exact=True),),
     aten={
         "slice.Tensor": lambda x, dim=0, start=None, end=None, step=1: slice_axis(x, dim, start, end, step),
-        "narrow": lambda x, dim, start, length: slice_axis(x, dim, start, start + length),
+        "narrow": lambda x, dim, start, length: slice_axis(x, dim, start, _narrow_end(start, length)),
         "select.int": lambda x, dim, index: select(x, dim, index),
         "chunk": lambda x, chunks, dim=0: _chunks(x, chunks, dim),
         "split.Tensor": lambda x, size, dim=0: _pieces(x, size, dim),
@@ -256,6 +256,18 @@ def select(x: Node, dim: int, index: int) -> Node:
     return squeeze(piece, (dim,))
 
 
+def _narrow_end(start: Any, length: int) -> int | None:
+    if not isinstance(start, int):
+        raise UnsupportedOpError("narrow from a position that is a tensor", instead="a whole number, or index_select")
+    return None if start < 0 <= start + length else start + length
+
+
+def leading(x: Node, shape: Sequence[int | Dim]) -> Node:
+    """The first elements of every dimension."""
+    zeros, ones = (0,) * len(shape), (1,) * len(shape)
+    return x if x.shape == tuple(shape) else apply(SLICE, x, starts=zeros, stops=tuple(shape), steps=ones)
+
+
 def _pieces(x: Node, sizes: int | Sequence[int], dim: int = 0) -> list[Node]:
     total = x.shape[dim]
     assert isinstance(total, int)
@@ -317,7 +329,7 @@ CONCAT = register(
         latex=lambda p, node: rf"\operatorname{{concat}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",
         torch=lambda node, x: f"torch.cat([{', '.join(x)}], {node.params['axis']})",
         aten={
-            "cat": lambda xs, dim=0: concat(list(xs), dim),
+            "cat": lambda xs, dim=0: concat(_joined(xs), dim),
             "stack": lambda xs, dim=0: concat(
                 [expand_dims(x, (dim % (x.type.rank + 1),)) for x in xs], dim % (xs[0].type.rank + 1)
             ),
@@ -327,6 +339,11 @@ CONCAT = register(
         source="numpy.concatenate",
     )
 )
+
+
+def _joined(xs: Sequence[Node]) -> list[Node]:
+    """What torch joins: empty vectors among values with more dimensions do not count."""
+    return [x for x in xs if x.shape != (0,)] or list(xs)
 
 
 def concat(xs: Sequence[Node], axis: int = 0) -> Node:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from chainrule.errors import UnsupportedOpError
-from chainrule.ir import OPS, Node, Op, TensorType, apply, as_node, constant
+from chainrule.ir import LOWERINGS, OPS, Node, Op, TensorType, apply, as_node, constant
 from chainrule.ops.casts import cast
 from chainrule.ops.movement import broadcast
 
@@ -40,7 +40,7 @@ def _same(x: Node, *_: Any, **__: Any) -> Node:
 
 # The value is that of the first argument: copies, and dropout that does nothing.
 _IDENTITIES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("alias", "clone", "contiguous", "lift_fresh", "lift_fresh_copy"), _same),
+    **dict.fromkeys(("alias", "clone", "contiguous", "lift_fresh", "lift_fresh_copy", "alias_copy"), _same),
     **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), _dropout),
 }
 
@@ -64,14 +64,14 @@ VALUE_FREE = frozenset(
 
 
 @lru_cache(maxsize=1)
-def _table(ops: tuple[Op, ...]) -> Mapping[str, tuple[Op, Callable[..., Any] | None]]:
-    """aten name, with or without overload -> the op and its adaptor. Ops may be declared at any time."""
-    table: dict[str, tuple[Op, Callable[..., Any] | None]] = {}
-    for op in ops:
+def _table(declared: tuple[int, int]) -> Mapping[str, Callable[..., Any]]:
+    """aten name, with or without overload -> its rule. Ops may be declared at any time: ``declared`` counts them."""
+    table = dict(LOWERINGS)
+    for op in OPS.values():
         for key, adaptor in op.aten.items():
             if key in table:
-                raise ValueError(f"aten.{key} is declared by {table[key][0].name!r} and {op.name!r}")
-            table[key] = (op, adaptor)
+                raise ValueError(f"aten.{key} is declared by {op.name!r} and once more")
+            table[key] = adaptor or _positional(op)
     return table
 
 
@@ -101,12 +101,21 @@ def rule_for(func: Any) -> Callable[..., Any] | None:
         base = full
     if name in _IDENTITIES:
         return _IDENTITIES[name]
-    table = _table(tuple(OPS.values()))
+    table = _table((len(OPS), len(LOWERINGS)))
+    # A copy is a view with memory of its own, an unsafe view promises more: the same value.
+    plain_name = name.removesuffix("_copy").removeprefix("_").removeprefix("unsafe_")
+    same_value = name.endswith("_copy") or name.startswith(("unsafe_", "_unsafe_"))
     found = table.get(base) or table.get(name)
-    if found is None:
-        return None
-    op, adaptor = found
-    return adaptor or _positional(op)
+    if found is None and same_value:
+        found = table.get(base.replace(name, plain_name, 1)) or table.get(plain_name)
+    return found
+
+
+def decomposes(func: Any) -> bool:
+    """Whether torch composes the op of others and it is not declared here as a whole."""
+    if rule_for(func) is not None or torch.Tag.nondeterministic_seeded in func.tags:
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 @cache

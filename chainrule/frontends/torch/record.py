@@ -102,6 +102,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         depends = any(m is not FOLDED for m in meanings) and name not in lowering.VALUE_FREE
         origin = self._origin(func)
         self._refuse_writes(func, args, kwargs)
+        if depends and name not in _READS and lowering.decomposes(func):
+            return self._decomposed(func, args, kwargs, origin)
         if depends:
             self._refuse_reads(func, name, operands)
         seeded = torch.Tag.nondeterministic_seeded in func.tags
@@ -129,6 +131,19 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self.renew(before, outputs[0], origin)
         if name in _HIDDEN_WRITES and args[5] and args[3] is not None:
             self._new_statistics(name, args, prepared, origin)
+        return out
+
+    def _decomposed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], origin: Origin) -> Any:
+        """torch's own composition of smaller ops, which is what eager execution runs, recorded op by op."""
+        with self:
+            out = func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        outputs = list(_tensors((out,)))
+        if any(t.is_floating_point() and self.meaning(t) is FOLDED for t in outputs):
+            # Filled by pointers, without torch's ops: nothing was recorded. The call as a whole is.
+            prepared = self._prepared(args, kwargs, [self.meaning(t) for t in _tensors((*args, *kwargs.values()))])
+            results = self._results(func, (args, kwargs), prepared, out, origin, None)
+            for tensor, result in zip(outputs, results, strict=True):
+                self._meaning[tensor] = result
         return out
 
     def _prepared(self, args: Any, kwargs: Mapping[str, Any], meanings: Sequence[Any]) -> Any:
