@@ -38,6 +38,7 @@ _COTANGENT = click.option("--cotangent", metavar="NAME", help="Vector-Jacobian p
 @shape_option
 @_COTANGENT
 @at_option
+@click.option("--steps", "lines", is_flag=True, help="Every line from the chain rule to the simplified form.")
 @json_option
 @click.option("--latex", "as_latex", is_flag=True, help="Print LaTeX.")
 @click.option(
@@ -58,6 +59,7 @@ def derive(
     shapes: dict[str, str],
     cotangent: str | None,
     at: dict[str, Any],
+    lines: bool,
     as_json: bool,
     as_latex: bool,
     notation: str,
@@ -85,7 +87,7 @@ def derive(
         from chainrule.verbs.derive import derive as verb
 
         result = verb(text, shapes=shapes, **options)
-    emit(result, as_json, result.latex(notation) if as_latex else result.text(notation))
+    emit(result, as_json, result.latex(notation) if as_latex else result.text(notation, lines))
     return FINE
 
 

@@ -22,6 +22,7 @@ from chainrule.ir import Dim, Node, product
 from chainrule.verbs.named_program import NamedProgram
 
 Size = int | Dim
+_SEED = "times the cotangent"
 STAND_IN = 16  # what a named size counts as where two costs are compared
 MAX_COUNTED = 60  # named quantities of a program whose counts are printed unasked
 _MAX_EXACT = 7  # quantities whose orders are all tried
@@ -140,8 +141,10 @@ class Chain:
         return total
 
 
-def chain_of(program: NamedProgram, wrt: Sequence[str]) -> Chain:
+def chain_of(program: NamedProgram, wrt: Sequence[str], seeded: bool = False) -> Chain:
     """The chain of a program. A variable that is an inner quantity of others starts paths of its own.
+
+    ``seeded``: the output's derivative is multiplied by a cotangent.
 
     Raises:
         UnsupportedOpError: a local derivative has no matrix form, so its pattern is not known.
@@ -160,6 +163,10 @@ def chain_of(program: NamedProgram, wrt: Sequence[str]) -> Chain:
                 edges[parent, child] = pattern
             if parent in wrt:
                 edges[source_of(parent), child] = pattern
+    if seeded:
+        output = program.symbol[y]
+        edges[y, _SEED] = Pattern(output.shape, tuple(range(output.type.rank)), output.type.rank, False)
+        inner.append(y)
     return Chain(edges, inner)
 
 
@@ -314,24 +321,29 @@ def _number(count: Size) -> str:
     return f"{count:,}" if isinstance(count, int) else str(count)
 
 
-def bracketing(program: NamedProgram, wrt: Sequence[str], sizes: Mapping[str, int] | None = None) -> Bracketing:
-    """Counts a program's chain in every mode.
+def bracketing(
+    program: NamedProgram, wrt: Sequence[str], sizes: Mapping[str, int] | None = None, seeded: bool = False
+) -> Bracketing:
+    """Counts a program's chain in every mode; ``seeded`` with a cotangent of the output.
 
     Raises:
         UnsupportedOpError: a local derivative has no matrix form.
     """
-    chain = chain_of(program, wrt)
+    chain = chain_of(program, wrt, seeded)
     best = best_order(chain, sizes)
     orders = {"forward": forward_order(chain), "reverse": reverse_order(chain), "best": best}
     counts = {mode: chain.cost(order) for mode, order in orders.items()}
     names = sorted({n for c in counts.values() if isinstance(c, Dim) for n in c.names})
     assumed = {n: (sizes or {}).get(n, STAND_IN) for n in names}
-    return Bracketing(counts, best, passes(program, wrt), assumed)
+    return Bracketing(counts, best, passes(program, wrt, seeded), assumed)
 
 
-def passes(program: NamedProgram, wrt: Sequence[str]) -> dict[str, Size]:
-    """Sweeps over the program: one per element of the variables going forward, per element of the output in reverse."""
+def passes(program: NamedProgram, wrt: Sequence[str], seeded: bool = False) -> dict[str, Size]:
+    """Sweeps over the program: one per element of the variables going forward, per element of the output in reverse.
+
+    With a cotangent (``seeded``) reverse mode takes one.
+    """
     forward: Size = 0
     for w in wrt:
         forward = forward + product(program.symbol[w].shape)
-    return {"forward": forward, "reverse": product(program.symbol[program.output].shape)}
+    return {"forward": forward, "reverse": 1 if seeded else product(program.symbol[program.output].shape)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from chainrule.errors import ShapeError, UnsupportedOpError
@@ -16,6 +17,7 @@ from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
 from chainrule.ir import Node, TensorType, constant, tree_size, variable
 from chainrule.ops.contraction import einsum
+from chainrule.ops.families import sum_nodes
 from chainrule.ops.movement import broadcast
 from chainrule.verbs.bracketing import source_of
 from chainrule.verbs.expression import Expression, resolve
@@ -25,7 +27,9 @@ from chainrule.verbs.steps import Factor, Step, Term
 from chainrule.verbs.zeros import is_zero, why_zero
 
 _MAX_SUBSTITUTED = 120  # named quantities
+_MAX_WRITTEN_OUT = 2000  # operators and operands of a form without names that is simplified
 _MAX_HIDDEN = 60  # operators and operands of a form that is searched for a hidden zero
+_MAX_CHAINED, _MAX_PATHS = 40, 4  # named quantities and paths, up to which whole products are shown
 _MAX_NAMES = 24  # of them, for which forms in the user's names are compared
 
 
@@ -34,6 +38,7 @@ class Derivation:
 
     def __init__(self, program: NamedProgram, layout: str = "denominator", factors: bool = True) -> None:
         self.program, self.layout, self.with_factors = program, layout, factors
+        self.cotangent: Node | None = None
         self.closed: dict[tuple[str, str], Node] = {}
         # What every name in an expression means: the program's, and the derivatives found so far.
         self.meanings: dict[Node, Node] = dict(program.definitions)
@@ -46,6 +51,7 @@ class Derivation:
     # ---- reverse -------------------------------------------------------------------------------------------
     def reverse(self, wrt: Sequence[str], cotangent: Node | None = None) -> list[Step]:
         """Steps ``dy/d.`` from the output back to each of ``wrt``."""
+        self.cotangent = cotangent
         program, y = self.program, self.program.output
         needed = set().union(*(program.depends_on(w) for w in wrt)) & program.ancestors(y)
         order = [n for n in reversed(program.order) if n in needed and n != y]
@@ -80,13 +86,13 @@ class Derivation:
             self._shape(name, child),
         )
         if child == y and cotangent is None and (known_is_one or not scalar_output):
-            return Term((own,), self._expression(simplify(moved)))
+            return Term((own,), self._expression(simplify(moved)), moved)
         symbol = "g" if child == y and cotangent is not None and cotangent.is_leaf else f"d{y}/d{child}"
         if child == y and cotangent is not None:
             symbol = text(cotangent)
         before = Factor(symbol, self._closed_expression(y, child, cotangent), self._shape(child, y, cotangent))
         pair = (before, own) if self.scalar or self.layout == "numerator" else (own, before)
-        return Term(pair, self._expression(simplify(moved)))
+        return Term(pair, self._expression(simplify(moved)), moved)
 
     def _local_factor(self, child: str, name: str, needed: bool) -> Node | None:
         """The local Jacobian; without matrix form None, unless there is no other way on."""
@@ -148,11 +154,11 @@ class Derivation:
             return None
         own = Factor(f"d{name}/d{parent}", self._expression(tensor), self._shape(parent, name))
         if parent == wrt:
-            return Term((own,), self._expression(tensor))
+            return Term((own,), self._expression(tensor), tensor)
         moved = self._product(self._derivative_symbol(parent, wrt), tensor, wrt, parent, name)
         known = Factor(f"d{parent}/d{wrt}", self._closed_expression(parent, wrt), self._shape(wrt, parent))
         pair = (own, known) if self.scalar or self.layout == "numerator" else (known, own)
-        return Term(pair, self._expression(simplify(moved)))
+        return Term(pair, self._expression(simplify(moved)), moved)
 
     # ---- any order -----------------------------------------------------------------------------------------
     def eliminating(self, wrt: Sequence[str], order: Sequence[str]) -> list[Step]:
@@ -166,7 +172,7 @@ class Derivation:
                 if tensor is None:
                     continue
                 local = self._expression(tensor)
-                own = Term((Factor(f"d{child}/d{parent}", local, self._shape(parent, child)),), local)
+                own = Term((Factor(f"d{child}/d{parent}", local, self._shape(parent, child)),), local, tensor)
                 if parent in order:
                     ways[parent, child] = [own]
                 if parent in wrt:
@@ -207,7 +213,7 @@ class Derivation:
         assert before.expression is not None and after.expression is not None
         moved = self._product(before.expression.node, after.expression.node, start, middle, end)
         pair = (after, before) if self.scalar or self.layout == "numerator" else (before, after)
-        return Term(pair, self._expression(moved))
+        return Term(pair, self._expression(moved), moved)
 
     # ---- shared --------------------------------------------------------------------------------------------
     def _step(self, of: str, wrt: str, terms: list[Term], through: Sequence[str] | None = None) -> Step:
@@ -224,7 +230,8 @@ class Derivation:
         if self.substitutes and len(self.program.order) <= _MAX_NAMES:
             named = [(s, n) for s, n in self.program.definitions.items() if s is not self.program.symbol[of]]
             written_out = resolve(substituted, self.program.definitions)
-            closed = shortest(closed, written_out, named)
+            # Without names a program of many paths grows exponentially, and so does the search for a shorter form.
+            closed = shortest(closed, written_out if tree_size(written_out) <= _MAX_WRITTEN_OUT else None, named)
             if named and tree_size(written_out) <= _MAX_HIDDEN and is_zero(simplify(written_out)):
                 closed = simplify(written_out)  # names hide that y - (a - b) is zero
         note = ""
@@ -239,6 +246,7 @@ class Derivation:
         sign = "d" if through is None else "∂"
         symbol = variable(f"{sign}{of}/{sign}{wrt}", TensorType(closed.shape, closed.type.dtype))
         self.derivatives[symbol] = self.meanings[symbol] = closed
+        chain, sizes = ((), "") if through is not None else self._chain(of, wrt)
         return Step(
             of,
             wrt,
@@ -248,26 +256,73 @@ class Derivation:
             shape,
             note=note,
             partial=through is not None,
-            lines=self._lines(terms, substituted, closed),
+            chain=chain,
+            sizes=sizes,
+            raw=self._raw(terms),
         )
 
-    def _lines(self, terms: list[Term], substituted: Node, closed: Node) -> tuple[tuple[str, str], ...]:
-        lines = []
-        if terms:
-            lines.append(
-                (
-                    " + ".join(str(t) for t in terms),
-                    "chain rule" + (", sum over paths" if len(terms) > 1 else ""),
-                )
-            )
-        for node, rule in (
-            (substituted, "factors and known derivatives substituted"),
-            (closed, "simplified"),
-        ):
-            shown = text(node)
-            if not lines or lines[-1][0] != shown:
-                lines.append((shown, rule))
-        return tuple(lines)
+    def _chain(self, of: str, wrt: str) -> tuple[tuple[tuple[Factor, ...], ...], str]:
+        """The whole product along every path from ``wrt`` to ``of``, where there are few, and its sizes."""
+        program = self.program
+        if not self.with_factors or len(program.order) > _MAX_CHAINED:
+            return (), ""
+        needed = program.ancestors(of)
+        paths: list[tuple[str, ...]] = []
+        pending = [(wrt,)]
+        while pending:
+            path = pending.pop()
+            if path[-1] == of:
+                paths.append(path)
+                continue
+            ahead = [c for c in program.children(path[-1]) if c in needed and self._flows(path[-1], c)]
+            pending += [(*path, c) for c in ahead]
+            if len(paths) + len(pending) > _MAX_PATHS:
+                return (), ""
+        chain = tuple(self._factors_along(path) for path in paths)
+        if any(f.expression is None for path in chain for f in path):
+            return (), ""
+        return chain, self._sizes(paths, wrt, of)
+
+    def _flows(self, parent: str, child: str) -> bool:
+        try:
+            return self.program.local_jacobian(child, parent, self.layout) is not None
+        except UnsupportedOpError:
+            return True  # there is a path, whose factor has no matrix form
+
+    def _factors_along(self, path: Sequence[str]) -> tuple[Factor, ...]:
+        factors = []
+        for parent, child in pairwise(path):
+            tensor = self._local_factor(child, parent, needed=False)
+            expression = None if tensor is None else self._expression(tensor)
+            factors.append(Factor(self._partial(parent, child), expression, self._shape(parent, child)))
+        if self.cotangent is not None and path[-1] == self.program.output:
+            factors.append(Factor(text(self.cotangent), self._expression(self.cotangent), self.cotangent.shape))
+        return tuple(factors if self.layout == "denominator" else reversed(factors))
+
+    def _sizes(self, paths: Sequence[Sequence[str]], wrt: str, of: str) -> str:
+        """``(D_1 x 1) = (D_1 x D_2)(D_2 x 1)``: a vector is a column in denominator layout, a row in the other."""
+        shape = {n: self.program.symbol[n].shape for n in {wrt, of}.union(*paths)}
+        if all(s == () for s in shape.values()) or any(len(s) > 1 for s in shape.values()) or not paths:
+            return ""
+        side = {n: str(s[0]) if s else "1" for n, s in shape.items()}
+        seeded = self.cotangent is not None and of == self.program.output
+        columns = self.layout == "denominator"
+
+        def size(x: str, f: str) -> str:
+            return f"({x} x {f})" if columns else f"({f} x {x})"
+
+        products = []
+        for path in paths:
+            parts = [size(side[a], side[b]) for a, b in pairwise(path)] + ([size(side[of], "1")] if seeded else [])
+            products.append("".join(parts if columns else reversed(parts)))
+        return f"{size(side[wrt], '1' if seeded else side[of])} = {' + '.join(products)}"
+
+    def _raw(self, terms: Sequence[Term]) -> Node | None:
+        """The sum over paths as the rules give it, known derivatives put in."""
+        if not self.substitutes or not terms or any(t.raw is None for t in terms):
+            return None
+        total = sum_nodes([t.raw for t in terms if t.raw is not None])
+        return None if total is None else resolve(total, self.derivatives)
 
     def _derivative_symbol(self, of: str, wrt: str) -> Node:
         known = self.closed.get((of, wrt))

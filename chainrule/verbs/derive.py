@@ -49,7 +49,7 @@ class DeriveResult:
     Attributes:
         of: the name of what was derived. wrt: by what. mode, order, layout: as asked.
         definitions: (name, expression) of the program's named quantities, in order.
-        from_model: the program is a torch module or function.
+        from_model: the program is a torch module or function. seeded: a cotangent multiplies the output.
     """
 
     of: str
@@ -62,6 +62,7 @@ class DeriveResult:
     derivatives: Mapping[str, Expression] = field(repr=False)
     program: NamedProgram = field(repr=False)
     from_model: bool = False
+    seeded: bool = False
 
     def __getitem__(self, name: str) -> Expression:
         if name not in self.derivatives:
@@ -88,7 +89,7 @@ class DeriveResult:
         if len(program.order) == 1:  # a single formula: its operations are the chain
             parts = split_formula(program.local[program.output], program.output)
             program = NamedProgram(parts, program.leaves) if len(parts) <= MAX_PARTS else program
-        return bracketing(program, self.wrt)
+        return bracketing(program, self.wrt, seeded=self.seeded)
 
     @property
     def counts(self) -> Mapping[str, int | Dim]:
@@ -98,22 +99,23 @@ class DeriveResult:
     @property
     def passes(self) -> Mapping[str, int | Dim]:
         """Sweeps over the program: one per element of the variables (forward) or of the output (reverse)."""
-        return passes(self.program, self.wrt)
+        return passes(self.program, self.wrt, self.seeded)
 
     @property
     def notes(self) -> Mapping[str, str]:
         """Why a derivative is exactly zero, by variable; those that are not zero are not in it."""
         return {s.wrt: s.note for s in self.steps if s.note and s.of == self.of and s.wrt in self.wrt}
 
-    def text(self, notation: str = "matrix") -> str:
+    def text(self, notation: str = "matrix", lines: bool = False) -> str:
         """Definitions and steps, one line each, with the factors of every term below it.
 
         Args:
             notation: ``"matrix"``, or ``"index"`` for the element first and then the matrix it forms:
                 ``dz_i/dh_j = Omega_ij, hence dz/dh = Omega'``.
+            lines: below each step its lines from the chain rule to the simplified form, each with its rule.
         """
         _choice("notation", notation, NOTATIONS)
-        return as_text(self, notation)
+        return as_text(self, notation, lines)
 
     def latex(self, notation: str = "matrix") -> str:
         """An ``aligned`` environment: one line per step; ``notation`` as in :meth:`text`."""
@@ -250,7 +252,17 @@ def derive(
         found = {w: Expression(simplify(e.full), program.definitions, program.leaves) for w, e in found.items()}
     steps = [_zero_seen(s, found.get(s.wrt), program) if s.of == program.output else s for s in steps]
     result = DeriveResult(
-        program.output, tuple(targets), mode, order, layout, definitions, tuple(steps), found, program, not from_text
+        program.output,
+        tuple(targets),
+        mode,
+        order,
+        layout,
+        definitions,
+        tuple(steps),
+        found,
+        program,
+        not from_text,
+        seed is not None,
     )
     return result if at is None else _at(result, at)
 
@@ -266,9 +278,7 @@ def _zero_seen(step: Step, answer: Expression | None, program: NamedProgram) -> 
         return step
     output = resolve(program.symbol[step.of], program.without(step.wrt))
     note = why_zero(step.of, step.wrt, output, program.symbol[step.wrt])
-    return replace(
-        step, closed_form=answer, note=note, lines=(*step.lines, (answer.text, "written out, and simplified"))
-    )
+    return replace(step, closed_form=answer, note=note)
 
 
 def _at(result: DeriveResult, at: Mapping[str, Any]) -> DeriveResult:

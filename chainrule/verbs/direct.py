@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from chainrule.errors import ChainruleError
+from chainrule.interpreters.differentiate import gradient, jvp
 from chainrule.interpreters.linearize import jacobian
 from chainrule.ir import Node, constant, shape_text
 from chainrule.ops.contraction import einsum
@@ -38,7 +39,7 @@ def direct_step(program: NamedProgram, wrt: str, layout: str, seed: Node | None,
         shape = (*target.shape, *output.shape) if layout == "denominator" else (*output.shape, *target.shape)
     else:
         shape, layout = (*output.shape, *target.shape * order), "numerator"
-    found, note = output, ""
+    before, found, note = output, output, ""
     for k in range(order):
         before, found = found, jacobian(found, target, layout)
         if found is None or is_zero(found):
@@ -55,9 +56,19 @@ def direct_step(program: NamedProgram, wrt: str, layout: str, seed: Node | None,
         expression,
         node.shape,
         note=note,
-        lines=((expression.text, _symbol(of, wrt, order)),),
+        raw=None if found is None else _unsimplified(before, target, layout),
         order=order,
     )
+
+
+def _unsimplified(output: Node, target: Node, layout: str) -> Node | None:
+    """The derivative as the rules give it: forward by a scalar, where each term is one product; else reverse.
+
+    None for the derivative of a tensor by a tensor, which is read off simplified terms.
+    """
+    if target.shape == () and (output.shape == () or layout == "denominator"):
+        return jvp([output], [target], [constant(1.0, target.type.dtype)])[0]
+    return gradient(output, [target])[0] if output.shape == () else None
 
 
 def _symbol(of: str, wrt: str, order: int) -> str:

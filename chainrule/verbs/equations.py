@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from chainrule.verbs.derive import DeriveResult
 
 
-def as_text(result: DeriveResult, notation: str) -> str:
-    """Definitions and steps, one line each, with the factors of every term below it."""
+def as_text(result: DeriveResult, notation: str, lines_too: bool = False) -> str:
+    """Definitions and steps, one line each, with the factors of every term below it.
+
+    ``lines_too``: and the lines that lead from the chain rule to the closed form, each with its rule.
+    """
     index = IndexLines(result.program.symbol, result.layout)
     indexed = notation == "index"
     lines = [index.definition(n, e) if indexed else f"{n} = {e.text}" for n, e in result.definitions]
@@ -27,6 +30,8 @@ def as_text(result: DeriveResult, notation: str) -> str:
     for step in result.steps:
         lines.append(_index_step(step, index) if indexed else str(step))
         lines += _factor_lines(step, index, indexed)
+        lines += _chain_lines(step)
+        lines += [f"    = {line}   ({rule})" for line, rule in step.lines] if lines_too else []
         lines += [] if step.value is None else [f"    value: {_shown(step.value)}"]
     return "\n".join([*lines, *_conventions(result)])
 
@@ -97,6 +102,15 @@ def _factor_lines(step: Step, index: IndexLines, indexed: bool) -> list[str]:
             line = index.factor(f.symbol, f.expression) if by_element else ""
             lines.append(f"    {line or f'{f.symbol} = {f.expression.text}'}{shape}")
     return list(dict.fromkeys(lines))
+
+
+def _chain_lines(step: Step) -> list[str]:
+    """The whole product of local derivatives, where the step itself shows only its first factor, and the sizes."""
+    products = [" ".join(f.symbol for f in path) for path in step.chain]
+    lines = []
+    if len(products) == 1 and len(step.chain[0]) > 2:
+        lines.append(f"    {step.symbol} = {products[0]}")
+    return [*lines, f"    {step.sizes}"] if step.sizes and len(step.chain) == 1 and len(step.chain[0]) > 1 else lines
 
 
 def _shown(value: Any) -> str:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from chainrule.verbs.expression import Expression
+from chainrule.interpreters.rewriting import stages
+from chainrule.interpreters.simplify import simplify
+from chainrule.interpreters.text import text
+from chainrule.ir import Node, tree_size
+from chainrule.verbs.expression import Expression, resolve
+
+_CHAIN_RULE = {False: "chain rule", True: "chain rule, sum over paths"}
+_WRITTEN_OUT = 150  # operators and operands of a form with no names in it that is shown
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Term:
 
     factors: tuple[Factor, ...]
     expression: Expression
+    raw: Node | None = field(default=None, repr=False)  # before simplification
 
     def __str__(self) -> str:
         return " * ".join(f.symbol for f in self.factors)
@@ -42,7 +51,7 @@ class Step:
     Attributes:
         terms: one per path. expression: the sum in known derivatives. closed_form: with those put in.
         shape: of the derivative. value: its number if numbers were given. note: why it is zero, where it is.
-        lines: (line, rule) from the chain rule to the simplified form.
+        raw: the derivative before any simplification, in which :attr:`lines` start; None where there is no such form.
         order: 1, or that of a higher derivative by the same variable.
         chain: the whole product, one tuple of local factors per path, from the variable to the output (in numerator
             layout the other way round); empty where there are many paths. sizes: of the derivative and those factors,
@@ -58,7 +67,7 @@ class Step:
     shape: tuple[Any, ...]
     value: Any = None
     note: str = ""
-    lines: tuple[tuple[str, str], ...] = field(default=())
+    raw: Node | None = field(default=None, repr=False)
     order: int = 1
     partial: bool = False
     chain: tuple[tuple[Factor, ...], ...] = ()
@@ -74,6 +83,33 @@ class Step:
         if len(self.terms) != 1:
             raise ValueError(f"d{self.of}/d{self.wrt} has {len(self.terms)} paths: see .terms")
         return self.terms[0].factors
+
+    @cached_property
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """``(line, rule)`` from the chain rule to the simplified form; all but the chain rule's are formulas."""
+        found = [(" + ".join(map(str, self.terms)), _CHAIN_RULE[len(self.terms) > 1])] if self.terms else []
+        rule = "local derivatives and known ones put in" if self.terms else "differentiated"
+        end = self.closed_form.node
+        for node, why in [] if self.raw is None else self._stages(self.raw, rule):
+            shown = text(node)
+            if not found or found[-1][0] != shown:
+                found.append((shown, why))
+        if not found or found[-1][0] != text(end):
+            found.append((text(end), "simplified"))
+        return tuple(found)
+
+    def _stages(self, raw: Node, rule: str) -> list[tuple[Node, str]]:
+        """The stages of the raw form; where names hide what cancels, of the form with the names put in as well."""
+        end = self.closed_form.node
+        own = simplify(raw)
+        if own is end or tree_size(raw) > _WRITTEN_OUT:
+            return stages(raw, end, rule)
+        written_out = resolve(raw, self.closed_form.definitions)
+        if written_out is raw or tree_size(written_out) > _WRITTEN_OUT:
+            return stages(raw, end, rule)
+        found = stages(written_out, simplify(written_out), "names written out")
+        last = [] if found[-1][0] is end else [(end, "in the names given")]
+        return [(simplify(raw, exact=True), rule), *found, *last]
 
     @property
     def symbol(self) -> str:
@@ -102,4 +138,5 @@ class Step:
             "shape": [str(s) for s in self.shape],
             "value": None if self.value is None else np.asarray(self.value).tolist(),
             "note": self.note,
+            "lines": [list(line) for line in self.lines],
         }
