@@ -27,11 +27,10 @@ _MAX_ROUNDS = 4
 def stages(start: Node, end: Node, rule: str) -> list[Stage]:
     """The formula after every stage, with what was done: from ``start`` (by ``rule``) to its simplified form ``end``.
 
-    >>> from chainrule.ir import apply, variable, OPS
-    >>> x = variable("x")
-    >>> y = variable("y")
-    >>> [why for _, why in stages((y / x - y) * x, y - x * y, "substituted")]
-    ['substituted', 'multiplied out and cancelled']
+    >>> from chainrule.ir import variable
+    >>> x, y = variable("x"), variable("y")
+    >>> [why for _, why in stages((y / x - y) * x, y * (1.0 - x), "substituted")]
+    ['substituted', 'multiplied out, like terms collected']
     """
     start = simplify(start, exact=True)
     found: list[Stage] = [(start, rule)]
@@ -116,10 +115,10 @@ def _finally(before: Node, after: Node) -> str:
     collected, fewer = _collected(before)
     if after is collected and fewer:
         done = "like terms collected"
-    elif after is not collected and after is expand(before):
-        done = "multiplied out, like terms collected"
     elif _is_sum(before) and not _is_sum(after):
         done = "brought to one fraction" if after is together(before) else "common factors taken out"
+    elif after is not collected and after is expand(before):
+        done = "multiplied out, like terms collected"
     else:
         done = "simplified"
     return done + _recognised(before, after)
@@ -142,7 +141,7 @@ def _is_sum(node: Node) -> bool:
 
 def _recognised(before: Node, after: Node) -> str:
     """The functions that a line has and the one before had not: known forms."""
-    had = {n.op.name for n in toposort([before])}
-    new = [n.op.names[0] for n in toposort([after]) if n.op.names and n.inputs and n.op.name not in had]
+    had = {n.op for n in toposort([before])}
+    new = [n.op.names[0] for n in toposort([after]) if n.op.names and n.inputs and n.op not in had]
     named = [n for n in dict.fromkeys(new) if n.isidentifier()]
     return f", known form recognised ({', '.join(named)})" if named else ""
