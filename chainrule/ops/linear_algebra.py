@@ -34,12 +34,25 @@ def _contracted(a: Node, b: Node) -> Node:
     return sum_axes(a * b, (rank - 2, rank - 1))
 
 
+def _or_nan(rule: Any) -> Any:
+    """NumPy's function, with nan for a singular matrix: like a division by zero, it is no exception."""
+
+    def value(a: Any, *rest: Any) -> Any:
+        try:
+            return rule(a, *rest)
+        except np.linalg.LinAlgError:
+            shape = rule(np.broadcast_to(np.eye(np.shape(a)[-1]), np.shape(a)), *rest).shape
+            return np.full(shape, np.nan)
+
+    return value
+
+
 INV = register(
     Op(
         "inv",
         "linear_algebra",
         shape=_square,
-        value=np.linalg.inv,
+        value=_or_nan(np.linalg.inv),
         vjp=lambda g, y, x: (-matmul(matmul(transpose(y), g), transpose(y)),),
         jvp=lambda t, y, x: None if t[0] is None else -matmul(matmul(y, t[0]), y),
         cost=_cubic,
@@ -91,7 +104,7 @@ SOLVE = register(
         "solve",
         "linear_algebra",
         shape=_solve_shape,
-        value=np.linalg.solve,
+        value=_or_nan(np.linalg.solve),
         vjp=_solve_vjp,
         jvp=_solve_jvp,
         lift=_solve_lift,

@@ -7,90 +7,30 @@ numbers, and the likely slip.
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from chainrule.errors import ChainruleError, FormulaError
+from chainrule.errors import ChainruleError
 from chainrule.frontends.formula import parse_program
-from chainrule.frontends.formula.functions import unknown_in
 from chainrule.interpreters.simplify import equal, simplify
-from chainrule.ir import Graph, Node, shape_text, toposort, variable
-from chainrule.ops.contraction import transpose
+from chainrule.ir import Graph, Node, toposort
 from chainrule.verbs.agreement import agreement
-from chainrule.verbs.defined import refuse_division_by_zero
+from chainrule.verbs.check_function import check_function
+from chainrule.verbs.claim import cotangent_of, read_claim
 from chainrule.verbs.derive import DeriveResult, derive
 from chainrule.verbs.expression import Expression
-
-
-@dataclass(frozen=True, eq=False)
-class CheckResult:
-    """The verdict on one claim.
-
-    Attributes:
-        holds: whether the claim is right. claim, correct: both derivatives. difference: claim - correct, simplified.
-        counterexample: a point ``{"at": ..., "first": claimed value, "second": right value}``, None if it holds.
-        slip: the likely mistake, empty if not recognised.
-        decided_by: ``"algebra"``, ``"random points"`` or ``"shapes"``.
-        except_at: kinks where alone a right claim has another value, ``"z = 0"``.
-    """
-
-    of: str
-    wrt: str
-    holds: bool
-    claim: Expression
-    correct: Expression
-    difference: Expression | None
-    counterexample: dict[str, Any] | None
-    slip: str
-    decided_by: str
-    except_at: str = ""
-
-    def __str__(self) -> str:
-        symbol = f"d{self.of}/d{self.wrt}"
-        if self.holds:
-            but = f", equal except at {self.except_at}" if self.except_at else ""
-            return f"right: {symbol} = {self.claim.text}{but}   (decided by {self.decided_by})"
-        lines = [f"wrong: {symbol} is not {self.claim.text}", f"  correct:     {self.correct.text}"]
-        if self.difference is None:
-            given, right = shape_text(self.claim.shape), shape_text(self.correct.shape)
-            given = f"1, {given}" if given == right else given  # a row
-            lines.append(f"  shapes:      claimed ({given}), correct ({right})")
-        else:
-            lines.append(f"  difference:  {self.difference.text}   (claimed - correct)")
-        if self.counterexample:
-            at = ", ".join(f"{k} = {v}" for k, v in self.counterexample["at"].items())
-            lines.append(f"  for example: {self.counterexample['first']} instead of {self.counterexample['second']}")
-            lines.append(f"               at {at}")
-        if self.slip:
-            lines.append(f"  likely slip: {self.slip}")
-        lines.append(f"  (decided by {self.decided_by})")
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data: what ``--json`` prints."""
-        return {
-            "schema": "chainrule.check/1",
-            "of": self.of,
-            "wrt": self.wrt,
-            "holds": self.holds,
-            "claim": self.claim.text,
-            "correct": self.correct.text,
-            "difference": self.difference.text if self.difference is not None else None,
-            "counterexample": self.counterexample,
-            "slip": self.slip,
-            "decided_by": self.decided_by,
-            "except_at": self.except_at,
-        }
+from chainrule.verbs.slip_kinds import NONE, Slip
+from chainrule.verbs.slip_question import Question
+from chainrule.verbs.slips import find_slip
+from chainrule.verbs.verdict import CheckResult as CheckResult
 
 
 def check(
     source: str | Graph | Expression,
     *,
     wrt: str,
-    claim: str,
+    claim: str | Callable[..., Any],
     shapes: Mapping[str, Any] | None = None,
     layout: str = "denominator",
     order: int = 1,
@@ -100,7 +40,9 @@ def check(
 
     Args:
         source: the formula or assignments. wrt: the variable, or a named intermediate, to derive by.
-        claim: the claimed derivative, in the formula language; it may use the formula's own names.
+        claim: the claimed derivative, in the formula language or in LaTeX; it may use the formula's own names. Or a
+            function of arrays (NumPy or torch) that returns the derivative's values; its parameters are the formula's
+            names, or its arguments are the formula's variables in their order.
         shapes, layout, order, cotangent: as in :func:`chainrule.derive`.
 
     Returns:
@@ -113,6 +55,8 @@ def check(
     >>> c = cr.check("l = (f3 - y)^2", wrt="f3", claim="2*f3")
     >>> c.holds, c.correct.text, c.difference.text
     (False, '2 * (f3 - y)', '2 * y')
+    >>> print(cr.check("l = (f3 - y)^2", wrt="f3", claim=r"f_3 - y").slip)
+    missing factor: 2
     """
     if "," in wrt or wrt == "all":
         raise ChainruleError("check compares one derivative", given=f"wrt={wrt!r}", required="one name")
@@ -121,26 +65,47 @@ def check(
     mode = "direct" if single else "reverse"
     derived = derive(source, wrt=wrt, shapes=shapes, mode=mode, layout=layout, order=order, cotangent=cotangent)
     correct = derived[derived.wrt[0]]
-    claimed, row = _claim(claim, derived, shapes, cotangent)
+    question = Question(derived, correct, cotangent_of(cotangent, derived))
+    if callable(claim):
+        return check_function(claim, question, derived, correct)
+    return _check_text(claim, question, derived, correct, shapes, cotangent_of(cotangent, derived))
+
+
+def _check_text(
+    claim: str,
+    question: Question,
+    derived: DeriveResult,
+    correct: Expression,
+    shapes: Mapping[str, Any] | None,
+    cotangent: Node | None,
+) -> CheckResult:
+    read = read_claim(claim, derived, shapes, cotangent)
+    claimed = read.expression
+    verdict = partial(_verdict, derived, correct, claimed, claim)
+    if claimed is None:
+        slip = find_slip(question, None, read.trees)
+        if slip is NONE and read.error is not None:
+            raise read.error
+        return verdict(holds=False, decided_by="shapes", slip=slip)
     if claimed.shape != correct.shape:
-        return _verdict(derived, claimed, correct, False, None, None, _shape_slip(claimed, correct), "shapes")
-    if row and _is_gradient(derived, correct):
-        return _verdict(derived, claimed, correct, False, None, None, _ROW, "shapes")
+        return verdict(holds=False, decided_by="shapes", slip=find_slip(question, claimed.full, read.trees))
+    if read.row and _is_gradient(derived, correct):
+        return verdict(holds=False, decided_by="shapes", slip=_ROW, row=True)
     difference = Expression(simplify(claimed.full - correct.full))
     if equal(claimed.full, correct.full):
-        return _verdict(derived, claimed, correct, True, difference, None, "", "algebra")
+        return verdict(holds=True, decided_by="algebra", difference=difference)
     short = Expression(simplify(claimed.node - correct.node), correct.definitions)
     domain = Expression(derived.program.symbol[derived.of], derived.program.definitions).full
     found = agreement(claimed.full, correct.full, domain)
     different = _is_another_constant(difference.node, claimed.full, correct.full, domain)
     if found.same and not different:
-        return _verdict(derived, claimed, correct, True, short, None, "", "random points", found.except_at)
-    slip = _slip(claimed, correct, domain)
-    return _verdict(derived, claimed, correct, False, short, found.point, slip, _DECIDED[different])
+        return verdict(holds=True, decided_by="random points", difference=short, except_at=found.except_at)
+    decided_by = "algebra" if different else "random points"
+    slip = find_slip(question, claimed.full, read.trees)
+    return verdict(holds=False, decided_by=decided_by, difference=short, point=found.point, slip=slip)
 
 
-_ROW = "a row: the gradient is a column, drop the transpose"
-_DECIDED = {True: "algebra", False: "random points"}
+_ROW = Slip("layout", "a row: the gradient is a column, drop the transpose")
 
 
 def _is_gradient(derived: DeriveResult, correct: Expression) -> bool:
@@ -170,63 +135,31 @@ def _number(node: Node) -> float | None:
 
 def _verdict(
     derived: DeriveResult,
-    claim: Expression,
     correct: Expression,
+    claimed: Expression | None,
+    source: str,
+    *,
     holds: bool,
-    difference: Expression | None,
-    point: dict[str, Any] | None,
-    slip: str,
     decided_by: str,
+    difference: Expression | None = None,
+    point: dict[str, Any] | None = None,
+    slip: Slip = NONE,
     except_at: str = "",
+    row: bool = False,
 ) -> CheckResult:
-    of, wrt = derived.of, derived.wrt[0]
-    return CheckResult(of, wrt, holds, claim, correct, difference, point, slip, decided_by, except_at)
-
-
-def _claim(
-    claim: str, derived: DeriveResult, shapes: Mapping[str, Any] | None, cotangent: str | None
-) -> tuple[Expression, bool]:
-    """The claim, in which the formula's own names mean what they mean there, and whether it is a row."""
-    program = derived.program
-    # An unknown function of the formula is one in the claim, too: dl/df is its derivative.
-    given = {n: program.local[n] if unknown_in([program.local[n]]) else program.symbol[n] for n in program.order}
-    given |= program.variables
-    if cotangent is not None:
-        given[cotangent] = variable(cotangent, program.symbol[program.output].type)
-    parsed = parse_program(claim, {k: v for k, v in (shapes or {}).items() if k not in given}, given=given)
-    for leaf in parsed.graph.inputs:
-        if leaf.params["name"] not in given:
-            raise _unknown_name(leaf.params["name"], claim, given)
-    refuse_division_by_zero(parsed)
-    last = parsed.statements[-1]
-    return Expression(last.node, program.definitions), last.row
-
-
-def _unknown_name(name: str, claim: str, given: Mapping[str, Node]) -> FormulaError:
-    near = difflib.get_close_matches(name, given, 1, 0.5) or difflib.get_close_matches(name.lower(), given, 1, 0.5)
-    place = re.search(rf"\b{re.escape(name)}\b", claim)
-    return FormulaError(
-        f"the claim names {name!r}, which does not occur in the formula",
-        source=claim,
-        position=place.start() if place else None,
-        given=name,
-        required=f"a name of the formula: {', '.join(given)}",
-        instead=near[0] if near else next(iter(given)) if len(given) == 1 else "",
+    said = str(slip) if slip is not NONE else ""
+    return CheckResult(
+        of=derived.of,
+        wrt=derived.wrt[0],
+        holds=holds,
+        claim=claimed,
+        correct=correct,
+        difference=difference,
+        counterexample=point,
+        slip=said,
+        decided_by=decided_by,
+        except_at=except_at,
+        slip_kind=slip.kind,
+        claim_text=source,
+        claim_row=row,
     )
-
-
-def _shape_slip(claimed: Expression, correct: Expression) -> str:
-    if claimed.shape[::-1] == correct.shape and equal(transpose(claimed.full), correct.full):
-        return "missing transpose"
-    return ""
-
-
-def _slip(claimed: Expression, correct: Expression, domain: Node) -> str:
-    """The mistake that explains the difference, if it is one of the usual ones."""
-    a, b = claimed.full, correct.full
-    for factor, name in ((-1.0, "sign"), (2.0, "missing factor 2"), (0.5, "a factor 2 too many")):
-        if equal(a * factor, b) or agreement(a * factor, b, domain).same:
-            return name
-    if len(claimed.shape) == 2 and claimed.shape[::-1] == correct.shape and equal(transpose(a), b):
-        return "missing transpose"
-    return ""

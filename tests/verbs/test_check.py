@@ -24,15 +24,15 @@ RIGHT = [
     ("y = sqrt(x^2 + 1)", "x", "x/y", {}),
 ]
 WRONG = [
-    ("l = (f3 - y)^2", "f3", "2*f3", {}, ""),
+    ("l = (f3 - y)^2", "f3", "2*f3", {}, "forgotten path"),
     ("l = (f3 - y)^2", "f3", "2*(y - f3)", {}, "sign"),
-    ("l = (f3 - y)^2", "f3", "f3 - y", {}, "missing factor 2"),
-    ("l = 0.5*(f3 - y)^2", "f3", "2*(f3 - y)", {}, "a factor 2 too many"),
+    ("l = (f3 - y)^2", "f3", "f3 - y", {}, "missing factor"),
+    ("l = 0.5*(f3 - y)^2", "f3", "2*(f3 - y)", {}, "missing factor"),
     ("A @ x", "x", "A", VEC, "missing transpose"),
-    ("x' @ A @ x", "A", "x @ x' + A", {"A": "n,n", "x": "n"}, ""),
+    ("x' @ A @ x", "A", "x @ x' + A", {"A": "n,n", "x": "n"}, "a term too many"),
     ("x' @ A @ z", "A", "z @ x'", {"A": "n,n", "x": "n", "z": "n"}, "missing transpose"),
-    ("y = relu(x)", "x", "1", {}, ""),
-    ("y = exp(x)", "x", "0", {}, ""),
+    ("y = relu(x)", "x", "1", {}, "missing inner derivative"),
+    ("y = exp(x)", "x", "0", {}, "zero"),
 ]
 
 
@@ -48,7 +48,7 @@ def test_wrong_claims_come_with_the_right_answer_and_a_point(
     source: str, wrt: str, claim: str, shapes: dict, slip: str
 ):
     c = cr.check(source, wrt=wrt, claim=claim, shapes=shapes)
-    assert not c.holds and c.slip == slip
+    assert not c.holds and c.slip_kind == slip, c.slip
     if c.difference is None:
         assert c.decided_by == "shapes" and c.claim.shape != c.correct.shape
     else:
@@ -89,7 +89,7 @@ def test_to_dict_is_plain_data():
     assert plain["correct"] == "2 * (f3 - y)" and plain["difference"] == "2 * y"
     assert set(plain["counterexample"]["at"]) == {"f3", "y"}
     shapes = json.loads(json.dumps(cr.check("A @ x", wrt="x", claim="A", shapes=VEC).to_dict()))
-    assert shapes["difference"] is None and shapes["slip"] == "missing transpose"
+    assert shapes["difference"] is None and shapes["slip_kind"] == "missing transpose"
 
 
 def test_the_same_question_has_the_same_counterexample():
@@ -224,5 +224,5 @@ def test_a_formula_without_a_domain_is_refused():
 def test_a_row_is_not_the_gradient():
     shapes = {"A": "n,n", "x": "n"}
     c = cr.check("x' @ A @ x", wrt="x", claim="(A @ x + A' @ x)'", shapes=shapes)
-    assert not c.holds and c.slip.startswith("a row") and "claimed (1, n), correct (n)" in str(c)
+    assert not c.holds and c.slip_kind == "layout" and "claimed (1, n), correct (n)" in str(c)
     assert cr.check("x' @ A @ x", wrt="x", claim="(A @ x + A' @ x)'", shapes=shapes, layout="numerator").holds

@@ -11,5 +11,7 @@ from __future__ import annotations
 
 from chainrule.frontends.formula.program import Program as Program
 from chainrule.frontends.formula.program import Statement as Statement
+from chainrule.frontends.formula.program import Trees as Trees
 from chainrule.frontends.formula.program import parse as parse
 from chainrule.frontends.formula.program import parse_program as parse_program
+from chainrule.frontends.formula.program import parse_trees as parse_trees

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from chainrule.frontends.formula.lexer import tokenize
 from chainrule.frontends.formula.lower import Lowering
 from chainrule.frontends.formula.names import Names
 from chainrule.frontends.formula.parser import assigned_names, parse_tokens, unknown_functions
-from chainrule.frontends.formula.sizes import declarations
+from chainrule.frontends.formula.sizes import Declarations, declarations
+from chainrule.frontends.formula.tree import Assignment
 from chainrule.ir import Graph, Node
 
 
@@ -70,6 +71,60 @@ def parse_program(
     >>> [(s.name, s.node.op.name) for s in parse_program("f = exp(x); f^2").statements]
     [('f', 'exp'), ('', 'pow')]
     """
+    return parse_trees(text, shapes, given=given).program()
+
+
+@dataclass(frozen=True)
+class Trees:
+    """A text as syntax trees, with what its names mean: lowered as it is, or changed first.
+
+    Attributes:
+        statements: in order. lowering: the rules that make nodes of trees (a front end may have more kinds of tree).
+    """
+
+    source: str
+    statements: tuple[Assignment, ...]
+    declared: Declarations
+    unknown: frozenset[str]
+    given: Mapping[str, Node]
+    lowering: type[Lowering] = Lowering
+
+    def program(self, statements: Sequence[Assignment] | None = None) -> Program:
+        """The nodes of these statements (by default the text's own).
+
+        Raises:
+            FormulaError, ShapeError: what cannot be lowered; shows the place.
+        """
+        trees = self.statements if statements is None else tuple(statements)
+        assigned = {s.name: s.position for s in reversed(trees) if s.name}
+        names = Names(self.source, self.declared, assigned, self.unknown, self.given)
+        lowering = self.lowering(self.source, names, trees)
+        found: list[Statement] = []
+        for statement in trees:
+            value = lowering.statement(statement)
+            if statement is trees[-1]:
+                lowering.as_number(statement.expression, value)  # a condition may be named, but is no result
+            if statement.name:
+                names.assign(statement, value)
+            found.append(Statement(statement.name, value.node, statement.start, statement.end, value.row))
+        graph = Graph(
+            tuple(names.inputs),
+            (found[-1].node,),
+            (trees[-1].name,),
+            {s.name: s.node for s in found if s.name},
+            lowering.origins,
+        )
+        return Program(self.source, graph, tuple(found))
+
+
+def parse_trees(
+    text: str, shapes: Mapping[str, Any] | None = None, *, given: Mapping[str, Node] | None = None
+) -> Trees:
+    """Like :func:`parse_program`, before any node is made.
+
+    >>> [type(s.expression).__name__ for s in parse_trees("f = exp(x); f^2").statements]
+    ['Call', 'Binary']
+    """
     if not isinstance(text, str):
         raise FormulaError("a formula is text", given=type(text).__name__, required="a string such as 'y = exp(x)'")
     given = dict(given or {})
@@ -79,22 +134,5 @@ def parse_program(
     assigned = assigned_names(tokens)
     variables = {*assigned, *declared.shapes, *given}
     own = unknown_functions(tokens, known | variables | set(declared.functions) | {functions.IVERSON})
-    names = Names(text, declared, assigned, own, given)
     statements = parse_tokens(text, tokens, own | functions.unknown_in(given.values()), variables)
-    lowering = Lowering(text, names, statements)
-    found: list[Statement] = []
-    for statement in statements:
-        value = lowering.statement(statement)
-        if statement is statements[-1]:
-            lowering.as_number(statement.expression, value)  # a condition may be named, but is no result
-        if statement.name:
-            names.assign(statement, value)
-        found.append(Statement(statement.name, value.node, statement.start, statement.end, value.row))
-    graph = Graph(
-        tuple(names.inputs),
-        (found[-1].node,),
-        (statements[-1].name,),
-        {s.name: s.node for s in found if s.name},
-        lowering.origins,
-    )
-    return Program(text, graph, tuple(found))
+    return Trees(text, tuple(statements), declared, own, given)

@@ -1,0 +1,2 @@
+def check_function(claim, question, derived, correct):
+    raise NotImplementedError
