@@ -54,7 +54,7 @@ class Evidence:
                 return Slip(candidate.kind, candidate.sentence)
         return None
 
-    def byscale_slip(self) -> Slip | None:
+    def by_scale(self) -> Slip | None:
         """The whole answer times a number, a size, or nothing at all."""
         assert self.claim is not None
         if all(not np.any(v) for v in self.claim):
