@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,28 @@ _GREEK = (
 ).split()
 
 
+_LETTERS = "ijklmnopqrstuvwxyzabcdefgh"  # of indices, in order
+
+
+def _spelled(stem: str) -> str:
+    """A Greek letter as its command's name: ``ω1`` is ``omega1``."""
+    spelled = unicodedata.name(stem[:1], "")
+    if not spelled.startswith("GREEK ") or len(stem.rstrip("0123456789")) != 1:
+        return stem
+    letter = spelled.split()[-1].lower().replace("lamda", "lambda")
+    letter = letter.capitalize() if "CAPITAL" in spelled else letter
+    return letter + stem[1:] if letter in _GREEK else stem
+
+
 class LatexPrinter(Printer):
     """LaTeX: ``A^{\\top} \\left(A x - b\\right)``."""
 
     field = "latex"
+    fallback_strength = MUL
+
+    def __init__(self, names: Mapping[Node, str] | None = None) -> None:
+        super().__init__(names)
+        self._indexed: set[Node] = set()
 
     def symbol(self, name: str) -> str:
         """Greek names as letters, trailing digits and underscores as subscripts: ``f_{3}``, ``\\Omega_{k}``."""
@@ -29,6 +48,7 @@ class LatexPrinter(Printer):
         if not name.strip("_"):
             return r"\_"
         stem, _, below = name.strip("_").partition("_")
+        stem = _spelled(stem)
         digits = re.fullmatch(r"([^\W\d_]+)(\d+)", stem)
         if digits:
             stem, below = digits.group(1), digits.group(2) + (f",{below}" if below else "")
@@ -78,6 +98,8 @@ class LatexPrinter(Printer):
 
     def transpose(self, part: Any) -> str:
         """A transpose."""
+        if part.text.endswith("^{-1}") and part.strength == POSTFIX:
+            return part.text.removesuffix("^{-1}") + r"^{-\top}"
         return self.operand(part, POSTFIX + 1) + r"^{\top}"
 
     def identity(self, size: Any) -> str:
@@ -93,9 +115,25 @@ class LatexPrinter(Printer):
         operator = r"\sum" if name == "sum" else rf"\operatorname{{{name}}}"
         return rf"{operator}{below}\left({inside}\right)"
 
+    def _render(self, node: Node) -> tuple[str, int]:
+        """Where values of different order meet, one in index notation is marked as a whole: its letters end there."""
+        orders = {i.type.rank for i in node.inputs if getattr(i.type, "rank", 0)}
+        marked = self._indexed.intersection(node.inputs) if len(orders) > 1 and "operands" not in node.params else ()
+        before = {i: self._done[i] for i in marked if i in self._done}
+        self._done |= {i: (rf"\operatorname{{tensor}}\left({t}\right)", ATOM) for i, (t, _) in before.items()}
+        try:
+            return super()._render(node)
+        finally:
+            self._done |= before
+
     def fallback(self, node: Node, subscripts: str) -> str:
         """Index notation."""
+        self._indexed.add(node)
         left, _, right = subscripts.partition("->")
+        # Free letters in the order of the result, so that the text says which dimension is which; summed ones behind.
+        used = [*right, *dict.fromkeys(c for c in left if c not in right and c != ",")]
+        image = dict(zip(used, _LETTERS, strict=False))
+        left, right = ("".join(image.get(c, c) for c in side) for side in (left, right))
         summed = sorted(set(left) - set(right) - {","})
         body = " ".join(
             f"{{{self.child(i, 50)}}}_{{{s}}}" if s else self.child(i, 50)

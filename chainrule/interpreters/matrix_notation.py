@@ -52,7 +52,7 @@ def contraction_text(style: Any, node: Node) -> tuple[str, int]:
             return batched
         return _Contraction(style, parts, result).text()
     except _NoMatrixForm:
-        return style.fallback(node, subscripts_text(operands, result)), 50
+        return style.fallback(node, subscripts_text(operands, result)), style.fallback_strength
 
 
 def _without_permutation(style: Any, child: Node, indices: Indices) -> tuple[Node, Indices]:

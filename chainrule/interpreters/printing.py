@@ -23,6 +23,7 @@ class Printer:
     """
 
     field = "text"
+    fallback_strength = ATOM  # of a contraction that has no matrix notation
 
     def __init__(self, names: Mapping[Node, str] | None = None) -> None:
         self.names = dict(names or {})

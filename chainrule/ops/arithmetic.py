@@ -246,7 +246,9 @@ def _power_text(p: Any, node: Node) -> str:
 
 def _power_latex(p: Any, node: Node) -> str:
     base, exponent = node.inputs
-    return f"{p.child(base, ATOM)}^{{{p.child(exponent, 0)}}}"  # a transpose has an exponent already
+    each = r"\circ " if base.type.rank > 1 else ""  # of every element, not a product of matrices
+    # A transpose has an exponent already.
+    return f"{p.child(base, ATOM)}^{{{each}{p.child(exponent, 0)}}}"
 
 
 POW = elementwise(

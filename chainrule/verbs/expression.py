@@ -15,6 +15,7 @@ import numpy as np
 
 from chainrule.errors import ChainruleError
 from chainrule.frontends.formula import parse
+from chainrule.frontends.latex import is_latex, parse_latex
 from chainrule.interpreters import simplify as simplification
 from chainrule.interpreters.evaluate import evaluate
 from chainrule.interpreters.index_languages import IndexLatex, IndexText
@@ -226,7 +227,7 @@ def formula(source: str, shapes: Mapping[str, Any] | None = None) -> Expression:
     """An expression from text of the formula language.
 
     Args:
-        source: one expression, or assignments of which the last is the result.
+        source: one expression, or assignments of which the last is the result; LaTeX where it has commands.
         shapes: name -> dimensions, ``{"A": "m,n", "x": "n"}``; other names are scalars.
 
     Raises:
@@ -236,4 +237,5 @@ def formula(source: str, shapes: Mapping[str, Any] | None = None) -> Expression:
     >>> cr.formula("A' @ x", shapes={"A": "m,n", "x": "m"}).shape
     (n,)
     """
-    return Expression(parse(source, shapes).outputs[-1])
+    read = parse_latex(source, shapes).program().graph if is_latex(source) else parse(source, shapes)
+    return Expression(read.outputs[-1])
