@@ -17,6 +17,7 @@ _NAMES = (
 _GREEK = dict(zip(_NAMES, "αβγδϵζηθικλμνξπρστυϕχψωΓΔΘΛΞΠΣΥΦΨΩ", strict=True))
 _OPERATORS = {
     "odot": "⊙",
+    "circ": "∘",
     "cdot": "⋅",
     "times": "×",
     "leq": "≤",

@@ -67,7 +67,7 @@ def check(
     correct = derived[derived.wrt[0]]
     question = Question(derived, correct, cotangent_of(cotangent, derived))
     if callable(claim):
-        return check_function(claim, question, derived, correct)
+        return check_function(claim, question, derived, correct, cotangent_of(cotangent, derived))
     return _check_text(claim, question, derived, correct, shapes, cotangent_of(cotangent, derived))
 
 

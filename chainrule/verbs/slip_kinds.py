@@ -25,6 +25,7 @@ SLIPS = (
     "a factor too many",
     "zero",
     "special case",
+    "shape",
 )
 _TITLES = {
     "sign": "wrong sign",

@@ -7,7 +7,7 @@ finite; named dimensions get different sizes, so that no shape fits by accident.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,21 @@ class Points:
     """Random points of a formula, and the values of nodes there.
 
     Args:
-        roots: nodes with all names and dimensions that will occur; ``usable`` says by their values whether a point is.
+        roots: nodes with all names and dimensions that will occur; a point is kept where all of them are finite.
         transform: changes the sampled value of a leaf, ``(leaf, value) -> value``.
+        computed: leaves whose values follow from those of others, ``(sample: leaf -> value, sizes) -> value``.
+        count: how many points.
     """
 
-    def __init__(self, roots: Sequence[Node], transform: Callable[[Node, Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Node],
+        transform: Callable[[Node, Any], Any] | None = None,
+        computed: Mapping[Node, Callable[..., Any]] | None = None,
+        count: int = _POINTS,
+    ) -> None:
         self._nodes = toposort(roots)
-        self._transform = transform
+        self._transform, self._computed = transform, dict(computed or {})
         self._kept: list[tuple[int, dict[str, int], bool]] = []
         for trial in range(_TRIES):
             drawn = random_sizes(self._nodes, np.random.default_rng([trial, 5]))
@@ -44,7 +52,7 @@ class Points:
             found = self._evaluate(roots, point)
             if found is not None and all(_usable(v) for v in found):
                 self._kept.append(point)
-            if len(self._kept) == _POINTS:
+            if len(self._kept) == count:
                 break
 
     def __len__(self) -> int:
@@ -66,7 +74,7 @@ class Points:
         return [found for node in nodes for found in self.values([node])]  # one of them fails: each by itself
 
     def _evaluate(self, nodes: Sequence[Node], point: tuple[int, dict[str, int], bool]) -> Values | None:
-        trial, sizes, positive = point
+        sizes = point[1]
         order = toposort(nodes)
         unknown = {n: variable(text(n), n.type) for n in order if n.op.family == "unknown"}
         roots = substitute_nodes(nodes, unknown) if unknown else nodes
@@ -74,15 +82,24 @@ class Points:
         for leaf in toposort(roots):
             if not leaf.is_leaf or "name" not in leaf.params:
                 continue
-            name = str(leaf.params["name"])
-            generator = np.random.default_rng([trial, zlib.crc32(name.encode())])
-            shape = numeric(leaf.shape, sizes)
-            value = generator.uniform(0.3, 1.7, shape) if positive else generator.standard_normal(shape)
-            values[leaf] = self._transform(leaf, value) if self._transform is not None else value
+            values[leaf] = self._sample(leaf, point)
         try:
             return evaluate(list(roots), values, sizes)
         except (ArithmeticError, ValueError, np.linalg.LinAlgError):  # ShapeError is one: a size that does not fit
             return None
+
+    def _sample(self, leaf: Node, point: tuple[int, dict[str, int], bool]) -> Any:
+        trial, sizes, positive = point
+        if leaf in self._computed:
+            return self._computed[leaf](lambda other: self._sample(other, point), sizes)
+        generator = np.random.default_rng([trial, zlib.crc32(str(leaf.params["name"]).encode())])
+        shape = numeric(leaf.shape, sizes)
+        value = generator.uniform(0.3, 1.7, shape) if positive else generator.standard_normal(shape)
+        return self._transform(leaf, value) if self._transform is not None else value
+
+    def samples(self, leaves: Sequence[Node]) -> list[dict[Node, Any]]:
+        """The values of leaves at each point."""
+        return [{leaf: self._sample(leaf, point) for leaf in leaves} for point in self._kept]
 
 
 def _usable(value: Any) -> bool:

@@ -50,9 +50,9 @@ class Question:
         if cotangent is not None:
             indices = tuple(range(self.output.type.rank))
             self.output = einsum(([indices, indices], ()), self.output, cotangent)
-        if derived.order == 2:
+        for _ in range(derived.order - 1):
             self.output = jacobian(self.output, self.target, "numerator") or self.output
-        self.leading = derived.layout == "numerator" or derived.order == 2
+        self.leading = derived.layout == "numerator" or derived.order > 1
         self.seed = (
             constant(1.0, self.output.type.dtype)
             if self.output.shape == ()

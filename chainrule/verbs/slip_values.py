@@ -5,7 +5,7 @@ term of it with another coefficient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,20 @@ class Evidence:
     """One claim and the right answer at one set of points.
 
     Args:
-        claimed: in the original variables; None if its shapes do not fit. transform: of the sampled variables.
+        claimed: in the original variables; None if its shapes do not fit. transform, computed: see :class:`Points`.
     """
 
     def __init__(
-        self, question: Question, claimed: Node | None, transform: Callable[[Node, Any], Any] | None = None
+        self,
+        question: Question,
+        claimed: Node | None,
+        transform: Callable[[Node, Any], Any] | None = None,
+        computed: Mapping[Node, Callable[..., Any]] | None = None,
     ) -> None:
         self.question, self.claimed = question, claimed
         self.correct = question.correct
         roots = [self.correct, *([claimed] if claimed is not None else []), question.full(question.output)]
-        self.points = Points(roots, transform)
+        self.points = Points(roots, transform, computed)
         self.right: Values = self.values_of(self.correct) or []
         self.claim: Values | None = None if claimed is None else self.values_of(claimed)
         self.fits = claimed is not None and claimed.shape == self.correct.shape
@@ -99,7 +103,7 @@ class Evidence:
         return None
 
     def _other_layout(self) -> str:
-        if self.question.output.shape == () or self.question.order == 2:
+        if self.question.output.shape == () or self.question.order > 1:
             return ""
         return f" in the other layout, {'denominator' if self.question.leading else 'numerator'}"
 

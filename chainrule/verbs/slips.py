@@ -11,7 +11,7 @@ held against the claim at a few random points (:mod:`slip_points`):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,15 +34,21 @@ from chainrule.verbs.slip_values import Evidence, scale_slip
 _MOST_SPECIAL = 3  # variables tried for each assumption
 
 
-def find_slip(question: Question, claimed: Node | None, trees: Trees | None = None) -> Slip:
+def find_slip(
+    question: Question,
+    claimed: Node | None,
+    trees: Trees | None = None,
+    computed: Mapping[Node, Callable[..., Any]] | None = None,
+) -> Slip:
     """The usual mistake that explains a wrong claim, or :data:`NONE`.
 
     Args:
         claimed: the claim in the original variables; None if its shapes do not fit.
-        trees: the claim as it was written, where there is a text.
+        trees: the claim as it was written, where there is a text. computed: what gives the values of a claim that is a
+            function (``claimed`` is then a leaf that stands for them).
     """
-    found = _Search(question, claimed, trees).slip()
-    if found is not NONE or claimed is None:
+    found = _Search(question, claimed, trees, computed=computed).slip()
+    if found is not NONE or claimed is None or computed is not None:
         return found
     for leaf in [n for n in toposort([question.correct]) if n.is_leaf and "name" in n.params and n.shape][
         :_MOST_SPECIAL
@@ -76,8 +82,9 @@ class _Search(Evidence):
         claimed: Node | None,
         trees: Trees | None,
         transform: Callable[[Node, Any], Any] | None = None,
+        computed: Mapping[Node, Callable[..., Any]] | None = None,
     ) -> None:
-        super().__init__(question, claimed, transform)
+        super().__init__(question, claimed, transform, computed)
         self.trees = trees
 
     def slip(self) -> Slip:

@@ -56,7 +56,7 @@ class CheckResult:
         lines = [f"wrong: {self.symbol} is not {self.claimed}", f"  correct:     {self.correct.text}"]
         if self.difference is not None:
             lines.append(f"  difference:  {self.difference.text}   (claimed - correct)")
-        elif self.decided_by == "shapes":
+        elif self.decided_by == "shapes" and self.slip_kind != "shape":
             right = shape_text(self.correct.shape)
             if self.claim is None:
                 lines.append(f"  shapes:      the claim's operands do not fit together, correct ({right})")
