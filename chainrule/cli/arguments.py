@@ -64,6 +64,18 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
     return (len(value), *first) if len(inner) == 1 and (first := inner.pop()) is not None else None
 
 
+def assume_option(command: _Command) -> _Command:
+    """``--assume S=symmetric``, any number of times."""
+    return click.option(
+        "--assume",
+        "assume",
+        multiple=True,
+        metavar="NAME=KIND",
+        callback=lambda context, option, values: pairs(values, "--assume", "S=symmetric"),
+        help="What a matrix is: symmetric, diagonal, lower triangular, upper triangular, positive definite.",
+    )(command)
+
+
 def json_option(command: _Command) -> _Command:
     """``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)

@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from chainrule.cli.arguments import at_option, emit, formula_argument, formula_text, json_option, pairs, shape_option
+from chainrule.cli.arguments import (
+    assume_option,
+    at_option,
+    emit,
+    formula_argument,
+    formula_text,
+    json_option,
+    pairs,
+    shape_option,
+)
 from chainrule.cli.group import FAULT, FINE, with_debug
 from chainrule.cli.target import is_target, load_case, output_on_stderr
 
@@ -36,6 +45,7 @@ _COTANGENT = click.option("--cotangent", metavar="NAME", help="Vector-Jacobian p
 @_ORDER
 @_LAYOUT
 @shape_option
+@assume_option
 @_COTANGENT
 @at_option
 @click.option("--steps", "lines", is_flag=True, help="Every line from the chain rule to the simplified form.")
@@ -57,6 +67,7 @@ def derive(
     order: int,
     layout: str,
     shapes: dict[str, str],
+    assume: dict[str, str],
     cotangent: str | None,
     at: dict[str, Any],
     lines: bool,
@@ -86,7 +97,7 @@ def derive(
     else:
         from chainrule.verbs.derive import derive as verb
 
-        result = verb(text, shapes=shapes, **options)
+        result = verb(text, shapes=shapes, assume=assume, **options)
     emit(result, as_json, result.latex(notation) if as_latex else result.text(notation, lines))
     return FINE
 
@@ -98,6 +109,7 @@ def derive(
 @_ORDER
 @_LAYOUT
 @shape_option
+@assume_option
 @_COTANGENT
 @json_option
 @with_debug
@@ -109,6 +121,7 @@ def check(
     order: int,
     layout: str,
     shapes: dict[str, str],
+    assume: dict[str, str],
     cotangent: str | None,
     as_json: bool,
 ) -> int:
@@ -120,7 +133,8 @@ def check(
     from chainrule.verbs.check import check as verb
 
     text = formula_text(formula, path)
-    result = verb(text, wrt=wrt, claim=claim, shapes=shapes, layout=layout, order=order, cotangent=cotangent)
+    options = {"shapes": shapes, "layout": layout, "order": order, "cotangent": cotangent, "assume": assume}
+    result = verb(text, wrt=wrt, claim=claim, **options)
     emit(result, as_json)
     return FINE if result.holds else FAULT
 

@@ -12,6 +12,7 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 from chainrule.errors import ShapeError, UnsupportedOpError
+from chainrule.interpreters.structure import within_structure
 from chainrule.ir import (
     Graph,
     Node,
@@ -50,12 +51,14 @@ def _expansion_image(outputs: Sequence[Node], keep_named: bool) -> dict[Node, No
 def vjp(outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]) -> list[Node | None]:
     """Cotangents of ``wrt`` for given cotangents of ``outputs`` (reverse mode).
 
-    ``wrt`` may be any nodes, not only leaves. None where no differentiable path exists.
+    ``wrt`` may be any nodes, not only leaves. By a variable of declared structure the derivative is taken within it.
+    None where no differentiable path exists.
 
     Raises:
         UnsupportedOpError: an op on the path has no derivative rule.
     """
-    return vjp_all(outputs, cotangents, wrt)[0]
+    free = vjp_all(outputs, cotangents, wrt)[0]
+    return [None if g is None else within_structure(g, x) for g, x in zip(free, wrt, strict=True)]
 
 
 def vjp_all(

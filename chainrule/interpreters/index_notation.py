@@ -197,9 +197,9 @@ class IndexPrinter:
             text = text + ("" if number.startswith("-") else "+") + number if text.startswith("+") else number + text
         return text.removeprefix("+") or "0"
 
-    def condition(self, left: str, right: str) -> Written:
-        """``[i >= j]`` of labels."""
-        return self.indicator(left, right), ATOM
+    def where_at_least(self, i: Index, j: Index, x: Node, indices: tuple[Index, ...]) -> Written:
+        """``[i >= j] * X_ij``."""
+        return self.quotient_of([(self.indicator(self.label(i), self.label(j)), ATOM), self.at(x, indices)], [])
 
     # ---- sums and products ---------------------------------------------------------------------------------
     def sum(self, terms: Sum) -> Written:

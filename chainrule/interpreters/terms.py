@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import permutations
 
-from chainrule.ir import Dim, Node, TensorType, as_node, digest
+from chainrule.ir import Dim, Node, TensorType, as_node, digest, is_diagonal, known_facts
 from chainrule.ops.recognition import recognise
 
 Number = Fraction | float
@@ -57,9 +57,11 @@ def exact(value: float) -> Number:
 
 
 def symmetric(node: Node) -> bool:
-    """Whether a matrix is its own transpose by its structure: an identity, ``X' @ X``, ``A + A'``, their inverses."""
+    """Whether a matrix is its own transpose: as declared, or by its form: an identity, ``X' @ X``, ``inv(A + A')``."""
     if node.type.rank != 2 or node.shape[0] != node.shape[1]:
         return False
+    if "symmetric" in known_facts(node):
+        return True
     if node.op.keeps_symmetry:
         return symmetric(node.inputs[0])
     if node.op.terms is None or not node.inputs:
@@ -252,6 +254,7 @@ def contract(term: Term, algebra: Algebra) -> Term:
         key = (f.atom, f.indices)
         merged[key] = Fraction(1) if _is_identity(f) and f.power > 0 else merged.get(key, Fraction(0)) + f.power
     factors = [Factor(a, i, p) for (a, i), p in merged.items() if p != 0]
+    factors = _read_diagonals(factors)
     known = recognise([(f.atom, f.indices, f.power) for f in factors])
     if known is not None:
         return contract(replace(term, factors=tuple(Factor(a, i, Fraction(p)) for a, i, p in known)), algebra)
@@ -272,6 +275,16 @@ def contract(term: Term, algebra: Algebra) -> Term:
 
 def _is_identity(f: Factor) -> bool:
     return len(f.indices) == 2 and "size" in f.atom.params and f.atom.is_leaf
+
+
+def _read_diagonals(factors: list[Factor]) -> list[Factor]:
+    """``D_ii delta_ij`` as ``D_ij`` of a diagonal matrix, so that ``diag(diag(D))`` is D."""
+    for e in filter(_is_identity, factors):
+        for f in factors:
+            within = len(f.indices) == 2 and set(f.indices) <= set(e.indices)
+            if f is not e and f.power == 1 and within and is_diagonal(f.atom):
+                return [replace(g, indices=e.indices) if g is f else g for g in factors if g is not e]
+    return factors
 
 
 def collect(terms: Iterable[Term], algebra: Algebra) -> Sum:

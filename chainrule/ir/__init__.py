@@ -38,6 +38,10 @@ from chainrule.ir.op import lowering as lowering
 from chainrule.ir.op import register as register
 from chainrule.ir.op import rule_of as rule_of
 from chainrule.ir.op import spelling as spelling
+from chainrule.ir.structure import STRUCTURES as STRUCTURES
+from chainrule.ir.structure import is_diagonal as is_diagonal
+from chainrule.ir.structure import known_facts as known_facts
+from chainrule.ir.structure import structure_of as structure_of
 from chainrule.ir.types import DTYPES as DTYPES
 from chainrule.ir.types import Shape as Shape
 from chainrule.ir.types import TensorType as TensorType

@@ -140,9 +140,10 @@ def apply(op: Op, *inputs: Node, **params: Any) -> Node:
     return _NODES.setdefault(key, node)
 
 
-def variable(name: str, type: TensorType | None = None) -> Node:
-    """The leaf called ``name``. Two leaves are the same node if name and type are the same."""
-    return apply(OPS["input"], name=name, type=type or TensorType())
+def variable(name: str, type: TensorType | None = None, structure: str | None = None) -> Node:
+    """The leaf called ``name``. Two leaves are the same node if name, type and structure are the same."""
+    known = {} if structure is None else {"structure": structure}
+    return apply(OPS["input"], name=name, type=type or TensorType(), **known)
 
 
 def fresh_variable(name: str, type: TensorType, taken: Iterable[Node]) -> Node:

@@ -63,7 +63,7 @@ class Op:
         jvp: ``(tangents, y, *xs, **params) -> tangent``; a tangent is None where nothing moves.
         expansion: for composites, ``(*xs, **params) -> Node`` in smaller ops; everything not given follows from it.
         terms: how the node is a sum of products, for the algebra of ``simplify`` (see ``interpreters.terms``).
-        keeps_symmetry: of a symmetric matrix it makes a symmetric one (inv).
+        keeps_symmetry: of a symmetric, triangular or diagonal matrix it makes another one (inv).
         lift: ``(node, inputs, extra) -> Node``: the same linear op on a value with more dimensions behind its own.
         moments: first and second moments, forward and backward (see ``interpreters.moments``).
         cost: ``(type, *input types, **params) -> multiplications``; default 0 (movement).

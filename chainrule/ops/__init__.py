@@ -28,5 +28,6 @@ from chainrule.ops import rounding as rounding
 from chainrule.ops import scans as scans
 from chainrule.ops import slicing as slicing
 from chainrule.ops import special_functions as special_functions
+from chainrule.ops import triangles as triangles
 from chainrule.ops import unknown as unknown
 from chainrule.ops import windows as windows

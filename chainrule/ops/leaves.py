@@ -46,7 +46,7 @@ def _constant_type(*, literal: Literal, dtype: str) -> TensorType:
 
 INPUT = leaf(
     "input",
-    shape=lambda *, name, type: type,
+    shape=lambda *, name, type, structure=None: type,
     value=lambda **_: (_ for _ in ()).throw(KeyError("an input has no value of its own")),
     text=lambda p, node: p.symbol(node.params["name"]),
     latex=lambda p, node: p.symbol(node.params["name"]),

@@ -17,7 +17,8 @@ from chainrule.errors import ChainruleError
 from chainrule.interpreters.evaluate import evaluate, evaluate_all, numeric
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Node, substitute_nodes, toposort, variable
+from chainrule.ir import Node, structure_of, substitute_nodes, toposort, variable
+from chainrule.verbs.structured_values import moved_element, with_structure
 
 _TOLERANCE = 1e-9  # relative, of every element
 _NUDGE = 1e-11  # relative, of every intermediate value, to see what rounding does to the result
@@ -140,7 +141,7 @@ class _Comparison:
         for shift, scale in draws:
             for positive in (False, True):
                 values = sample_values(self.leaves, generator, sizes, positive)
-                yield {leaf: shift + scale * v for leaf, v in values.items()}, sizes
+                yield {leaf: (0 if structure_of(leaf) else shift) + scale * v for leaf, v in values.items()}, sizes
         for _ in range(2 * len(scales)):  # every variable on a scale of its own
             values = sample_values(self.leaves, generator, sizes, positive=False)
             yield {leaf: generator.choice([1.0, *scales]) * v for leaf, v in values.items()}, sizes
@@ -192,9 +193,7 @@ class _Comparison:
                 start, end = float(here[leaf].flat[k]), float(np.ravel(high[leaf])[k])
 
                 def moved(value: float, leaf: Node = leaf, k: int = k, here: Values = here) -> Values:
-                    array = here[leaf].copy()
-                    array.flat[k] = value
-                    return {**here, leaf: array}
+                    return {**here, leaf: moved_element(leaf, here[leaf], k, value)}
 
                 if not signs(moved(end))[element] >= 0:
                     here = moved(end)
@@ -272,7 +271,8 @@ def sample_values(
     values = {}
     for leaf in leaves:
         shape = numeric(leaf.shape, sizes)
-        values[leaf] = generator.uniform(0.3, 1.7, shape) if positive else generator.standard_normal(shape)
+        value = generator.uniform(0.3, 1.7, shape) if positive else generator.standard_normal(shape)
+        values[leaf] = with_structure(leaf, value)
     return values
 
 

@@ -35,6 +35,7 @@ def check(
     layout: str = "denominator",
     order: int = 1,
     cotangent: str | None = None,
+    assume: Mapping[str, str] | None = None,
 ) -> CheckResult:
     """Compares a claimed derivative with the derived one.
 
@@ -43,7 +44,7 @@ def check(
         claim: the claimed derivative, in the formula language or in LaTeX; it may use the formula's own names. Or a
             function of arrays (NumPy or torch) that returns the derivative's values; its parameters are the formula's
             names, or its arguments are the formula's variables in their order.
-        shapes, layout, order, cotangent: as in :func:`chainrule.derive`.
+        shapes, layout, order, cotangent, assume: as in :func:`chainrule.derive`.
 
     Returns:
         CheckResult: ``c.holds``, ``c.correct``, ``c.difference``, ``c.counterexample``, ``c.slip``.
@@ -63,7 +64,8 @@ def check(
     # A single formula is compared written out; assignments keep their names in the answer.
     single = not isinstance(source, str) or len(parse_program(source, shapes).statements) == 1
     mode = "direct" if single else "reverse"
-    derived = derive(source, wrt=wrt, shapes=shapes, mode=mode, layout=layout, order=order, cotangent=cotangent)
+    options = {"layout": layout, "order": order, "cotangent": cotangent, "assume": assume}
+    derived = derive(source, wrt=wrt, shapes=shapes, mode=mode, **options)
     correct = derived[derived.wrt[0]]
     question = Question(derived, correct, cotangent_of(cotangent, derived))
     if callable(claim):

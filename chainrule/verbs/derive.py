@@ -18,6 +18,7 @@ from chainrule.errors import ChainruleError, FormulaError
 from chainrule.interpreters.evaluate import evaluate_all
 from chainrule.interpreters.simplify import simplify
 from chainrule.ir import Dim, Graph, Node, toposort, variable
+from chainrule.verbs.assumptions import assumptions_of, refuse_other_structure, under_assumptions
 from chainrule.verbs.bracketing import MAX_COUNTED, Bracketing, best_order, bracketing, chain_of, passes
 from chainrule.verbs.code import code
 from chainrule.verbs.derivation import Derivation
@@ -63,6 +64,11 @@ class DeriveResult:
     program: NamedProgram = field(repr=False)
     from_model: bool = False
     seeded: bool = False
+
+    @property
+    def assumptions(self) -> Mapping[str, str]:
+        """What variables were assumed to be, by name."""
+        return assumptions_of(self.program.leaves)
 
     def __getitem__(self, name: str) -> Expression:
         if name not in self.derivatives:
@@ -137,6 +143,8 @@ class DeriveResult:
         leaves = [n for n in toposort([*nodes.values(), *self.program.leaves]) if n.is_leaf and "name" in n.params]
         given = {n: arrays[n.params["name"]] for n in leaves if n.params["name"] in arrays}
         sizes = {k: int(v) for k, v in arrays.items() if np.ndim(v) == 0 and k not in self.program.variables}
+        for leaf, array in given.items():
+            refuse_other_structure(leaf, array)
         numbers = evaluate_all(list(nodes.values()), given, sizes)
         for name, node in nodes.items():
             table[name] = numbers[node]
@@ -148,6 +156,12 @@ class DeriveResult:
         Raises:
             ChainruleError: an unknown target.
         """
+        if self.assumptions:
+            raise ChainruleError(
+                "code is written for free variables",
+                given=", ".join(f"{name} assumed {kind}" for name, kind in self.assumptions.items()),
+                instead="derive without assume=",
+            )
         return code(self, target)
 
     def __str__(self) -> str:
@@ -173,6 +187,7 @@ class DeriveResult:
             "derivatives": {name: e.to_dict() for name, e in self.derivatives.items()},
             "notes": dict(self.notes),
             "multiplications": self.bracketing.to_dict() if self.is_counted else None,
+            "assumptions": dict(self.assumptions),
         }
 
 
@@ -186,6 +201,7 @@ def derive(
     layout: str = "denominator",
     cotangent: str | None = None,
     at: Mapping[str, Any] | None = None,
+    assume: Mapping[str, str] | None = None,
 ) -> DeriveResult:
     """The derivative of a formula or model, with every step of the chain rule.
 
@@ -200,6 +216,8 @@ def derive(
         order: 1, 2 or 3: the derivative of the derivative by the same variable; a third one has at most four indices.
         layout: ``"denominator"`` (the book's: X.shape + F.shape) or ``"numerator"`` (F.shape + X.shape).
         cotangent: name of a cotangent of the output: the result is then the vector-Jacobian product.
+        assume: what matrices are known to be, ``{"S": "symmetric"}``: symmetric, lower triangular, upper triangular,
+            diagonal or positive definite. The derivative by such a variable is that by its independent entries.
         at: numbers or arrays of the variables, by name: every step then holds its ``value`` there.
 
     Returns:
@@ -220,6 +238,7 @@ def derive(
     if order not in ORDERS:
         raise ChainruleError("unknown order of derivative", given=str(order), required="1, 2 or 3")
     named, variables, active = program_of(source, args, shapes, split=mode != "direct")
+    named, variables = under_assumptions(named, variables, assume)
     program = NamedProgram(named, variables)
     targets = active if wrt == "all" else target_names(wrt, program)
     if not targets:

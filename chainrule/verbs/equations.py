@@ -10,6 +10,7 @@ import numpy as np
 from chainrule.interpreters.latex import LatexPrinter
 from chainrule.interpreters.mathml import mathml
 from chainrule.ir import shape_text
+from chainrule.verbs.assumptions import assumption_lines
 from chainrule.verbs.expression import Expression
 from chainrule.verbs.index_lines import IndexLines
 from chainrule.verbs.steps import Step
@@ -67,7 +68,7 @@ def equation(latex: str, text: str) -> str:
 
 def _conventions(result: DeriveResult) -> list[str]:
     """What a reader must know to use a matrix answer, and what each mode costs."""
-    lines = []
+    lines = assumption_lines(list(result.program.variables.values()), result.wrt)
     if any(len(s.shape) > 1 for s in result.steps):
         lines.append(f"layout: {result.layout}" + (" (the book's)" if result.layout == "denominator" else ""))
     return [*lines, *result.bracketing.lines()] if result.is_counted else lines

@@ -27,6 +27,7 @@ from chainrule.ir import Graph, Node, shape_text, substitute_nodes, toposort, tr
 from chainrule.verbs.agreement import agreement
 from chainrule.verbs.agreement import random_sizes as random_sizes
 from chainrule.verbs.agreement import sample_values as sample_values
+from chainrule.verbs.assumptions import assumed_leaves, refuse_other_structure
 
 NOTATIONS = ("matrix", "index")
 _WRITTEN_OUT = 400  # operators and operands; longer expressions name the parts that occur several times
@@ -156,6 +157,8 @@ class Expression:
         sizes = {k: int(v) for k, v in arrays.items() if k not in names and np.ndim(v) == 0 and v == int(v)}
         leaves = dict.fromkeys((*graph.inputs, *(v for v in self.variables if v.params["name"] not in names)))
         values = {n: arrays[n.params["name"]] for n in leaves if n.params["name"] in arrays}
+        for leaf, array in values.items():
+            refuse_other_structure(leaf, array)
         return evaluate(graph.outputs, values, sizes)[0]
 
     def simplified(self) -> Expression:
@@ -223,12 +226,17 @@ def resolve(node: Node, definitions: Mapping[Node, Node]) -> Node:
     return meaning[node]
 
 
-def formula(source: str, shapes: Mapping[str, Any] | None = None) -> Expression:
+def formula(
+    source: str, shapes: Mapping[str, Any] | None = None, *, assume: Mapping[str, str] | None = None, where: Any = None
+) -> Expression:
     """An expression from text of the formula language.
 
     Args:
         source: one expression, or assignments of which the last is the result; LaTeX where it has commands.
         shapes: name -> dimensions, ``{"A": "m,n", "x": "n"}``; other names are scalars.
+        assume: what matrices are known to be, ``{"S": "symmetric"}``, as in :func:`chainrule.derive`.
+        where: a derivation, whose names then mean what they mean there; or an Expression, for the names in its
+            :attr:`Expression.where`.
 
     Raises:
         FormulaError: text outside the language. ShapeError: operands that do not fit.
@@ -236,6 +244,19 @@ def formula(source: str, shapes: Mapping[str, Any] | None = None) -> Expression:
     >>> import chainrule as cr
     >>> cr.formula("A' @ x", shapes={"A": "m,n", "x": "m"}).shape
     (n,)
+    >>> cr.formula("S' @ x", shapes={"S": "n,n", "x": "n"}, assume={"S": "symmetric"}).simplified().text
+    'S @ x'
     """
-    read = parse_latex(source, shapes).program().graph if is_latex(source) else parse(source, shapes)
-    return Expression(read.outputs[-1])
+    given: dict[str, Node] = {}
+    definitions: Mapping[Node, Node] = {}
+    if isinstance(where, Expression):
+        given = {n.params["name"]: n for n in toposort([where.node]) if n.is_leaf and "name" in n.params}
+        given |= {name: node for node, name in where._invented().items()}
+        definitions = where.definitions
+    elif where is not None:
+        given, definitions = dict(where.program.symbol), where.program.definitions
+    own = {k: v for k, v in (shapes or {}).items() if k not in given}
+    latex_source = is_latex(source)
+    graph = parse_latex(source, own, given=given).program().graph if latex_source else parse(source, own, given=given)
+    image = assumed_leaves([i for i in graph.inputs if i.params["name"] not in given], assume)
+    return Expression(substitute_nodes(graph.outputs[-1:], image)[0], definitions)

@@ -7,6 +7,7 @@ from typing import Any
 
 from chainrule.interpreters.latex import LatexPrinter
 from chainrule.ir import shape_text
+from chainrule.verbs.assumptions import assumption_lines, assumptions_of
 from chainrule.verbs.expression import Expression
 
 
@@ -49,7 +50,15 @@ class CheckResult:
         """The claim as text: of the formula language where it could be read."""
         return self.claim.text if self.claim is not None else self.claim_text
 
+    @property
+    def assumptions(self) -> dict[str, str]:
+        """What variables were assumed to be, by name."""
+        return assumptions_of(self.correct.variables)
+
     def __str__(self) -> str:
+        return "\n".join([self._verdict(), *assumption_lines(self.correct.variables, (self.wrt,))])
+
+    def _verdict(self) -> str:
         if self.holds:
             but = f", equal except at {self.except_at}" if self.except_at else ""
             return f"right: {self.symbol} = {self.claimed}{but}   (decided by {self.decided_by})"
@@ -101,4 +110,5 @@ class CheckResult:
             "claim_shape": [str(s) for s in self.claim.shape] if self.claim is not None else None,
             "claim_text": self.claim_text,
             "correct_latex": self.correct.latex,
+            "assumptions": self.assumptions,
         }
