@@ -57,8 +57,7 @@ def vjp(outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]
     Raises:
         UnsupportedOpError: an op on the path has no derivative rule.
     """
-    free = vjp_all(outputs, cotangents, wrt)[0]
-    return [None if g is None else within_structure(g, x) for g, x in zip(free, wrt, strict=True)]
+    return vjp_all(outputs, cotangents, wrt)[0]
 
 
 def vjp_all(
@@ -93,7 +92,8 @@ def vjp_all(
                 _accumulate(flowing, x, _fit(gx, x))
     back = {image[n]: n for n in image}
     named = {back.get(n, n): g for n, g in flowing.items() if isinstance(g, Node)}
-    return [flowing.get(t) if isinstance(flowing.get(t), Node) else None for t in targets], named
+    free = [flowing.get(t) for t in targets]
+    return [within_structure(g, t) if isinstance(g, Node) else None for g, t in zip(free, targets, strict=True)], named
 
 
 def gradient(output: Node, wrt: Sequence[Node], whole: bool = False) -> list[Node | None]:

@@ -10,6 +10,7 @@ from chainrule.errors import ShapeError
 from chainrule.ir import Node, Op, Rewrite, Sample, TensorType, apply, known_facts, shape_text
 from chainrule.ops.contraction import einsum, eye, permute
 from chainrule.ops.families import linear
+from chainrule.ops.probe_moments import ProbeRule
 
 _X = np.arange(9.0).reshape(3, 3) / 7 - 0.4
 
@@ -58,6 +59,7 @@ def _triangle(name: str, value: Any, kept: str, lost: str, sign: str) -> Op:
         aten={name: lambda x, diagonal=0: apply(_OPS[name], x) if diagonal == 0 else _offset(diagonal)},
         samples=(Sample((_X,)), Sample((np.stack([_X[:2], 1 - _X[1:]]),))),
         error_samples=(Sample((_X[0],)),),
+        moments=ProbeRule(),  # zeros among the elements: no one law for all of them
         source=f"numpy.{name}: the elements with i {sign} j",
     )
 
