@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.errors import ChainruleError, FormulaError
+from chainrule.errors import ChainruleError, FormulaError, UnsupportedOpError
 from chainrule.interpreters.evaluate import evaluate_all
 from chainrule.interpreters.simplify import simplify
 from chainrule.ir import Dim, Graph, Node, toposort, variable
@@ -79,10 +79,15 @@ class DeriveResult:
             )
         return self.derivatives[name]
 
-    @property
+    @cached_property
     def is_counted(self) -> bool:
         """Whether counts are shown unasked: the tensors of order four of a model's batch take their time."""
-        return self.order == 1 and not self.from_model and len(self.program.order) <= MAX_COUNTED
+        if self.order > 1 or self.from_model or len(self.program.order) > MAX_COUNTED:
+            return False
+        try:
+            return bool(self.bracketing.counts)
+        except UnsupportedOpError:  # a local derivative without matrix form: its product is not counted
+            return False
 
     @cached_property
     def bracketing(self) -> Bracketing:
