@@ -37,4 +37,4 @@ def within_structure(g: Node, x: Node) -> Node:
         return diagonal
     if "symmetric" in facts:
         return g + transpose(g) - diagonal
-    return apply(TRIL if "lower" in facts else TRIU, g)
+    return apply(TRIL if "lower" in facts else TRIU, g, diagonal=0)

@@ -1,9 +1,8 @@
-"""Arrangement: triangles, rolls, repeats, diagonals set into matrices, and dimensions split and joined."""
+"""Arrangement: rolls, repeats, diagonals set into matrices, and dimensions split and joined."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,38 +16,6 @@ from chainrule.ops.slicing import PAD, slice_axis
 from chainrule.ops.windows import FLIP
 
 _X = np.arange(12.0).reshape(3, 4) / 7 - 0.6
-
-
-# ---- triangles ---------------------------------------------------------------------------------------------
-def _matrix(x: TensorType, *, diagonal: int) -> TensorType:
-    if x.rank < 2:
-        raise ShapeError("a triangle of what is no matrix", given=f"({shape_text(x.shape)})")
-    return x
-
-
-def _triangle(name: str, value: Any) -> Any:
-    def rule(x: Node, diagonal: int = 0) -> Node:
-        return apply(found, x, diagonal=diagonal)
-
-    found = linear(
-        name,
-        family="kernel",
-        moments=None,
-        shape=_matrix,
-        value=lambda x, *, diagonal: value(np.asarray(x), diagonal),
-        transpose=lambda g, y, x, *, diagonal: apply(found, g, diagonal=diagonal),
-        torch=lambda node, x: f"{x[0]}.{name}({node.params['diagonal']})",
-        aten={name: rule},
-        samples=(Sample((_X,), {"diagonal": 0}), Sample((_X,), {"diagonal": -1})),
-        error_samples=(Sample((_X[0],), {"diagonal": 0}),),
-        **written_as_call(name),
-        source=f"numpy.{name}",
-    )
-    return found
-
-
-TRIL = _triangle("tril", np.tril)
-TRIU = _triangle("triu", np.triu)
 
 
 # ---- roll --------------------------------------------------------------------------------------------------

@@ -10,12 +10,11 @@ from chainrule.errors import ShapeError
 from chainrule.ir import Node, Op, Rewrite, Sample, TensorType, apply, known_facts, shape_text
 from chainrule.ops.contraction import einsum, eye, permute
 from chainrule.ops.families import linear
-from chainrule.ops.probe_moments import ProbeRule
 
-_X = np.arange(9.0).reshape(3, 3) / 7 - 0.4
+_X = np.arange(12.0).reshape(3, 4) / 7 - 0.6
 
 
-def _shape(x: TensorType) -> TensorType:
+def _matrix(x: TensorType, *, diagonal: int) -> TensorType:
     if x.rank < 2:
         raise ShapeError("a triangle of what is no matrix", given=f"({shape_text(x.shape)})")
     return x
@@ -26,49 +25,55 @@ def _lift(node: Node, inputs: list[Node], extra: tuple[Any, ...]) -> Node:
     (x,) = inputs
     rank, own = x.type.rank, node.type.rank
     front = permute(x, (*range(own, rank), *range(own)))
-    return permute(apply(node.op, front), (*range(rank - own, rank), *range(rank - own)))
+    return permute(apply(node.op, front, **node.params), (*range(rank - own, rank), *range(rank - own)))
 
 
-def _triangle(name: str, value: Any, kept: str, lost: str, sign: str) -> Op:
+def _triangle(name: str, value: Any, kept: str, lost: str) -> Op:
+    def build(x: Node, diagonal: Any = 0) -> Node:
+        number = diagonal.number if isinstance(diagonal, Node) else diagonal
+        if number is None or number != int(number):
+            raise ShapeError(f"{name}: a diagonal that is no whole number", required=f"{name}(X, 1)")
+        return apply(found, x, diagonal=int(number))
+
     def rewrite(node: Node) -> Node | None:
         (x,) = node.inputs
-        facts = known_facts(x)
-        if kept in facts or x.op is node.op:
+        facts = known_facts(x) if node.params["diagonal"] == 0 else frozenset()
+        if kept in facts:
             return x
-        if lost in facts:
-            return einsum(([(0, 0), (0, 1)], (0, 1)), x, eye(x.shape[0], x.type.dtype))
-        return None
+        return einsum(([(0, 0), (0, 1)], (0, 1)), x, eye(x.shape[0], x.type.dtype)) if lost in facts else None
 
     def indexed(p: Any, node: Node, indices: tuple[Any, ...]) -> Any:
-        i, j = indices[-2:]
-        first, second = (i, j) if sign == ">=" else (j, i)
-        return p.where_at_least(first, second, node.inputs[0], indices)
+        if node.params["diagonal"] != 0:
+            return None
+        i, j = indices[-2:] if kept == "lower" else indices[:-3:-1]
+        return p.where_at_least(i, j, node.inputs[0], indices)
 
-    return linear(
+    def written(p: Any, node: Node) -> str:
+        diagonal = node.params["diagonal"]
+        return p.child(node.inputs[0], 0) + (f", {diagonal}" if diagonal else "")
+
+    found = linear(
         name,
-        shape=_shape,
-        value=value,
-        transpose=lambda g, y, x: apply(y.op, g),
+        family="kernel",
+        moments=None,
+        shape=_matrix,
+        value=lambda x, *, diagonal: value(np.asarray(x), diagonal),
+        transpose=lambda g, y, x, *, diagonal: apply(found, g, diagonal=diagonal),
         lift=_lift,
-        text=f"{name}({{0}})",
-        latex=rf"\operatorname{{{{{name}}}}}\left({{0}}\right)",
+        text=lambda p, node: f"{name}({written(p, node)})",
+        latex=lambda p, node: rf"\operatorname{{{name}}}\left({written(p, node)}\right)",
         indexed=indexed,
-        torch=f"torch.{name}({{0}})",
+        torch=lambda node, x: f"{x[0]}.{name}({node.params['diagonal']})",
+        aten={name: build},
         names=(name,),
+        build=build,
         rewrites=(Rewrite(rewrite),),
-        aten={name: lambda x, diagonal=0: apply(_OPS[name], x) if diagonal == 0 else _offset(diagonal)},
-        samples=(Sample((_X,)), Sample((np.stack([_X[:2], 1 - _X[1:]]),))),
-        error_samples=(Sample((_X[0],)),),
-        moments=ProbeRule(),  # zeros among the elements: no one law for all of them
-        source=f"numpy.{name}: the elements with i {sign} j",
+        samples=(Sample((_X,), {"diagonal": 0}), Sample((_X,), {"diagonal": -1})),
+        error_samples=(Sample((_X[0],), {"diagonal": 0}),),
+        source=f"numpy.{name}",
     )
+    return found
 
 
-def _offset(diagonal: int) -> Node:
-    from_where = "below" if diagonal < 0 else "above"
-    raise ShapeError(f"a triangle {from_where} the diagonal", given=f"diagonal={diagonal}", required="diagonal=0")
-
-
-TRIL = _triangle("tril", np.tril, "lower", "upper", ">=")
-TRIU = _triangle("triu", np.triu, "upper", "lower", "<=")
-_OPS = {"tril": TRIL, "triu": TRIU}
+TRIL = _triangle("tril", np.tril, "lower", "upper")
+TRIU = _triangle("triu", np.triu, "upper", "lower")
