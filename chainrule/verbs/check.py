@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
-from chainrule.errors import ChainruleError
+from chainrule.errors import ChainruleError, MissingExtraError
 from chainrule.frontends.formula import parse_program
 from chainrule.interpreters.simplify import equal, simplify
 from chainrule.ir import Graph, Node, toposort
@@ -25,7 +25,11 @@ from chainrule.verbs.slip_question import Question
 from chainrule.verbs.slips import find_slip
 from chainrule.verbs.verdict import CheckResult as CheckResult
 
+if TYPE_CHECKING:
+    from chainrule.verbs.check_callable import CallableCheckResult
 
+
+@overload
 def check(
     source: str | Graph | Expression,
     *,
@@ -36,8 +40,26 @@ def check(
     order: int = 1,
     cotangent: str | None = None,
     assume: Mapping[str, str] | None = None,
-) -> CheckResult:
-    """Compares a claimed derivative with the derived one.
+) -> CheckResult: ...
+@overload
+def check(
+    source: Callable[..., Any], inputs: Any, *, reference: Callable[..., Any], dtype: Any = None
+) -> CallableCheckResult: ...
+def check(
+    source: Any,
+    inputs: Any = None,
+    *,
+    wrt: str = "",
+    claim: Any = None,
+    shapes: Mapping[str, Any] | None = None,
+    layout: str = "denominator",
+    order: int = 1,
+    cotangent: str | None = None,
+    assume: Mapping[str, str] | None = None,
+    reference: Callable[..., Any] | None = None,
+    dtype: Any = None,
+) -> CheckResult | CallableCheckResult:
+    """Compares a claimed derivative with the derived one; or, with ``reference``, a hand-written backward with it.
 
     Args:
         source: the formula or assignments. wrt: the variable, or a named intermediate, to derive by.
@@ -45,6 +67,8 @@ def check(
             function of arrays (NumPy or torch) that returns the derivative's values; its parameters are the formula's
             names, or its arguments are the formula's variables in their order.
         shapes, layout, order, cotangent, assume: as in :func:`chainrule.derive`.
+        inputs, reference, dtype: ``check(fn, inputs, reference=plain_fn)`` is
+            :func:`chainrule.verbs.check_callable.check_callable`, for an autograd.Function, Triton or CUDA.
 
     Returns:
         CheckResult: ``c.holds``, ``c.correct``, ``c.difference``, ``c.counterexample``, ``c.slip``.
@@ -59,6 +83,9 @@ def check(
     >>> print(cr.check("l = (f3 - y)^2", wrt="f3", claim=r"f_3 - y").slip)
     missing factor: 2
     """
+    if reference is not None:
+        return _check_callable(source, inputs, reference, dtype, {"wrt": wrt, "claim": claim, "shapes": shapes})
+    _refuse_half_a_question(source, wrt, claim)
     if "," in wrt or wrt == "all":
         raise ChainruleError("check compares one derivative", given=f"wrt={wrt!r}", required="one name")
     # A single formula is compared written out; assignments keep their names in the answer.
@@ -71,6 +98,42 @@ def check(
     if callable(claim):
         return check_function(claim, question, derived, correct, cotangent_of(cotangent, derived))
     return _check_text(claim, question, derived, correct, shapes, cotangent_of(cotangent, derived))
+
+
+def _check_callable(
+    source: Any, inputs: Any, reference: Any, dtype: Any, rest: Mapping[str, Any]
+) -> CallableCheckResult:
+    given = [name for name, value in rest.items() if value]
+    if given or inputs is None:
+        raise ChainruleError(
+            "a callable is checked against its reference, on inputs",
+            given=", ".join(given) or "no inputs",
+            required="check(function, inputs, reference=plain)",
+            instead="without wrt, claim and shapes: every gradient is compared",
+        )
+    try:
+        from chainrule.verbs.check_callable import check_callable  # torch is loaded here and not for formulas
+    except ImportError as error:
+        raise MissingExtraError("check of a callable", error.name or "torch", "torch") from None
+    return check_callable(source, inputs, reference, dtype=dtype)
+
+
+def _refuse_half_a_question(source: Any, wrt: str, claim: Any) -> None:
+    if wrt and claim is not None:
+        return
+    if callable(source):
+        raise ChainruleError(
+            "check of a callable needs something to compare with",
+            given="a callable without reference",
+            required="the same function in plain torch operations",
+            instead="cr.check(fn, inputs, reference=plain_fn)",
+        )
+    raise ChainruleError(
+        "check needs something to compare with",
+        given=f"wrt={wrt!r}, claim={claim!r}",
+        required="wrt, a name, and claim, the derivative by it",
+        instead='cr.check("l = (f - y)^2", wrt="f", claim="2*(f - y)")',
+    )
 
 
 def _check_text(
