@@ -109,7 +109,7 @@ _LESIONS: dict[str, Callable[[np.ndarray], np.ndarray | None]] = {
 
 
 def _verdict(evidence: Sequence[Evidence], without: Sequence[np.ndarray], lesion: str) -> tuple[int, float] | None:
-    """(how plain the mistake is, the part's coefficient) if the lesion, or a multiple of the part, gives what was found."""
+    """(how plain the mistake is, the part's coefficient) if the lesion, or a multiple of the part, explains it."""
     pairs = list(zip(evidence, without, strict=False))
     if all(np.allclose(w, e.right, rtol=0, atol=2 * e.allowed) for e, w in pairs):
         return None  # the part does not matter here

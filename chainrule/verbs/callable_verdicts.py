@@ -18,9 +18,11 @@ from chainrule.verbs.callable_slips import Evidence, part, whole_scale
 from chainrule.verbs.callable_truth import Gradients, Truth
 from chainrule.verbs.error_region import EVERYWHERE, region
 
+_ROUNDING = 64.0  # ulps, below which an error without another explanation is called that
+LESS = 1 / 64
 _TIMES = 2.0  # the reference's error in the same dtype
-_ULPS = 4.0  # of the largest element, allowed in any case
-_MEAN_ULPS = 1.0  # the same for root mean squares
+_ULPS = (4.0, 8.0)  # of the largest element, allowed in any case: in two bytes, in four and eight
+_MEAN_ULPS = 2.0  # the same for root mean squares
 _MEAN_OVER = 64  # elements, from which root mean squares are compared as well: systematic errors below the largest
 
 
@@ -28,7 +30,8 @@ _MEAN_OVER = 64  # elements, from which root mean squares are compared as well: 
 class Trial:
     """One cotangent: the candidate's run, the reference's in the same dtype (None if it cannot), and in float64.
 
-    ``nudged`` is the truth at inputs moved by half an ulp. ``seeds`` are the cotangents, in float64.
+    ``nudged`` is the truth at inputs moved by half an ulp and by ``LESS`` of that; ``seeds`` are the cotangents,
+    in float64.
     """
 
     kind: str
@@ -36,8 +39,8 @@ class Trial:
     ordinary: Run | None
     outputs: Tensors
     gradients: Gradients
-    nudged_outputs: Tensors
-    nudged: Gradients
+    nudged_outputs: tuple[Tensors, Tensors]
+    nudged: tuple[Gradients, Gradients]
     seeds: list[torch.Tensor | None]
     inputs: Tensors
 
@@ -74,12 +77,13 @@ class Compared:
 
 @dataclass(frozen=True)
 class _Measured:
-    """One quantity of one trial in float64: found and right, the reference's error and the nudge's effect."""
+    """One quantity of one trial in float64: found and right, the reference's in its dtype, right at nudged inputs."""
 
     found: torch.Tensor
     right: torch.Tensor
     ordinary: torch.Tensor | None
     nudged: torch.Tensor
+    nudged_less: torch.Tensor
 
 
 def judge(trials: Sequence[Trial], given: Arguments, right: Truth) -> tuple[Compared, ...]:
@@ -94,7 +98,7 @@ def judge(trials: Sequence[Trial], given: Arguments, right: Truth) -> tuple[Comp
             results.append(Compared(what, same, 0.0 if same else 1.0, 0.0, None, "" if same else "other numbers"))
             continue
         ordinary = None if first.ordinary is None else first.ordinary.outputs[k].double()
-        measured = _Measured(first.candidate.outputs[k].double(), y, ordinary, first.nudged_outputs[k])
+        measured = _Measured(first.candidate.outputs[k].double(), y, ordinary, *(n[k] for n in first.nudged_outputs))
         own = max(eps, float(torch.finfo(first.candidate.outputs[k].dtype).eps))
         found = _compared(what, [measured], own, given, first.inputs)
         results.append(found if found.holds else _with(found, _forward_slip(k, first, measured, own, given, right)))
@@ -126,7 +130,7 @@ def _gradient(k: int, trials: Sequence[Trial], given: Arguments, right: Truth, e
     for t, g in zip(trials, truths, strict=True):
         ordinary = None if t.ordinary is None else _or(t.ordinary.gradients[k], zero).double()
         found = _or(t.candidate.gradients[k], zero)
-        measured.append(_Measured(found.double(), g, ordinary, _or(t.nudged[k], zero)))
+        measured.append(_Measured(found.double(), g, ordinary, *(_or(n[k], zero) for n in t.nudged)))
     result = _compared(what, measured, eps, given, trials[0].inputs)
     if result.holds:
         return result
@@ -136,6 +140,9 @@ def _gradient(k: int, trials: Sequence[Trial], given: Arguments, right: Truth, e
         kinds = [kind for kind, m in others if not _compared("", [m], eps, given, []).holds]
         return _with(result, slip=f"wrong only with {kinds[0]}" if kinds else "")
     slip = _numbers_slip(measured) or _slip(k, trials, given, right, measured, eps)
+    if not slip and result.error < _ROUNDING * eps and result.reference_error:
+        times = result.error / result.reference_error
+        slip = f"rounding: right, but {times:.2g} times as inaccurate as the reference in the same dtype"
     return _with(result, slip=slip)
 
 
@@ -169,7 +176,6 @@ def _slip(
             for (_, m), g, a in pairs
         )
 
-    name = given.names[given.differentiated[k]]
     sizes = {n: tuple(t.shape) for n, t in zip(given.names, given.tensors, strict=True)}
     ones = [[None if g is None else torch.ones_like(g) for g in t.seeds] for t, _ in plain]
     fixed = [right.gradients(t.inputs, o)[k] for (t, _), o in zip(plain, ones, strict=True)]
@@ -205,7 +211,7 @@ def _in_one_place(
     """What is wrong there, where the rest is right."""
     wrong = torch.stack([(m.found - m.right).abs() > a for m, a in zip(measured, allowed, strict=True)]).any(0).cpu()
     place = region(wrong, dict(zip(given.names, (t.cpu() for t in inputs), strict=True)))
-    if wrong.ndim == 0 or place == EVERYWHERE or place.startswith("throughout"):
+    if wrong.ndim == 0 or not place or place == EVERYWHERE or place.startswith("throughout"):
         return ""
     mask = wrong.numpy()
     local = [Evidence({}, e.found[mask], e.right[mask], e.allowed) for e in evidence]
@@ -230,11 +236,14 @@ def _allowed(m: _Measured, eps: float) -> tuple[float, float, float | None]:
     if not right.numel():
         return 0.0, 0.0, None
     top, mean = float(right.abs().max()), _rms(right)
-    floor, mean_floor = _ULPS * eps * top, _MEAN_ULPS * eps * mean
-    moved = _errors(m.nudged, m.right)
-    # The nudge may pass a kink: it counts as a few ulps at most.
-    floor = max(floor, min(_TIMES * moved[0], 4 * floor))
-    mean_floor = max(mean_floor, min(_TIMES * moved[1], 4 * mean_floor))
+    long = eps < 1e-4
+    floor, mean_floor = _ULPS[long] * eps * top, _MEAN_ULPS * eps * mean
+    # What half an ulp of the inputs does is no fault either; less where the half ulp passes a kink and a smaller nudge
+    # does not.
+    moved = torch.minimum(4 * (m.nudged - m.right).abs(), (m.nudged_less - m.right).abs() / LESS)
+    moved = moved[moved.isfinite()]
+    if moved.numel():
+        floor, mean_floor = max(floor, _TIMES * float(moved.max())), max(mean_floor, _TIMES * _rms(moved))
     if m.ordinary is None:
         return 4 * floor, 4 * mean_floor, None
     largest, usual = _errors(m.ordinary, m.right)

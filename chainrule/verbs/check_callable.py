@@ -16,7 +16,7 @@ import torch
 from chainrule.errors import ModelError
 from chainrule.verbs.callable_runs import Arguments, Run, Tensors, arguments, run
 from chainrule.verbs.callable_truth import Truth, in_float64, truth
-from chainrule.verbs.callable_verdicts import Compared, Trial, judge
+from chainrule.verbs.callable_verdicts import LESS, Compared, Trial, judge
 
 _SEEDS = 3
 
@@ -168,7 +168,7 @@ def _trials(
         ordinary = run(reference, given, given.tensors, make)
         if ordinary.raised and not any("cannot run" in n for n in notes):
             notes.append(f"the reference cannot run in this dtype ({ordinary.raised}): held against rounding alone")
-        nudged, nudged_seeds = _nudged(doubles, given, seed), _nudged_seeds(seeds, given, seed)
+        moved = [(_nudged(doubles, given, seed, by), _nudged_seeds(seeds, given, seed, by)) for by in (1.0, LESS)]
         trials.append(
             Trial(
                 kind=kind,
@@ -176,8 +176,8 @@ def _trials(
                 ordinary=None if ordinary.raised else ordinary,
                 outputs=plain,
                 gradients=right.gradients(doubles, seeds),
-                nudged_outputs=run(reference, given, nudged, None).outputs,
-                nudged=right.gradients(nudged, nudged_seeds),
+                nudged_outputs=_pair([run(reference, given, x, None).outputs for x, _ in moved]),
+                nudged=_pair([right.gradients(x, g) for x, g in moved]),
                 seeds=seeds,
                 inputs=doubles,
             )
@@ -288,8 +288,12 @@ def _repeated(
     return problems[:1]  # the first explains the others
 
 
-def _nudged(tensors: Sequence[torch.Tensor], given: Arguments, seed: int) -> Tensors:
-    """The inputs moved by half an ulp of their dtype: what the result then does is no fault of an algorithm."""
+def _pair(two: list[Any]) -> tuple[Any, Any]:
+    return two[0], two[1]
+
+
+def _nudged(tensors: Sequence[torch.Tensor], given: Arguments, seed: int, by: float) -> Tensors:
+    """The inputs moved by half an ulp of their dtype, or a part of that: what that does is no algorithm's fault."""
     generator = torch.Generator().manual_seed(7000 + seed)
     result = []
     for t, own in zip(tensors, given.tensors, strict=True):
@@ -297,12 +301,14 @@ def _nudged(tensors: Sequence[torch.Tensor], given: Arguments, seed: int) -> Ten
             result.append(t)
             continue
         drawn = torch.rand(tuple(t.shape), generator=generator, dtype=torch.float64).to(t.device)
-        result.append(t * (1 + torch.finfo(own.dtype).eps * (drawn - 0.5)))
+        result.append(t * (1 + by * torch.finfo(own.dtype).eps * (drawn - 0.5)))
     return result
 
 
-def _nudged_seeds(seeds: Sequence[torch.Tensor | None], given: Arguments, seed: int) -> list[torch.Tensor | None]:
-    eps = max(torch.finfo(t.dtype).eps for t in given.tensors if t.is_floating_point())
+def _nudged_seeds(
+    seeds: Sequence[torch.Tensor | None], given: Arguments, seed: int, by: float
+) -> list[torch.Tensor | None]:
+    eps = by * max(torch.finfo(t.dtype).eps for t in given.tensors if t.is_floating_point())
     generator = torch.Generator().manual_seed(8000 + seed)
     return [
         None if g is None else g * (1 + eps * (torch.rand(tuple(g.shape), generator=generator, dtype=g.dtype) - 0.5))

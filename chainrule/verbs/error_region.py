@@ -21,6 +21,8 @@ def region(wrong: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> str:
     'rows 64-127'
     """
     count, total = int(wrong.sum()), wrong.numel()
+    if not count:
+        return ""
     if wrong.ndim == 0 or count == total:
         return EVERYWHERE if total > 1 else "its only element"
     spans = [_span(wrong, d) for d in range(wrong.ndim)]
