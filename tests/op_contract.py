@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from chainrule.backends.source import LANGUAGES, write
+from chainrule.backends.source.sizes import shape_helper
 from chainrule.backends.torch import emit
 from chainrule.interpreters.evaluate import evaluate
-from chainrule.ir import Graph, Node, Op, Sample, TensorType, TupleType, apply, item, variable
+from chainrule.ir import Dim, Graph, Node, Op, Sample, TensorType, TupleType, apply, item, variable
 from chainrule.ops.arithmetic import compare
 from chainrule.ops.contraction import sum_axes
 
@@ -133,3 +135,25 @@ def emitted(graph: Graph) -> Callable[..., tuple[torch.Tensor, ...]]:
     namespace: dict[str, Any] = {"torch": torch}
     exec(emit(graph), namespace)
     return namespace["forward"]
+
+
+# ---- source ------------------------------------------------------------------------------------------------
+def named_sizes(t: Trial) -> Graph:
+    """The op on leaves whose sizes are names, one name per number."""
+
+    def type_named(type_: TensorType) -> TensorType:
+        return TensorType(tuple(s if s == 1 else Dim(f"n{s}") for s in type_.shape), type_.dtype)
+
+    leaves = tuple(variable(leaf.params["name"], type_named(leaf.type)) for leaf in t.leaves)
+    return Graph(leaves, outputs_of(apply(t.op, *leaves, **t.sample.params)))
+
+
+def outputs_of_source(graph: Graph, language: str, arrays: Sequence[Any]) -> tuple[Any, ...]:
+    """What the source of a graph returns for arrays."""
+    function = write(graph, "f", LANGUAGES[language], packed=True)
+    parts = [*LANGUAGES[language].imports, "import math", shape_helper(LANGUAGES[language]), *function.helpers]
+    namespace: dict[str, Any] = {}
+    exec("\n".join([*parts, function.text]), namespace)
+    given = [tensor_of(a) for a in arrays] if language == "torch" else arrays
+    sizes = dict.fromkeys(function.sizes, 3)
+    return namespace["f"](*given, **sizes)

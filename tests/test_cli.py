@@ -182,6 +182,15 @@ def test_derive_json(run) -> None:
     assert step["terms"][0][1] == {"symbol": "df5/df3", "expression": "cos(f3)", "shape": []}
 
 
+def test_derive_code_is_a_file_that_checks_itself(run) -> None:
+    shapes = ("--shape", "X=m,n", "--shape", "w=n", "--shape", "y=m")
+    printed = run("derive", "norm(X @ w - y)^2", *shapes, "--wrt", "w", "--code", "numpy").stdout
+    done = subprocess.run([sys.executable, "-I", "-c", printed], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("ok: gradient by w") and done.returncode == 0
+    assert run("derive", "x^2", "--wrt", "x", "--code", "fortran").exit_code == 2
+    assert run("derive", "x^2", "--wrt", "x", "--code", "numpy", "--json").exit_code == 2
+
+
 def test_derive_latex(run) -> None:
     printed = run("derive", SIX, "--wrt", "x", "--latex").stdout
     assert printed.startswith(r"\begin{aligned}")

@@ -14,7 +14,7 @@ import torch
 
 import chainrule.ops  # noqa: F401  fills the registry
 from chainrule.backends.torch import compile
-from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
+from chainrule.errors import BackendError, ChainruleError, ShapeError, UnsupportedOpError
 from chainrule.frontends.formula import parse
 from chainrule.interpreters import cost
 from chainrule.interpreters.differentiate import expand_composites, gradient, jvp, vjp
@@ -30,7 +30,9 @@ from tests.op_contract import (
     central,
     close,
     emitted,
+    named_sizes,
     number,
+    outputs_of_source,
     tensor_of,
     trial,
     type_of,
@@ -184,6 +186,35 @@ def test_torch_computes_the_same_value(op: Op, sample: Sample):
     for output, ours, value in zip(t.outputs, found, evaluate(t.outputs, t.values), strict=True):
         assert str(ours.dtype) == f"torch.{output.type.dtype}"
         assert close(ours.to(torch.float64).numpy(), value, 1e-13 if op.name != "erf" else 1e-12)
+
+
+@every_sample
+@pytest.mark.parametrize("language", ["numpy", "torch"])
+@pytest.mark.parametrize("named", [False, True], ids=["numbers", "names"])
+def test_source_computes_the_same_value(op: Op, sample: Sample, language: str, named: bool):
+    if op.name in NO_VALUE:
+        pytest.skip(NO_VALUE[op.name])
+    if named and not set(sample.params) <= SIZELESS:
+        pytest.skip("its parameters are sizes: they are numbers in the sample")
+    t = trial(op, sample)
+    try:
+        graph = named_sizes(t) if named else Graph(t.leaves, t.outputs)
+    except ShapeError as error:
+        assert "number" in str(error)
+        pytest.skip("its shape rule wants numbers")
+    try:
+        found = outputs_of_source(graph, language, t.arrays)
+    except BackendError as error:
+        assert f"cannot be written in {language}" in str(error)
+        assert not op.names or op.name in NO_NUMPY, "every function of the formula language can be written"
+        return
+    for output, ours, value in zip(t.outputs, found, evaluate(t.outputs, t.values), strict=True):
+        assert np.shape(ours) == output.shape
+        assert close(np.asarray(ours), value, 1e-13 if op.name != "erf" else 1e-12)
+
+
+NO_NUMPY = {n: "neither NumPy nor math has it" for n in ("digamma", "erfinv", "erfcx", "ndtri", "log_ndtr")}
+SIZELESS = {"axes", "axis", "keepdims", "operands", "result", "dtype", "reduction"}
 
 
 @every_composite

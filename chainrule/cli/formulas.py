@@ -51,6 +51,7 @@ _COTANGENT = click.option("--cotangent", metavar="NAME", help="Vector-Jacobian p
 @click.option("--steps", "lines", is_flag=True, help="Every line from the chain rule to the simplified form.")
 @json_option
 @click.option("--latex", "as_latex", is_flag=True, help="Print LaTeX.")
+@click.option("--code", "target", metavar="LANGUAGE", help="Print source that checks itself: numpy, torch, jax.")
 @click.option(
     "--notation",
     type=click.Choice(["matrix", "index"]),
@@ -73,6 +74,7 @@ def derive(
     lines: bool,
     as_json: bool,
     as_latex: bool,
+    target: str | None,
     notation: str,
 ) -> int:
     """The derivative of a formula, step by step; or a model's backward pass as equations.
@@ -84,6 +86,8 @@ def derive(
       chainrule derive "f1 = exp(x); f2 = f1^2; y = sin(f1 + f2)" --wrt x
       chainrule derive "f = x' @ A @ x" --shape x=n --shape A=n,n --wrt x
     """
+    if target and (as_json or as_latex):
+        raise click.UsageError("--code, or one of --json and --latex")
     if as_json and as_latex:
         raise click.UsageError("--json or --latex, not both (the JSON holds LaTeX as well)")
     text = formula_text(formula, path)
@@ -98,6 +102,9 @@ def derive(
         from chainrule.verbs.derive import derive as verb
 
         result = verb(text, shapes=shapes, assume=assume, **options)
+    if target:
+        click.echo(result.code(target), nl=False)
+        return FINE
     emit(result, as_json, result.latex(notation) if as_latex else result.text(notation, lines))
     return FINE
 

@@ -30,6 +30,7 @@ from chainrule.ir.op import POSTFIX as POSTFIX
 from chainrule.ir.op import POWER as POWER
 from chainrule.ir.op import SPELLINGS as SPELLINGS
 from chainrule.ir.op import UNARY as UNARY
+from chainrule.ir.op import Code as Code
 from chainrule.ir.op import Kink as Kink
 from chainrule.ir.op import Op as Op
 from chainrule.ir.op import Rewrite as Rewrite

@@ -50,6 +50,24 @@ class Rewrite:
     name: str = ""
 
 
+@dataclass(frozen=True)
+class Code:
+    """How an op is written in source whose sizes are names, by language.
+
+    A template with ``{0}``, ``{1}`` and the namespace ``{np}``, or a rule ``(w, node) -> str`` or ``(str, strength)``
+    that asks ``w(k, strength)`` for its operands and reads ``w.np``, ``w.size(n)``.
+
+    Attributes:
+        numpy: NumPy's words. jax: None where they are NumPy's. torch: None where they are ``Op.torch``.
+        helper: sources of functions that NumPy's words call, each written once above.
+    """
+
+    numpy: str | Rule
+    jax: str | Rule | None = None
+    torch: str | Rule | None = None
+    helper: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Op:
     """One op with everything the chapter asks of it.
@@ -76,6 +94,8 @@ class Op:
             refers to; their names come first among the operand names.
         fused_vjp: like vjp, by kernels that have no derivative themselves: what programs run.
         recorded: the op that gives the same outputs and keeps what a backward op reads; where both occur, one runs.
+        code: how it is written in source whose sizes are names: a :class:`Code`, or what all languages share.
+        stable: rewrites for code that runs: the same function with less rounding, overflow or work.
         aten: overloads that the torch front end lowers to this op, each with an adaptor of arguments or None.
         names: spellings in the formula language; ``build`` makes the node from parsed arguments.
         kinks: declared choices of the derivative. ``facts``: identities, as rewrites. ``rewrites``: simplifications.
@@ -109,6 +129,8 @@ class Op:
     fused_vjp: Rule | None = None
     recorded: Op | None = None
     native: str | Rule | None = None
+    code: str | Rule | Code | None = None
+    stable: tuple[Rewrite, ...] = ()
     aten: Mapping[str, Rule | None] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     build: Rule | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError, UnsupportedOpError
-from chainrule.ir import OPS, Kink, Node, Op, Sample, apply, as_node, constant, lowering, shape_text
+from chainrule.ir import OPS, Code, Kink, Node, Op, Sample, apply, as_node, constant, lowering, shape_text
 from chainrule.ops.arithmetic import compare, iverson, where
 from chainrule.ops.elementwise import EXP, LEAKY_RELU, SIGMOID, SOFTPLUS, TANH
 from chainrule.ops.families import elementwise, kernel, unary, written_as_call, zeros_like
@@ -99,6 +99,7 @@ HARDSIGMOID = unary(
     derivative=lambda y, x: _between(x, -3.0, 3.0) / 6.0,
     torch=f"{_F}.hardsigmoid({{0}})",
     aten={"hardsigmoid": None},
+    code=Code("({np}.clip({0} + 3.0, 0.0, 6.0) / 6.0)"),
     kinks=(Kink(-3.0, 0.0), Kink(3.0, 0.0)),
     source="Courbariaux et al. 2015: clip(x + 3, 0, 6) / 6",
 )
@@ -110,6 +111,7 @@ HARDSWISH = unary(
     ),
     torch=f"{_F}.hardswish({{0}})",
     aten={"hardswish": None},
+    code=Code("({0} * {np}.clip({0} + 3.0, 0.0, 6.0) / 6.0)"),
     source="Howard et al. 2019: x hardsigmoid(x)",
 )
 PRELU = elementwise(
@@ -172,6 +174,7 @@ MISH = unary(
     derivative=lambda y, x: _mish_derivative(x, apply(TANH, apply(SOFTPLUS, x))),
     torch=f"{_F}.mish({{0}})",
     aten={"mish": None},
+    code=Code("({0} * {np}.tanh({np}.logaddexp({0}, 0.0)))"),
     source="Misra 2019: x tanh(softplus(x))",
 )
 LOGSIGMOID = unary(
@@ -180,6 +183,7 @@ LOGSIGMOID = unary(
     derivative=lambda y, x: apply(SIGMOID, -x),
     torch=f"{_F}.logsigmoid({{0}})",
     aten={"log_sigmoid": None},
+    code=Code("-{np}.logaddexp(-{0}, 0.0)"),
     source="log sigmoid(x)",
 )
 

@@ -16,6 +16,7 @@ from chainrule.ir import (
     OPS,
     POWER,
     UNARY,
+    Code,
     Kink,
     Node,
     Rewrite,
@@ -27,6 +28,7 @@ from chainrule.ir import (
 )
 from chainrule.ops.families import elementwise, elementwise_shape
 from chainrule.ops.moment_rules import PowerRule, ProductRule, ScaleRule, SumRule
+from chainrule.ops.stable import LIMIT, limit_of_power, limit_of_quotient, stable_power, stable_quotient
 
 
 def is_number(node: Node, value: float) -> bool:
@@ -217,6 +219,7 @@ DIV = elementwise(
             exact=True,
         ),
     ),
+    stable=(Rewrite(stable_quotient), Rewrite(limit_of_quotient, name=LIMIT)),
     moments=ProductRule(invert=True),
     source="a / b, elementwise",
 )
@@ -279,6 +282,7 @@ POW = elementwise(
             lambda node: _same_type(node, constant(1.0, node.type.dtype)) if is_number(node.inputs[1], 0) else None
         ),
     ),
+    stable=(Rewrite(stable_power), Rewrite(limit_of_power, name=LIMIT)),
     moments=PowerRule(),
     source="a ^ b, elementwise; torch's 0^0 = 1",
 )
@@ -325,6 +329,7 @@ IVERSON = elementwise(
     latex=r"\mathbb{{I}}\left[{0}\right]",
     child_precedence=(0,),
     torch=lambda node, x: f"{x[0]}.to(torch.{node.params['dtype']})",
+    code=Code("{np}.where({0}, 1.0, 0.0)"),
     cost=lambda *_, **__: 0,
     names=(),
     samples=(Sample((np.array([True, False]),), {"dtype": "float64"}),),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import UNARY, Node, Rewrite, Sample, TensorType, apply
+from chainrule.ir import ATOM, UNARY, Node, Rewrite, Sample, TensorType, apply
 from chainrule.ops.families import linear
 
 
@@ -45,6 +45,7 @@ CAST = linear(
     precedence=UNARY,
     child_precedence=(UNARY,),
     torch=lambda node, x: f"{x[0]}.to(torch.{node.params['dtype']})",
+    code=lambda w, node: w(0, ATOM) if "float" in node.params["dtype"] else w.cast(0, node.params["dtype"]),
     rewrites=(
         Rewrite(
             lambda node: node.inputs[0] if node.inputs[0].type.dtype == node.params["dtype"] else None,

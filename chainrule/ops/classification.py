@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import OPS, Node, Sample, TensorType, apply, as_node, constant, shape_text
+from chainrule.ir import ATOM, OPS, Code, Node, Sample, TensorType, apply, as_node, constant, shape_text
 from chainrule.ops.arithmetic import compare, iverson, where
 from chainrule.ops.composites import LOG_SOFTMAX, SOFTMAX
 from chainrule.ops.contraction import einsum, sum_axes
@@ -137,6 +137,11 @@ ONE_HOT = leaf(
     torch=lambda node, x: (
         f"({x[0]}.unsqueeze(-1) == torch.arange({node.params['classes']}, device={x[0]}.device))"
         f".to(torch.{node.params['dtype']})"
+    ),
+    code=Code(
+        lambda w, node: (
+            f"{w.np}.where({w(0, ATOM)}[..., None] == {w.np}.arange({w.size(node.params['classes'])}), 1.0, 0.0)"
+        )
     ),
     differentiable=False,
     samples=(Sample((np.array([2, 0]),), {"classes": 3, "dtype": "float64"}),),

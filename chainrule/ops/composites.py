@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import OPS, Node, Op, Sample, TensorType, apply, as_node, product, shape_text, spelling
+from chainrule.ir import OPS, Code, Node, Op, Sample, TensorType, apply, as_node, product, shape_text, spelling
 from chainrule.ops.casts import cast
 from chainrule.ops.contraction import einsum, permute, sum_axes
 from chainrule.ops.families import composite
@@ -114,11 +114,44 @@ def _axis_latex(name: str) -> Any:
     return lambda p, node: rf"\operatorname{{{name}}}\left({p.child(node.inputs[0], 0)}\right)"
 
 
+_LOGSUMEXP = '''\
+def _logsumexp(x, axis):
+    """log(sum(exp(x))) along an axis, shifted by the largest element so that nothing overflows."""
+    top = np.max(x, axis=axis, keepdims=True)
+    return np.squeeze(top + np.log(np.sum(np.exp(x - top), axis=axis, keepdims=True)), axis)
+'''
+_SOFTMAX = '''\
+def _softmax(x, axis):
+    """exp(x) / sum(exp(x)) along an axis, shifted so that nothing overflows."""
+    e = np.exp(x - np.max(x, axis=axis, keepdims=True))
+    return e / np.sum(e, axis=axis, keepdims=True)
+'''
+_LOG_SOFTMAX = '''\
+def _log_softmax(x, axis):
+    """x - log(sum(exp(x))) along an axis."""
+    return x - np.expand_dims(_logsumexp(x, axis), axis)
+'''
+_HELPERS = {
+    "logsumexp": (_LOGSUMEXP,),
+    "softmax": (_SOFTMAX,),
+    "log_softmax": (_LOGSUMEXP, _LOG_SOFTMAX),
+}
+
+
+def _axis_code(name: str) -> Code:
+    def words(function: str) -> Any:
+        return lambda w, node: f"{function}({w(0)}, {node.params['axis'] % node.inputs[0].type.rank})"
+
+    where = "jax.scipy.special" if name == "logsumexp" else "jax.nn"
+    return Code(words(f"_{name}"), words(f"{where}.{name}"), words(f"torch.{name}"), helper=_HELPERS[name])
+
+
 def _axis_fields(name: str) -> dict[str, Any]:
     return {
         "text": _axis_text(name),
         "latex": _axis_latex(name.replace("_", r"\_")),
         "torch": lambda node, x: f"torch.{name}({x[0]}, {node.params['axis']})",
+        "code": _axis_code(name),
         "build": lambda x, axis=-1: apply(OPS[name], x, axis=_along(x, int(axis))),
         "cost": lambda result, x, **_: x.numel,
         "moments": ProbeRule(),

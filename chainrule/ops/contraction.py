@@ -16,6 +16,7 @@ from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.ir import (
     MUL,
     OPS,
+    Code,
     Dim,
     Node,
     Op,
@@ -29,6 +30,8 @@ from chainrule.ir import (
     shape_text,
     spelling,
 )
+from chainrule.ops import stable
+from chainrule.ops.contraction_code import written_contraction
 from chainrule.ops.contraction_moments import ContractionRule
 from chainrule.ops.families import leaf, multilinear_jvp
 from chainrule.ops.movement import broadcast, expand_dims, squeeze
@@ -197,6 +200,8 @@ EINSUM = register(
         latex=lambda p, node: p.contraction(node),
         precedence=MUL,
         torch=lambda node, x: _torch_einsum(node, x),
+        code=written_contraction,
+        stable=(Rewrite(stable.solve_for_inverse),),
         rewrites=(Rewrite(_merge_views, exact=True), Rewrite(_merge)),
         aten={
             "mm": lambda a, b: einsum("ij,jk->ik", a, b),
@@ -363,6 +368,7 @@ EYE = leaf(
     text=lambda p, node: p.identity(node.params["size"]),
     latex=lambda p, node: p.identity(node.params["size"]),
     torch=lambda node, _: f"torch.eye({node.params['size']}, dtype=torch.{node.type.dtype})",
+    code=Code(lambda w, node: f"{w.np}.eye({w.size(node.params['size'])})"),
     terms=lambda algebra, node, indices: algebra.delta(node, indices),
     samples=(Sample((), {"size": 3, "dtype": "float64"}),),
     source="the identity matrix: Kronecker's delta",

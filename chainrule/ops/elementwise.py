@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import Kink, Node, Rewrite, Sample, apply, as_node, constant
+from chainrule.ir import Code, Kink, Node, Rewrite, Sample, apply, as_node, constant
 from chainrule.ops.arithmetic import compare, iverson, where
 from chainrule.ops.families import elementwise, unary, zero_derivative
 from chainrule.ops.moment_rules import Pointwise
+from chainrule.ops.stable import stable_logarithm
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -23,6 +24,15 @@ def _sigmoid(x: Any) -> Any:
     x = np.asarray(x, dtype=np.float64)
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+
+_ERF = "_erf = np.vectorize(math.erf, otypes=[float])\n"
+_SIGMOID = '''\
+def _sigmoid(x):
+    """1 / (1 + exp(-x)) without overflow."""
+    e = np.exp(-np.abs(x))
+    return np.where(np.asarray(x) >= 0, 1 / (1 + e), e / (1 + e))
+'''
 
 
 def _root_text(p: Any, node: Node, root: str, norm: str) -> str:
@@ -71,6 +81,7 @@ LOG = unary(
     aten={"log": None},
     names=("log", "ln"),
     rewrites=(_inverse("exp"),),
+    stable=(Rewrite(stable_logarithm),),
     source="DLMF 4.2, natural logarithm",
 )
 SQRT = unary(
@@ -113,6 +124,7 @@ HEAVISIDE = unary(
     derivative=zero_derivative,
     kinks=(Kink(0.0, 0.0),),
     names=("heaviside", "Heaviside", "step"),
+    code=Code("{np}.where({0} >= 0, 1.0, 0.0)"),
     torch=lambda node, x: f"({x[0]} >= 0).to({x[0]}.dtype)",
     cost=lambda *_, **__: 0,
     source="problem 7.8 (i): 0 below 0, 1 from 0 on",
@@ -122,6 +134,7 @@ RECT = unary(
     value=lambda x: ((np.asarray(x) >= 0) & (np.asarray(x) <= 1)).astype(np.float64),
     derivative=zero_derivative,
     kinks=(Kink(0.0, 0.0), Kink(1.0, 0.0)),
+    code=Code("{np}.where(({0} >= 0) & ({0} <= 1), 1.0, 0.0)"),
     torch=lambda node, x: f"(({x[0]} >= 0) & ({x[0]} <= 1)).to({x[0]}.dtype)",
     cost=lambda *_, **__: 0,
     source="problem 7.8 (ii): 1 on [0, 1], else 0",
@@ -214,6 +227,7 @@ ERF = unary(
     derivative=lambda y, x: apply(EXP, -(x**2.0)) * (2.0 / math.sqrt(math.pi)),
     aten={"erf": None},
     moments=Pointwise(odd=True),
+    code=Code("_erf({0})", jax="jax.scipy.special.erf({0})", helper=(_ERF,)),
     source="DLMF 7.2.1",
 )
 
@@ -224,6 +238,7 @@ SIGMOID = unary(
     derivative=lambda y, x: y * (1.0 - y),
     latex=r"\operatorname{{sig}}\left({0}\right)",
     names=("sigmoid", "sig"),
+    code=Code("_sigmoid({0})", jax="jax.nn.sigmoid({0})", helper=(_SIGMOID,)),
     aten={"sigmoid": None},
     source="problem 7.7: 1 / (1 + exp(-x)), derivative y(1 - y)",
 )
@@ -240,6 +255,7 @@ RELU = unary(
         normal=lambda v: ((v / (2.0 * math.pi)) ** 0.5, v / 2.0),
         why="u and -u are equally likely and relu keeps one of them: E[relu(u)^2] = E[u^2] / 2 (problem 7.14)",
     ),
+    code=Code("{np}.maximum({0}, 0)"),
     cost=lambda *_, **__: 0,
     samples=(Sample((np.array([-1.7, -0.31, 0.27, 1.9]),)), Sample((np.array([0.0, -0.0]),), kink=True)),
     source="problem 7.1: derivative [x > 0]; 0 at 0, as in torch",
@@ -255,6 +271,7 @@ LEAKY_RELU = elementwise(
     domain=("real", "positive"),
     kinks=(Kink(0.0, "alpha"),),
     torch="torch.where({0} > 0, {0}, {1} * {0})",
+    code="{np}.where({0} > 0, {0}, {1} * {0})",
     moments=Pointwise(
         symmetric=lambda q, a: q * (1.0 + a * a) / 2.0,
         why="half of u^2 is kept and half is scaled by alpha^2: E = E[u^2] (1 + alpha^2) / 2",
@@ -270,6 +287,7 @@ SOFTPLUS = unary(
     value=lambda x: np.logaddexp(x, 0.0),
     derivative=lambda y, x: apply(SIGMOID, x),
     torch="torch.nn.functional.softplus({0})",
+    code=Code("{np}.logaddexp({0}, 0.0)"),
     source="log(1 + exp(x)), derivative sigmoid(x)",
 )
 SILU = unary(
@@ -277,6 +295,7 @@ SILU = unary(
     value=lambda x: x * _sigmoid(x),
     derivative=lambda y, x: apply(SIGMOID, x) * (1.0 + x * (1.0 - apply(SIGMOID, x))),
     torch="torch.nn.functional.silu({0})",
+    code=Code("({0} * _sigmoid({0}))", jax="jax.nn.silu({0})", helper=(_SIGMOID,)),
     names=("silu", "swish"),
     aten={"silu": None},
     source="Elfwing et al. 2018: x sigmoid(x)",
@@ -288,6 +307,11 @@ GELU = unary(
         0.5 * (1.0 + apply(ERF, x / math.sqrt(2))) + x * apply(EXP, -(x**2.0) / 2.0) / math.sqrt(2 * math.pi)
     ),
     torch="torch.nn.functional.gelu({0})",
+    code=Code(
+        "_gelu({0})",
+        jax="jax.nn.gelu({0}, approximate=False)",
+        helper=(_ERF, "def _gelu(x):\n    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))\n"),
+    ),
     aten={"gelu": lambda x, approximate="none": apply(GELU, x) if approximate == "none" else _gelu_tanh(x)},
     source="Hendrycks and Gimpel 2016: x Phi(x)",
 )
@@ -309,6 +333,7 @@ ELU = elementwise(
     domain=("real", "positive"),
     kinks=(Kink(0.0, "alpha"),),
     torch="torch.where({0} > 0, {0}, {1} * torch.expm1({0}))",
+    code=Code("{np}.where({0} > 0, {0}, {1} * {np}.expm1({np}.minimum({0}, 0)))"),
     names=("elu",),
     build=lambda x, a=1.0: apply(ELU, x, as_node(a, like=x)),
     aten={

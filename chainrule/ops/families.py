@@ -25,6 +25,7 @@ from chainrule.ir import (
     OPS,
     Node,
     Op,
+    Rewrite,
     Sample,
     TensorType,
     apply,
@@ -109,6 +110,7 @@ def elementwise(
         "latex": rf"\operatorname{{{{{name}}}}}\left({arguments}\right)".replace("_", r"\_"),
         "indexed": lambda printer, node, indices: printer.elementwise(node, indices),
         "torch": f"torch.{name}({arguments})",
+        "code": _shared_words(fields.get("torch"), name, arguments),
         "samples": tuple(samples),
         "error_samples": (Sample((np.zeros(2), *[np.zeros(3)] * (arity - 1))),) if arity > 1 else (),
         "names": (name,),
@@ -116,7 +118,27 @@ def elementwise(
         "differentiable": derivative is not None or "expansion" in fields or "vjp" in fields,
         "family": "elementwise",
     }
-    return register(Op(name, value=value, **(defaults | rules | fields)))
+    stable: dict[str, Any] = {"stable": (*fields.get("stable", ()), Rewrite(_broadcasting_by_itself))}
+    return register(Op(name, value=value, **(defaults | rules | fields | stable)))
+
+
+def _broadcasting_by_itself(node: Node) -> Node | None:
+    """The op on what its operands were before they were broadcast, as long as the result keeps its shape."""
+    inputs = list(node.inputs)
+    for k, x in enumerate(inputs):
+        while x.op.name == "broadcast" or (x.op.name == "expand_dims" and x.inputs[0].shape == ()):
+            x = x.inputs[0]
+            if broadcast_shapes(x.shape, *(o.shape for n, o in enumerate(inputs) if n != k)) != node.shape:
+                break
+            inputs[k] = x
+    return apply(node.op, *inputs, **node.params) if tuple(inputs) != node.inputs else None
+
+
+def _shared_words(torch: Any, name: str, arguments: str) -> str | None:
+    """An infix operator is one in every language; a function that NumPy has under this name, torch and JAX have too."""
+    if isinstance(torch, str) and "(" not in torch:
+        return torch
+    return f"{{np}}.{name}({arguments})" if torch is None and hasattr(np, name) else None
 
 
 def unary(

@@ -6,13 +6,15 @@ import math
 
 import numpy as np
 
-from chainrule.ir import OPS, Node, Sample, apply, as_node, lowering
+from chainrule.ir import OPS, Code, Node, Sample, apply, as_node, lowering
 from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.families import elementwise, sum_nodes, unary, written_as_call
 from chainrule.ops.special_functions import each_of
 
 # ---- gamma functions ---------------------------------------------------------------------------------------
 _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510)
+
+_LGAMMA = "_lgamma = np.vectorize(math.lgamma, otypes=[float])\n"
 
 
 def _polygamma(n: int, x: float) -> float:
@@ -39,6 +41,7 @@ LGAMMA = unary(
     domain="positive",
     moments=None,
     aten={"lgamma": None, "special_gammaln": None},
+    code=Code("_lgamma({0})", jax="jax.scipy.special.gammaln({0})", helper=(_LGAMMA,)),
     source="log |Gamma(x)|",
 )
 DIGAMMA = unary(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import ADD, ATOM, UNARY, Dim, Literal, Node, Op, Sample, TensorType, TupleType, register
+from chainrule.ir import ADD, ATOM, UNARY, Code, Dim, Literal, Node, Op, Sample, TensorType, TupleType, register
 from chainrule.ops.families import leaf, linear
 from chainrule.ops.moment_rules import ScaleRule
 
@@ -60,6 +60,7 @@ CONSTANT = leaf(
     text=_constant_text,
     latex=_constant_text,
     torch=_constant_torch,
+    code=Code(lambda w, node: w.array(node.params["literal"].array)),
     terms=lambda algebra, node, indices: algebra.number(node, indices),
     samples=(Sample((), {"literal": Literal(2.5, "float64"), "dtype": "float64"}),),
     source="a number",
@@ -72,6 +73,7 @@ DIM = leaf(
     text=lambda p, node: (p.size(node.params["size"]), _size_strength(node.params["size"])),
     latex=lambda p, node: (p.size(node.params["size"]), _size_strength(node.params["size"])),
     torch=lambda node, _: f"torch.tensor({float(node.params['size'])!r}, dtype=torch.float64)",
+    code=lambda w, node: (w.size(node.params["size"]), _size_strength(node.params["size"])),
     samples=(Sample((), {"size": 3}),),
     source="a dimension used as a number, such as n in sum(x) / n",
 )
@@ -110,6 +112,7 @@ STOP_GRADIENT = _routed(
     latex=r"\operatorname{{sg}}\left({0}\right)",
     names=("stop_gradient", "detach"),
     torch="{0}.detach()",
+    code=Code(lambda w, node: w(0, ATOM), jax="jax.lax.stop_gradient({0})"),
     aten={"detach": None},
     differentiable=False,
     moments=ScaleRule(1),
@@ -132,6 +135,7 @@ ITEM = register(
         text=lambda p, node: f"{p.child(node.inputs[0], UNARY)}.{node.params['index']}",
         latex=lambda p, node: f"{p.child(node.inputs[0], UNARY)}_{{{node.params['index']}}}",
         torch=lambda node, x: f"{x[0]}[{node.params['index']}]",
+        code=lambda w, node: f"{w(0, ATOM)}[{node.params['index']}]",
         source="one output of a node with several",
     )
 )

@@ -14,6 +14,7 @@ import numpy as np
 
 from chainrule.errors import ShapeError
 from chainrule.ir import (
+    Code,
     Graph,
     Node,
     Op,
@@ -172,6 +173,21 @@ def _scan_torch(node: Node, x: list[str]) -> str:
     return f"scan({body}, {packed}, {node.params['length']}, {node.params['reverse']})"
 
 
+_SCAN = '''\
+def scan(body, consts, carry, xs, length, reverse):
+    """The loop body(*consts, *carry, *slices of xs) -> (*carry, *ys); returns the last carry and the stacked ys."""
+    collected = [()] * length
+    for k in reversed(range(length)) if reverse else range(length):
+        out = body(*consts, *carry, *(x[k] for x in xs))
+        carry, collected[k] = out[: len(carry)], out[len(carry) :]
+    return (*carry, *(np.stack(ys) for ys in zip(*collected)))
+'''
+
+
+def _scan_code(w: Any, node: Node) -> str:
+    return _scan_torch(node, [w.body(node.params["body"]), *(w(k) for k in range(len(node.inputs)))])
+
+
 def _sample_body() -> Graph:
     w, h, x = (variable(n, TensorType((2,))) for n in ("w", "h", "x"))
     new = w * h + x * h
@@ -188,6 +204,7 @@ SCAN = register(
         jvp=_scan_jvp,
         transforms_body=True,
         torch=_scan_torch,
+        code=Code(_scan_code, torch=_scan_code, helper=(_SCAN,)),
         text=lambda p, node: f"scan({', '.join(p.child(i, 0) for i in node.inputs)})",
         latex=lambda p, node: rf"\operatorname{{scan}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",
         samples=(

@@ -60,6 +60,14 @@ def _broadcast_shape(x: TensorType, *, shape: Shape) -> TensorType:
     return x.with_shape(shape)
 
 
+def _broadcast_code(w: Any, node: Node) -> str:
+    shape, number = w.shape(node.params["shape"]), w.number(0)
+    if number is None:
+        return f"{w.np}.broadcast_to({w(0)}, {shape})"
+    filled = {"0": "zeros", "1": "ones"}.get(number)
+    return f"{w.np}.{filled}({shape}{w.dtype})" if filled else f"{w.np}.full({shape}, float({number}){w.dtype})"
+
+
 def _no_change(node: Node) -> Node | None:
     return node.inputs[0] if node.inputs[0].type == node.type else None
 
@@ -79,6 +87,7 @@ BROADCAST = linear(
     latex=lambda p, node: p.broadcast(node),
     precedence=20,
     torch=lambda node, x: f"torch.broadcast_to({x[0]}, {tuple(node.params['shape'])})",
+    code=lambda w, node: _broadcast_code(w, node),
     rewrites=(Rewrite(_no_change, exact=True), Rewrite(_nested, exact=True)),
     aten={
         "expand": lambda x, sizes, implicit=False: broadcast(x, _expanded_shape(x, sizes)),
@@ -160,6 +169,7 @@ RESHAPE = linear(
         rf"\operatorname{{reshape}}\left({p.child(node.inputs[0], 0)}, {p.shape(node.params['shape'])}\right)"
     ),
     torch=lambda node, x: f"{x[0]}.reshape({tuple(node.params['shape'])})",
+    code=lambda w, node: f"{w.np}.reshape({w(0)}, {w.shape(node.params['shape'])})",
     rewrites=(Rewrite(_no_change, exact=True), Rewrite(_nested, exact=True)),
     aten={
         "view": lambda x, sizes: reshape(x, _resolve(x, sizes)),
@@ -246,6 +256,7 @@ EXPAND_DIMS = linear(
         if len(node.params["axes"]) == 1
         else f"{x[0]}.reshape({tuple(node.type.shape)})"
     ),
+    code=lambda w, node: w.index(":" if a not in node.params["axes"] else "None" for a in range(node.type.rank)),
     rewrites=(
         Rewrite(
             lambda node: (
@@ -273,6 +284,9 @@ SQUEEZE = linear(
         f"{x[0]}.squeeze({node.params['axes'][0]})"
         if len(node.params["axes"]) == 1
         else f"{x[0]}.reshape({tuple(node.type.shape)})"
+    ),
+    code=lambda w, node: w.index(
+        ":" if a not in node.params["axes"] else "0" for a in range(len(node.inputs[0].shape))
     ),
     rewrites=(
         Rewrite(

@@ -12,6 +12,7 @@ import numpy as np
 
 from chainrule.errors import ShapeError
 from chainrule.ir import (
+    ATOM,
     OPS,
     Kink,
     Node,
@@ -113,6 +114,18 @@ def _reduction_torch(name: str) -> Any:
     return torch
 
 
+def _reduction_code(name: str) -> Any:
+    def code(w: Any, node: Node) -> str:
+        axes, keepdims = node.params["axes"], node.params["keepdims"]
+        keep = f", keepdim{'' if w.np == 'torch' else 's'}=True" if keepdims else ""
+        along = f", {axes[0] if len(axes) == 1 else tuple(axes)}"
+        if len(axes) == node.inputs[0].type.rank and not keepdims:
+            along = ""
+        return f"{w.np}.{name}({w(0)}{along}{keep})" if axes else w(0, ATOM)
+
+    return code
+
+
 _REDUCTION_SAMPLES = (
     Sample((_X,), {"axes": (0, 1), "keepdims": False}),
     Sample((_X,), {"axes": (1,), "keepdims": False}),
@@ -135,6 +148,7 @@ MEAN = composite(
     latex=_reduction_latex("mean"),
     indexed=lambda p, node, indices: p.at(_mean_expansion(node.inputs[0], **node.params), indices),
     torch=_reduction_torch("mean"),
+    code=_reduction_code("mean"),
     aten={
         "mean": lambda x, dtype=None: mean(x if dtype is None else cast(x, dtype)),
         "mean.dim": lambda x, dim, keepdim=False, dtype=None: mean(
@@ -185,6 +199,7 @@ def _reduced_extremum(name: str, spelled: str, value: Any) -> Op:
                 spelled, node.inputs[0], node.params["axes"], indices, node.params["keepdims"]
             ),
             torch=_reduction_torch(name),
+            code=_reduction_code(name),
             moments=ProbeRule(),
             aten={
                 name: lambda x, dim=(), keepdim=False: apply(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import UnsupportedOpError
-from chainrule.ir import OPS, Node, Sample, apply, as_node, constant, lowering
+from chainrule.ir import OPS, Code, Node, Sample, apply, as_node, constant, lowering
 from chainrule.ops.arithmetic import compare, iverson, where
 from chainrule.ops.families import call_of, elementwise, kernel, unary, zero_derivative, zeros_like
 
@@ -37,6 +37,7 @@ FRAC = unary(
     value=lambda x: x - np.trunc(x),
     derivative=lambda y, x: as_node(1.0, like=x),
     aten={"frac": None},
+    code=Code("({0} - {np}.trunc({0}))"),
     source="x - trunc(x)",
     **_NO_COST,
 )

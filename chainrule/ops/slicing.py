@@ -13,6 +13,8 @@ import numpy as np
 
 from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.ir import (
+    ATOM,
+    Code,
     Dim,
     Node,
     Op,
@@ -98,6 +100,15 @@ def _slice_torch(node: Node, x: list[str]) -> str:
     return f"{x[0]}[{', '.join(parts)}]"
 
 
+def _slice_code(w: Any, node: Node) -> str:
+    amounts = zip(*(node.params[k] for k in ("starts", "stops", "steps")), node.inputs[0].shape, strict=True)
+    parts = []
+    for start, stop, step, size in amounts:
+        end = "" if stop == size else w.size(stop)
+        parts.append(f"{'' if start == 0 else w.size(start)}:{end}" + (f":{step}" if step != 1 else ""))
+    return w.index(parts)
+
+
 def _slice_whole(node: Node) -> Node | None:
     return node.inputs[0] if node.type.shape == node.inputs[0].type.shape else None
 
@@ -120,6 +131,7 @@ SLICE = linear(
     latex=_slice_text,
     indexed=_slice_indexed,
     torch=_slice_torch,
+    code=_slice_code,
     rewrites=(Rewrite(_slice_whole, exact=True),),
     aten={
         "slice.Tensor": lambda x, dim=0, start=None, end=None, step=1: slice_axis(x, dim, start, end, step),
@@ -187,6 +199,30 @@ def _pad_torch(node: Node, x: list[str]) -> str:
     return f"torch.nn.functional.pad({code}, {tuple(amounts)})" if any(amounts) else code
 
 
+_PAD = '''\
+def _pad(x, low, high, interior):
+    """Zeros before, after and between the elements of x."""
+    sizes = [a + n + max(n - 1, 0) * k + b for n, a, b, k in zip(x.shape, low, high, interior)]
+    out = np.zeros(sizes)
+    out[tuple(slice(a, a + n * (k + 1), k + 1) for n, a, k in zip(x.shape, low, interior))] = x
+    return out
+'''
+
+
+def _pad_code(w: Any, node: Node) -> str:
+    low, high, interior = (w.shape(node.params[k]) for k in ("low", "high", "interior"))
+    return f"_pad({w(0)}, {low}, {high}, {interior})"
+
+
+def _pad_jax(w: Any, node: Node) -> str:
+    amounts = zip(*(map(w.size, node.params[k]) for k in ("low", "high", "interior")), strict=True)
+    return f"jax.lax.pad({w(0)}, 0.0, [{', '.join(f'({a}, {b}, {k})' for a, b, k in amounts)}])"
+
+
+def _pad_code_torch(w: Any, node: Node) -> str:
+    return _pad_torch(node, [w(0, ATOM)])
+
+
 def _pad_text(p: Any, node: Node) -> str:
     amounts = [node.params["low"], node.params["high"]]
     amounts += [node.params["interior"]] if any(k != 0 for k in node.params["interior"]) else []
@@ -202,6 +238,7 @@ PAD = linear(
     text=_pad_text,
     latex=lambda p, node: rf"\operatorname{{pad}}\left({p.child(node.inputs[0], 0)}\right)",
     torch=_pad_torch,
+    code=Code(_pad_code, jax=_pad_jax, torch=_pad_code_torch, helper=(_PAD,)),
     samples=(
         Sample((_X,), {"low": (1, 0), "high": (0, 2), "interior": (0, 0)}),
         Sample((_X,), {"low": (0, 1), "high": (1, 0), "interior": (1, 0)}),
@@ -328,6 +365,9 @@ CONCAT = register(
         text=lambda p, node: f"concat({', '.join(p.child(i, 0) for i in node.inputs)}, {node.params['axis']})",
         latex=lambda p, node: rf"\operatorname{{concat}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",
         torch=lambda node, x: f"torch.cat([{', '.join(x)}], {node.params['axis']})",
+        code=Code(
+            lambda w, node: f"{w.np}.concatenate([{', '.join(map(w, range(len(node.inputs))))}], {node.params['axis']})"
+        ),
         aten={
             "cat": lambda xs, dim=0: concat(_joined(xs), dim),
             "stack": lambda xs, dim=0: concat(

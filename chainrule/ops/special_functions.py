@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import Node, Op, Sample, apply, as_node, constant, lowering
+from chainrule.ir import Code, Node, Op, Sample, apply, as_node, constant, lowering
 from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.elementwise import COS, EXP, LOG, SIGMOID, SQRT
 from chainrule.ops.families import elementwise, unary, zeros_like
 from chainrule.ops.moment_rules import Pointwise
 
 _UNITS = np.array([0.1, 0.3, 0.45, 0.6, 0.85])
+
+_ERFC = "_erfc = np.vectorize(math.erfc, otypes=[float])\n"
 
 
 def each_of(function: Callable[[float], float]) -> Any:
@@ -68,6 +70,7 @@ RSQRT = unary(
     derivative=lambda y, x: -0.5 * y**3.0,
     domain="positive",
     aten={"rsqrt": None},
+    code=Code("(1 / {np}.sqrt({0}))"),
     source="1 / sqrt(x)",
 )
 
@@ -106,6 +109,7 @@ def _xlog(name: str, log: Callable[[Node], Node], inverse: Callable[[Node], Node
         derivative=derivative,
         domain=("real", "positive"),
         torch=f"torch.special.{name}({{0}}, {{1}})",
+        code=Code(f"{{np}}.where({{0}} == 0, 0.0, {{0}} * {{np}}.{name[1:-1]}({{np}}.where({{0}} == 0, 1.0, {{1}})))"),
         aten=aten,
         moments=None,
         source=f"torch.special.{name}",
@@ -225,6 +229,7 @@ ERFC = unary(
     value=each_of(math.erfc),
     derivative=lambda y, x: apply(EXP, -(x**2.0)) * (-2.0 / math.sqrt(math.pi)),
     aten={"erfc": None, "special_erfc": None},
+    code=Code("_erfc({0})", jax="jax.scipy.special.erfc({0})", helper=(_ERFC,)),
     source="DLMF 7.2.2",
 )
 ERFINV = unary(
@@ -251,6 +256,7 @@ NDTR = unary(
     derivative=lambda y, x: apply(EXP, -(x**2.0) / 2.0) / math.sqrt(2 * math.pi),
     torch="torch.special.ndtr({0})",
     aten={"special_ndtr": None},
+    code=Code("(0.5 * _erfc(-{0} / math.sqrt(2)))", jax="jax.scipy.special.ndtr({0})", helper=(_ERFC,)),
     source="the normal distribution function",
 )
 NDTRI = unary(

@@ -13,7 +13,21 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import Dim, Node, Op, Sample, TensorType, apply, product, promote, register, shape_text, spelling
+from chainrule.ir import (
+    POSTFIX,
+    Code,
+    Dim,
+    Node,
+    Op,
+    Sample,
+    TensorType,
+    apply,
+    product,
+    promote,
+    register,
+    shape_text,
+    spelling,
+)
 from chainrule.ops.contraction import swap
 from chainrule.ops.families import lifted, linear, multilinear_jvp
 from chainrule.ops.slicing import PAD, SLICE
@@ -41,6 +55,7 @@ FLIP = linear(
         ],
     ),
     torch=lambda node, x: f"{x[0]}.flip({tuple(node.params['axes'])})",
+    code=lambda w, node: f"{w.np}.flip({w(0)}, {tuple(node.params['axes'])})",
     aten={"flip": lambda x, dims: apply(FLIP, x, axes=tuple(sorted(d % x.type.rank for d in dims)))},
     samples=(Sample((np.arange(6.0).reshape(2, 3) / 7,), {"axes": (1,)}),),
     error_samples=(Sample((np.arange(6.0).reshape(2, 3),), {"axes": (2,)}),),
@@ -187,6 +202,34 @@ def _conv_torch(node: Node, x: list[str]) -> str:
     return f"{call}({x[0]}, {x[1]}{options})"
 
 
+_CONV = '''\
+def _conv(x, w, stride, padding, dilation):
+    """Cross-correlation of x (batch, in, *sizes) with w (out, in, *kernel), or of a plain signal and kernel."""
+    rank = len(stride)
+    if x.ndim == rank:
+        return _conv(x[None, None], w[None, None], stride, padding, dilation)[0, 0]
+    x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)])
+    spans = [d * (k - 1) + 1 for k, d in zip(w.shape[2:], dilation)]
+    windows = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
+    steps = [slice(None, None, s) for s in (1, 1, *stride, *dilation)]
+    product = np.tensordot(windows[tuple(steps)], w, ([1, *range(2 + rank, 2 + 2 * rank)], [1, *range(2, 2 + rank)]))
+    return np.moveaxis(product, -1, 1)
+'''
+
+
+def _conv_code(w: Any, node: Node) -> str:
+    return f"_conv({w(0)}, {w(1)}, {', '.join(str(tuple(node.params[k])) for k in ('stride', 'padding', 'dilation'))})"
+
+
+def _conv_jax(w: Any, node: Node) -> str:
+    stride, padding, dilation = (tuple(node.params[k]) for k in ("stride", "padding", "dilation"))
+    plain = node.type.rank == len(stride)
+    x, kernel = (f"{w(k, POSTFIX)}[None, None]" if plain else w(k) for k in range(2))
+    pairs = [(p, p) for p in padding]
+    call = f"jax.lax.conv_general_dilated({x}, {kernel}, {stride}, {pairs}, rhs_dilation={dilation})"
+    return f"{call}[0, 0]" if plain else call
+
+
 _DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
 
 
@@ -213,6 +256,7 @@ CONV = register(
         indexed=_conv_indexed,
         precedence=50,
         torch=_conv_torch,
+        code=Code(_conv_code, jax=_conv_jax, helper=(_CONV,)),
         samples=(
             Sample((_X1, _W1), _options(1)),
             Sample((_X1, _W1), {"stride": (2,), "padding": (1,), "dilation": (1,)}),

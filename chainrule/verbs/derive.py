@@ -25,6 +25,7 @@ from chainrule.verbs.derivation import Derivation
 from chainrule.verbs.direct import ORDERS, direct_step
 from chainrule.verbs.equations import as_html, as_latex, as_text
 from chainrule.verbs.expression import NOTATIONS, Expression, resolve
+from chainrule.verbs.function import CompiledDerivative
 from chainrule.verbs.named_program import (
     MAX_PARTS,
     NamedProgram,
@@ -156,10 +157,10 @@ class DeriveResult:
         return table
 
     def code(self, target: str = "numpy") -> str:
-        """Source text of the derivatives that runs on its own and checks itself (see :mod:`chainrule.verbs.code`).
+        """Source of value and derivatives (``"numpy"``, ``"torch"``, ``"jax"``): it runs on its own and checks itself.
 
         Raises:
-            ChainruleError: an unknown target.
+            ChainruleError: an unknown target, random draws. BackendError: an op without words in that language.
         """
         if self.assumptions:
             raise ChainruleError(
@@ -168,6 +169,16 @@ class DeriveResult:
                 instead="derive without assume=",
             )
         return code(self, target)
+
+    def function(self, backend: str = "torch") -> CompiledDerivative:
+        """The derivative as a callable of arrays (``"torch"`` or ``"numpy"``), by name or in order; see its ``source``.
+
+        >>> import chainrule as cr
+        >>> f = cr.derive("x' @ A @ x", shapes={"x": "n", "A": "n,n"}, wrt="x").function("numpy")
+        >>> f(x=[1.0, 2.0], A=[[1.0, 0.0], [3.0, 1.0]])
+        array([8., 7.])
+        """
+        return CompiledDerivative(self, backend)
 
     def __str__(self) -> str:
         return self.text()

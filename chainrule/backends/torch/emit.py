@@ -7,15 +7,13 @@ names are reduced to identifiers, and no text of a user's is ever part of an exp
 
 from __future__ import annotations
 
-import keyword
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from chainrule.backends.identifiers import identifier, unique
 from chainrule.errors import BackendError
 from chainrule.interpreters.recorded import recorded_once
 from chainrule.ir import Graph, Literal, Node, TensorType, apply, describe, rebuild, shape_text
@@ -61,7 +59,7 @@ def source_of(graph: Graph, name: str = "forward", free: bool = True, constants:
     """
     graph = recorded_once(inline_composites(graph))
     writer = _Writer(graph, _Identifiers(graph, constants))
-    return Source(writer.source(_identifier(name), free), writer.held)
+    return Source(writer.source(identifier(name, _RESERVED), free), writer.held)
 
 
 def inline_composites(graph: Graph) -> Graph:
@@ -74,14 +72,6 @@ def inline_composites(graph: Graph) -> Graph:
         return rebuild([body], expand)[body]
 
     return graph.map(rebuild([*graph.outputs, *graph.draws], expand))
-
-
-def _identifier(text: str) -> str:
-    # NFKC is what Python itself does with names: two that it would merge must not count as different.
-    name = re.sub(r"\W", "_", unicodedata.normalize("NFKC", text))
-    if not name.isidentifier() or keyword.iskeyword(name) or name in _RESERVED:
-        name = f"v_{name}"
-    return name
 
 
 class _Identifiers:
@@ -111,11 +101,7 @@ class _Identifiers:
         return self._names[node]
 
     def _give(self, node: Node, wanted: str) -> None:
-        base = name = _identifier(wanted)
-        count = 1
-        while name in self._taken:
-            count += 1
-            name = f"{base}_{count}"
+        name = unique(wanted, self._taken, _RESERVED)
         self._names[node] = name
         self._taken.add(name)
 
