@@ -64,6 +64,7 @@ def _triangle(name: str, value: Any, kept: str, lost: str) -> Op:
         latex=lambda p, node: rf"\operatorname{{{name}}}\left({written(p, node)}\right)",
         indexed=indexed,
         torch=lambda node, x: f"{x[0]}.{name}({node.params['diagonal']})",
+        code=lambda w, node: f"{w.np}.{name}({w(0)}, {node.params['diagonal']})",
         aten={name: build},
         names=(name,),
         build=build,

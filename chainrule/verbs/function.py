@@ -11,7 +11,6 @@ import numpy as np
 from chainrule.errors import BackendError, ChainruleError, MissingExtraError, ShapeError
 from chainrule.ir import Dim, Node, shape_text
 from chainrule.ir.dims import solve_for
-from chainrule.verbs.code import code
 from chainrule.verbs.derivatives import derivatives
 
 BACKENDS = ("torch", "numpy")
@@ -33,7 +32,7 @@ class CompiledDerivative:
         if backend not in BACKENDS:
             raise ChainruleError(f"no backend {backend!r}", given=backend, required=f"one of {', '.join(BACKENDS)}")
         found = derivatives(result)
-        self.backend, self.source = backend, code(result, backend)
+        self.backend, self.source = backend, result.code(backend)
         self.names = tuple(str(i.params["name"]) for i in found.inputs)
         self._inputs: dict[str, Sequence[Node]] = {p.name: p.graph.inputs for p in found.parts}
         self._main = next(p.name for p in found.parts[::-1] if _MAIN.get(p.kind) == result.order)
