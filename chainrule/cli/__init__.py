@@ -11,8 +11,9 @@ import click
 
 from chainrule import __version__
 from chainrule.cli.activation import activation
+from chainrule.cli.check import check
 from chainrule.cli.demo import demo
-from chainrule.cli.formulas import check, derive, moments
+from chainrule.cli.formulas import derive, moments
 from chainrule.cli.group import Commands, with_debug
 from chainrule.cli.models import chain, diagnose, explain, fit, report
 

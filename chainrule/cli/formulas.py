@@ -1,4 +1,4 @@
-"""The commands on formulas: ``derive``, ``check`` and ``moments``; derive and moments take a model too."""
+"""The commands on formulas: ``derive`` and ``moments``; derive and moments take a model too."""
 
 from __future__ import annotations
 
@@ -16,20 +16,18 @@ from chainrule.cli.arguments import (
     pairs,
     shape_option,
 )
-from chainrule.cli.group import FAULT, FINE, with_debug
+from chainrule.cli.group import FINE, with_debug
 from chainrule.cli.target import is_target, load_case, output_on_stderr
 
-_LAYOUT = click.option(
+LAYOUT = click.option(
     "--layout",
     type=click.Choice(["denominator", "numerator"]),
     default="denominator",
     show_default=True,
     help="dF/dX has shape X+F (the book's) or F+X.",
 )
-_ORDER = click.option(
-    "--order", type=click.IntRange(1, 3), default=1, show_default=True, help="First, second or third."
-)
-_COTANGENT = click.option("--cotangent", metavar="NAME", help="Vector-Jacobian product with this cotangent.")
+ORDER = click.option("--order", type=click.IntRange(1, 3), default=1, show_default=True, help="First, second or third.")
+COTANGENT = click.option("--cotangent", metavar="NAME", help="Vector-Jacobian product with this cotangent.")
 
 
 @click.command()
@@ -42,11 +40,11 @@ _COTANGENT = click.option("--cotangent", metavar="NAME", help="Vector-Jacobian p
     show_default=True,
     help="One closed form, or the steps of forward mode, reverse mode or the cheapest order.",
 )
-@_ORDER
-@_LAYOUT
+@ORDER
+@LAYOUT
 @shape_option
 @assume_option
-@_COTANGENT
+@COTANGENT
 @at_option
 @click.option("--steps", "lines", is_flag=True, help="Every line from the chain rule to the simplified form.")
 @json_option
@@ -107,43 +105,6 @@ def derive(
         return FINE
     emit(result, as_json, result.latex(notation) if as_latex else result.text(notation, lines))
     return FINE
-
-
-@click.command()
-@formula_argument
-@click.option("--wrt", metavar="NAME", required=True, help="The variable, or a named intermediate.")
-@click.option("--claim", metavar="FORMULA", required=True, help="The derivative that is claimed.")
-@_ORDER
-@_LAYOUT
-@shape_option
-@assume_option
-@_COTANGENT
-@json_option
-@with_debug
-def check(
-    formula: str | None,
-    path: str | None,
-    wrt: str,
-    claim: str,
-    order: int,
-    layout: str,
-    shapes: dict[str, str],
-    assume: dict[str, str],
-    cotangent: str | None,
-    as_json: bool,
-) -> int:
-    """Whether a claimed derivative is right; exit code 1 if it is not.
-
-    \b
-      chainrule check "l = (f3 - y)^2" --wrt f3 --claim "2*(f3 - y)"
-    """
-    from chainrule.verbs.check import check as verb
-
-    text = formula_text(formula, path)
-    options = {"shapes": shapes, "layout": layout, "order": order, "cotangent": cotangent, "assume": assume}
-    result = verb(text, wrt=wrt, claim=claim, **options)
-    emit(result, as_json)
-    return FINE if result.holds else FAULT
 
 
 @click.command()
