@@ -59,7 +59,7 @@ def check(
     reference: Callable[..., Any] | None = None,
     dtype: Any = None,
 ) -> CheckResult | CallableCheckResult:
-    """Compares a claimed derivative with the derived one; or, with ``reference``, a hand-written backward with it.
+    r"""Compares a claimed derivative with the derived one; or, with ``reference``, a hand-written backward with it.
 
     Args:
         source: the formula or assignments. wrt: the variable, or a named intermediate, to derive by.
@@ -80,8 +80,8 @@ def check(
     >>> c = cr.check("l = (f3 - y)^2", wrt="f3", claim="2*f3")
     >>> c.holds, c.correct.text, c.difference.text
     (False, '2 * (f3 - y)', '2 * y')
-    >>> print(cr.check("l = (f3 - y)^2", wrt="f3", claim=r"f_3 - y").slip)
-    missing factor: 2
+    >>> print(cr.check("l = (f3 - y)^2", wrt="f3", claim=r"\left(f_{3} - y\right)").slip)
+    missing factor 2
     """
     if reference is not None:
         return _check_callable(source, inputs, reference, dtype, {"wrt": wrt, "claim": claim, "shapes": shapes})

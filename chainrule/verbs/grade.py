@@ -1,7 +1,8 @@
 """Many claims from a table: each checked by itself, a row that cannot be read stops none of the others.
 
 The table is CSV with a header: ``formula``, ``wrt`` and ``claim``, and where wanted ``shapes`` (``A=m,n; x=n``),
-``assume`` (``A=symmetric``), ``layout``, ``order``, ``cotangent`` and ``name`` (or ``student``). Commas, semicolons or tabs separate columns.
+``assume`` (``A=symmetric``), ``layout``, ``order``, ``cotangent`` and ``name`` (or ``student``). Commas, semicolons or
+tabs separate columns.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from chainrule.interpreters.evaluate import evaluate, numeric
 from chainrule.interpreters.text import text
 from chainrule.ir import Node, substitute_nodes, toposort, variable
 from chainrule.verbs.agreement import random_sizes
+from chainrule.verbs.structured_values import with_structure
 
 _POINTS = 3
 _TRIES = 24
@@ -95,6 +96,7 @@ class Points:
         generator = np.random.default_rng([trial, zlib.crc32(str(leaf.params["name"]).encode())])
         shape = numeric(leaf.shape, sizes)
         value = generator.uniform(0.3, 1.7, shape) if positive else generator.standard_normal(shape)
+        value = with_structure(leaf, value)
         return self._transform(leaf, value) if self._transform is not None else value
 
     def samples(self, leaves: Sequence[Node]) -> list[dict[Node, Any]]:
