@@ -27,6 +27,7 @@ from chainrule.ir import (
     toposort,
     variable,
 )
+from chainrule.ops.casts import cast
 from chainrule.ops.movement import broadcast, unbroadcast
 
 Cotangent = Any  # a Node, or a tuple of Node | None for a node with several outputs
@@ -147,7 +148,9 @@ def _fit(g: Cotangent, x: Node) -> Cotangent:
     """Sums a cotangent over the dimensions that broadcasting repeated."""
     if isinstance(g, tuple) or isinstance(x.type, TupleType):
         return g
-    return broadcast(g, x.shape) if len(g.shape) < len(x.shape) else unbroadcast(g, x.shape)
+    fitted = broadcast(g, x.shape) if len(g.shape) < len(x.shape) else unbroadcast(g, x.shape)
+    # A narrower operand that was promoted gets its cotangent in its own dtype.
+    return cast(fitted, x.type.dtype) if x.type.is_float else fitted
 
 
 def _accumulate(flowing: dict[Node, Cotangent], node: Node, g: Cotangent) -> None:

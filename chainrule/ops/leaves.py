@@ -120,6 +120,30 @@ STOP_GRADIENT = _routed(
 )
 
 
+def _both(new: TensorType, old: TensorType) -> TensorType:
+    if new.shape != old.shape:
+        raise ShapeError("two values of one shape", given=f"{new} and {old}")
+    return new
+
+
+STRAIGHT_THROUGH = register(
+    Op(
+        "straight_through",
+        "kernel",
+        shape=_both,
+        value=lambda new, old: new,
+        vjp=lambda g, y, new, old: (None, g),
+        jvp=lambda tangents, y, new, old: tangents[1],
+        text="straight_through({0}, {1})",
+        latex=r"\operatorname{{straight}}\left({0}, {1}\right)",
+        torch="{0}",
+        samples=(Sample((np.array([0.3, -0.7]), np.array([0.2, 1.1])), smooth=False),),
+        error_samples=(Sample((np.zeros(2), np.zeros(3))),),
+        source="the value of one, the derivative of the other: a write in place under no_grad",
+    )
+)
+
+
 def _item_shape(x: TupleType, *, index: int) -> TensorType:
     return x.items[index]
 

@@ -113,6 +113,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         state = generator_state() if seeded else None
         in_place = recorded and lowering.is_in_place(func)
         before = self.on_memory_of(args[0]) if in_place else []
+        # Written under no_grad, a tensor keeps the derivative that it had.
+        kept = self.known_node(args[0]) if in_place and args[0].requires_grad and not torch.is_grad_enabled() else None
         with no_python_dispatcher():  # the kernels that eager execution runs, not torch's Python versions of them
             out = func(*args, **kwargs)
         if depends:
@@ -125,6 +127,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         else:
             stream = len(self.draws) if state is not None and generator_state() != state else None
             results = self._results(func, (args, kwargs), prepared, out, origin, stream)
+        if kept is not None and isinstance(results[0], Node):
+            results = self.originated([apply(OPS["straight_through"], results[0], kept)], origin, cut=False)
         for tensor, result in zip(outputs, results, strict=True):
             self._meaning[tensor] = result
         if in_place and outputs and results[0] is not FOLDED:
@@ -194,9 +198,9 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self.draws += [n for n in toposort(found) if not n.op.pure and n not in self.draws]
         return self.originated(found, origin)
 
-    def originated(self, found: list[Node], origin: Origin) -> list[Node]:
+    def originated(self, found: list[Node], origin: Origin, cut: bool = True) -> list[Node]:
         """The nodes of a call, cut from derivatives where gradients are off, with the place they come from."""
-        if not torch.is_grad_enabled():
+        if cut and not torch.is_grad_enabled():
             found = [apply(OPS["stop_gradient"], n) if n.type.is_float else n for n in found]
         for node in toposort(found, stop=self.origins.__contains__):
             if "name" not in node.params:  # a leaf does not come from the line that first reads it
@@ -318,11 +322,6 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         """Refuses what a graph cannot hold: numbers that Python reads, derivatives cut in place."""
         if self.strict and (torch.Tag.data_dependent_output in func.tags or name in _READS):
             self.fail_read()
-        if lowering.is_in_place(func) and operands[0].requires_grad and not torch.is_grad_enabled():
-            self.fail(
-                f"{func} in a no_grad block changes a value without its derivative knowing",
-                instead="the op that returns a new tensor, or .detach() before",
-            )
         if self.strict and name in _SIZED_BY_VALUES:
             self.fail(f"{func} gives a tensor whose size depends on values", required="sizes that do not")
         # An op that may write or alias and is not declared cannot be run on trust.
