@@ -227,6 +227,21 @@ def test_check_json(run) -> None:
     assert set(data["counterexample"]["at"]) == {"f3", "y"}
 
 
+def test_check_of_a_backward(run, folder: Path) -> None:
+    (folder / "kernels.py").write_text(
+        "import torch\nprint('loud')\n\nclass Square(torch.autograd.Function):\n"
+        "    @staticmethod\n    def forward(ctx, x):\n        ctx.save_for_backward(x)\n        return x * x\n"
+        "    @staticmethod\n    def backward(ctx, g):\n        return -2 * g * ctx.saved_tensors[0]\n\n"
+        "def fused(x):\n    return Square.apply(x)\n\ndef plain(x):\n    return x * x\n\n"
+        "def inputs():\n    return torch.linspace(-2, 3, 12)\n"
+    )
+    result = run("check", "kernels.py:fused", "--reference", "kernels.py:plain", "--json")
+    data = json.loads(result.stdout)
+    assert result.exit_code == 1 and data["slip"] == "sign: the gradient has the wrong sign"
+    assert run("check", "kernels.py:plain", "--reference", "kernels.py:plain", "--dtype", "bfloat16").exit_code == 0
+    assert run("check", "kernels.py:fused", "--reference", "kernels.py:plain", "--wrt", "x").exit_code == 2
+
+
 def test_activation(run, folder: Path) -> None:
     result = run("activation", "tanh")
     assert result.exit_code == 0 and "1 - h^2" in result.stdout
