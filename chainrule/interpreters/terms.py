@@ -76,11 +76,15 @@ def symmetric(node: Node) -> bool:
 
 
 class Algebra:
-    """Expansion of nodes into terms. One instance per expression: it owns the indices."""
+    """Expansion of nodes into terms. One instance per expression: it owns the indices.
 
-    def __init__(self) -> None:
+    Args:
+        sums_are_atoms: whether a contraction that sums is one factor.
+    """
+
+    def __init__(self, sums_are_atoms: bool = False) -> None:
         self.sizes: dict[int, int | Dim] = {}
-        self._sums_are_atoms = False  # inside a power: (a * sum(x))^-1 is a^-1 * sum(x)^-1
+        self._sums_are_atoms = sums_are_atoms  # inside a power: (a * sum(x))^-1 is a^-1 * sum(x)^-1
 
     def fresh(self, size: int | Dim) -> int:
         """A new index over a dimension of that size."""

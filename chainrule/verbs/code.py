@@ -9,25 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from chainrule.backends.source import LANGUAGES, Language, helpers, write
 from chainrule.backends.source.sizes import shape_helper
 from chainrule.errors import ChainruleError
 from chainrule.ir import shape_text
+from chainrule.verbs.autograd_function import autograd
 from chainrule.verbs.derivatives import Derivatives, derivatives
 from chainrule.verbs.self_check import check_source
 
 
-def code(result: Any, target: str) -> str:
+def code(result: Any, target: str, **options: Any) -> str:
     """The source of a result's derivatives for a target.
 
     Raises:
-        ChainruleError: an unknown target.
+        ChainruleError: an unknown target, or an option that it does not have.
     """
     if target not in WRITERS:
         raise ChainruleError(f"no code for {target!r}", given=target, required=f"one of {', '.join(WRITERS)}")
-    return WRITERS[target](result)
+    known = [p.name for p in signature(WRITERS[target]).parameters.values() if p.name not in ("result", "language")]
+    for option in options:
+        if option not in known:
+            required = f"one of {', '.join(known)}" if known else "no option"
+            raise ChainruleError(f"code({target!r}) has no option {option!r}", given=option, required=required)
+    return WRITERS[target](result, **options)
 
 
 def _source(result: Any, language: Language) -> str:
@@ -57,6 +64,7 @@ def _header(result: Any, found: Derivatives) -> list[str]:
     return [f"# {line}".rstrip() for line in flat]
 
 
-WRITERS: dict[str, Callable[[Any], str]] = {
-    name: partial(_source, language=language) for name, language in LANGUAGES.items()
+WRITERS: dict[str, Callable[..., str]] = {
+    **{name: partial(_source, language=language) for name, language in LANGUAGES.items()},
+    "autograd": autograd,
 }

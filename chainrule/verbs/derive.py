@@ -156,11 +156,14 @@ class DeriveResult:
             table[name] = numbers[node]
         return table
 
-    def code(self, target: str = "numpy") -> str:
+    def code(self, target: str = "numpy", **options: Any) -> str:
         """Source of value and derivatives (``"numpy"``, ``"torch"``, ``"jax"``): it runs on its own and checks itself.
 
+        ``"autograd"`` is a ``torch.autograd.Function`` with the residuals chosen by cost; its options are ``sizes``
+        (numbers for named dimensions, by which the choice is made) and ``name``.
+
         Raises:
-            ChainruleError: an unknown target, random draws. BackendError: an op without words in that language.
+            ChainruleError: an unknown target or option, random draws. BackendError: an op without words in that language.
         """
         if self.assumptions:
             raise ChainruleError(
@@ -168,7 +171,7 @@ class DeriveResult:
                 given=", ".join(f"{name} assumed {kind}" for name, kind in self.assumptions.items()),
                 instead="derive without assume=",
             )
-        return code(self, target)
+        return code(self, target, **options)
 
     def function(self, backend: str = "torch") -> CompiledDerivative:
         """The derivative as a callable of arrays (``"torch"`` or ``"numpy"``), by name or in order; see its ``source``.

@@ -30,8 +30,8 @@ def lower(graph: Graph, language: Language, derivative: bool = False) -> Graph:
         derivative: it is one, so that limits apply (``ops/stable.py``) where a value would be what it is.
     """
     graph = _composites_written_out(graph, language)
-    graph = _in_pairs(_merged(_stable(graph, derivative)))
-    return _merged(_stable(graph, derivative), views_only=True)
+    graph = _in_pairs(_merged(stable(graph, derivative)))
+    return _merged(stable(graph, derivative), views_only=True)
 
 
 def _composites_written_out(graph: Graph, language: Language) -> Graph:
@@ -48,7 +48,9 @@ def _same(node: Node, inputs: tuple[Node, ...]) -> Node:
     return node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
 
 
-def _stable(graph: Graph, derivative: bool) -> Graph:
+def stable(graph: Graph, derivative: bool = False) -> Graph:
+    """The graph with naive forms replaced by stable ones; for a derivative, quotients by their limits as well."""
+
     def replace(node: Node, inputs: tuple[Node, ...]) -> Node:
         new = _same(node, inputs)
         for _ in range(_ROUNDS):

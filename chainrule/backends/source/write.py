@@ -23,7 +23,7 @@ from chainrule.ir import ATOM, UNARY, Dim, Graph, Node, TensorType, describe, sh
 from chainrule.ops.leaves import format_number
 
 _WIDTH = 70  # columns of an expression that is not given a name of its own
-_RESERVED = frozenset(("np", "jnp", "jax", "torch", "math", "float", "tuple", "len", "_"))
+RESERVED = frozenset(("np", "jnp", "jax", "torch", "math", "float", "tuple", "len", "_"))
 _WHOLE_ARGUMENT = re.compile(r"[(,]\s*\{(\d)\}(?=\s*[,)])")
 
 
@@ -52,10 +52,10 @@ def write(
     """
     taken: list[str] = []
     for i in graph.inputs:
-        taken.append(unique(str(i.params["name"]), taken, _RESERVED))
+        taken.append(unique(str(i.params["name"]), taken, RESERVED))
     arguments = tuple(taken)
     graph, _ = with_valid_sizes(graph, arguments)
-    return _Writer(lower(graph, language, derivative), arguments, language).function(name, doc, packed)
+    return Writer(lower(graph, language, derivative), arguments, language).function(name, doc, packed)
 
 
 def helpers(functions: Iterable[Function]) -> list[str]:
@@ -64,7 +64,7 @@ def helpers(functions: Iterable[Function]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Written:
+class Written:
     """The text of a value, its binding strength, and whether it is a Python number rather than an array."""
 
     text: str
@@ -72,11 +72,13 @@ class _Written:
     number: bool = False
 
 
-class _Writer:
+class Writer:
+    """Writes the values of a graph in order. Neighbour ``passes`` gives them names and keeps the lines apart."""
+
     def __init__(self, graph: Graph, arguments: Sequence[str], language: Language) -> None:
         self.graph, self.language = graph, language
         self.arguments = tuple(arguments)
-        self.written: dict[Node, _Written] = dict(zip(graph.inputs, (_Written(a) for a in arguments), strict=True))
+        self.written: dict[Node, Written] = dict(zip(graph.inputs, (Written(a) for a in arguments), strict=True))
         self.sizes = names_of_sizes(graph)
         self.taken = {*arguments, *self.sizes}
         self.names = graph.name_of()
@@ -92,8 +94,8 @@ class _Writer:
         self.function_name = ""
         self.count = 0
 
-    def function(self, name: str, doc: str, packed: bool) -> Function:
-        self.function_name = name
+    def compute(self) -> None:
+        """Writes every value: joined to what uses it, or as a line."""
         for node in self.graph.nodes:
             if node in self.written:
                 continue
@@ -104,6 +106,11 @@ class _Writer:
                 )
             found = self._expression(node)
             self.written[node] = found if self._joins(node, found) else self._assigned(node, found)
+
+    def function(self, name: str, doc: str, packed: bool) -> Function:
+        """The text of a function that computes the outputs."""
+        self.function_name = name
+        self.compute()
         returned = ", ".join(self._array(o) for o in self.graph.outputs)
         if packed and len(self.graph.outputs) == 1:
             returned = f"({returned},)"
@@ -127,7 +134,7 @@ class _Writer:
         return len({t.dtype for t in types}) <= 1
 
     # ---- lines ---------------------------------------------------------------------------------------------
-    def _joins(self, node: Node, found: _Written) -> bool:
+    def _joins(self, node: Node, found: Written) -> bool:
         """Whether a value is written where it is used instead of on a line of its own."""
         if found.number or (node.is_leaf and len(found.text) < 12):
             return True
@@ -149,15 +156,15 @@ class _Writer:
             return words.count(f"{{{user.inputs.index(operand)}}}") == 1
         return not self.language.borrows(user.op)
 
-    def _assigned(self, node: Node, found: _Written) -> _Written:
+    def _assigned(self, node: Node, found: Written) -> Written:
         name = self._name(node)
         shape = f"  # {_kind(node)}" if isinstance(node.type, TensorType) else ""
         self.lines.append(f"{name} = {found.text}{shape}")
-        return _Written(name)
+        return Written(name)
 
     def _name(self, node: Node) -> str:
         if node in self.names:
-            name = unique(self.names[node], self.taken, _RESERVED)
+            name = unique(self.names[node], self.taken, RESERVED)
         else:
             while (name := f"t{self.count}") in self.taken:
                 self.count += 1
@@ -165,7 +172,7 @@ class _Writer:
         return name
 
     # ---- expressions ---------------------------------------------------------------------------------------
-    def _expression(self, node: Node) -> _Written:
+    def _expression(self, node: Node) -> Written:
         if node.number is not None:
             return _number(node.number)
         words = self.language.words(node.op)
@@ -179,23 +186,23 @@ class _Writer:
         self.helpers.update(dict.fromkeys(self.language.helpers(node.op)))
         if self.language.borrows(node.op):
             assert callable(words)
-            return _Written(str(words(node, [self._array(i, ATOM) for i in node.inputs])))
+            return Written(str(words(node, [self._array(i, ATOM) for i in node.inputs])))
         if callable(words):
             found = words(_Words(self, node), node)
             text, strength = found if isinstance(found, tuple) else (found, ATOM)
-            return _Written(text, strength, node.is_leaf and node.shape == ())
+            return Written(text, strength, node.is_leaf and node.shape == ())
         return self._template(node, words)
 
-    def _template(self, node: Node, template: str) -> _Written:
+    def _template(self, node: Node, template: str) -> Written:
         """Operators ask their operands for strength, a function takes any expression as a whole argument."""
         if "(" not in template:
             asked = node.op.child_precedence or (node.op.precedence + 1,) * len(node.inputs)
             operands = [self._operand(i, s) for i, s in zip(node.inputs, asked, strict=True)]
             numbers = all(self.written[i].number for i in node.inputs)
-            return _Written(template.format(*operands), node.op.precedence, numbers)
+            return Written(template.format(*operands), node.op.precedence, numbers)
         whole = {int(k) for k in _WHOLE_ARGUMENT.findall(template)}
         operands = [self._array(i, 0 if k in whole else ATOM) for k, i in enumerate(node.inputs)]
-        return _Written(template.format(*operands, np=self.language.np))
+        return Written(template.format(*operands, np=self.language.np))
 
     def _operand(self, node: Node, strength: int) -> str:
         found = self.written[node]
@@ -211,7 +218,7 @@ class _Writer:
 class _Words:
     """What a rule writes with: ``w(k, strength)`` is operand k, bracketed where it binds less than ``strength``."""
 
-    def __init__(self, writer: _Writer, node: Node) -> None:
+    def __init__(self, writer: Writer, node: Node) -> None:
         self._writer, self._node = writer, node
         self.np = writer.language.np
         self.dtype = f", dtype={writer.dtype}" if writer.language is TORCH else ""  # of a new array
@@ -262,13 +269,13 @@ def _names(node: Node) -> set[str]:
     return {name for s in node.shape if isinstance(s, Dim) for name in s.names}
 
 
-def _number(value: float | int | bool) -> _Written:
+def _number(value: float | int | bool) -> Written:
     if isinstance(value, bool):
-        return _Written(str(value), ATOM, True)
+        return Written(str(value), ATOM, True)
     if not np.isfinite(value):
-        return _Written(f'float("{value}")', ATOM, True)
+        return Written(f'float("{value}")', ATOM, True)
     text = format_number(value)
-    return _Written(text, UNARY if text.startswith("-") else ATOM, True)
+    return Written(text, UNARY if text.startswith("-") else ATOM, True)
 
 
 def _is_view(node: Node) -> bool:
