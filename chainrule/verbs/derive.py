@@ -163,7 +163,8 @@ class DeriveResult:
         (numbers for named dimensions, by which the choice is made) and ``name``.
 
         Raises:
-            ChainruleError: an unknown target or option, random draws. BackendError: an op without words in that language.
+            ChainruleError: an unknown target or option, random draws.
+            BackendError: an op without words in that language.
         """
         if self.assumptions:
             raise ChainruleError(
