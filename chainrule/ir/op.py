@@ -97,6 +97,7 @@ class Op:
         code: how it is written in source whose sizes are names: a :class:`Code`, or what all languages share.
         stable: rewrites for code that runs: the same function with less rounding, overflow or work.
         aten: overloads that the torch front end lowers to this op, each with an adaptor of arguments or None.
+        symbol: the letter that its value customarily has (``p`` for softmax), for answers that repeat it.
         names: spellings in the formula language; ``build`` makes the node from parsed arguments.
         kinks: declared choices of the derivative. ``facts``: identities, as rewrites. ``rewrites``: simplifications.
         undefined: ``(*operands) -> str``: what is wrong everywhere ("division by zero"), or ""; an operand is a number
@@ -132,6 +133,7 @@ class Op:
     code: str | Rule | Code | None = None
     stable: tuple[Rewrite, ...] = ()
     aten: Mapping[str, Rule | None] = field(default_factory=dict)
+    symbol: str = ""
     names: tuple[str, ...] = ()
     build: Rule | None = None
     kinks: tuple[Kink, ...] = ()

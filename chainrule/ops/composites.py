@@ -174,6 +174,7 @@ LOGSUMEXP = composite(
 )
 SOFTMAX = composite(
     "softmax",
+    symbol="p",
     expansion=_softmax_expansion,
     vjp=lambda g, y, x, *, axis: ((g - _sum_along(g * y, _along(x, axis))) * y,),
     **_axis_fields("softmax"),

@@ -234,6 +234,7 @@ ERF = unary(
 # ---- activations -------------------------------------------------------------------------------------------
 SIGMOID = unary(
     "sigmoid",
+    symbol="s",
     value=_sigmoid,
     derivative=lambda y, x: y * (1.0 - y),
     latex=r"\operatorname{{sig}}\left({0}\right)",

@@ -8,6 +8,7 @@ numbers, and the likely slip.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
@@ -93,7 +94,7 @@ def check(
     mode = "direct" if single else "reverse"
     options = {"layout": layout, "order": order, "cotangent": cotangent, "assume": assume}
     derived = derive(source, wrt=wrt, shapes=shapes, mode=mode, **options)
-    correct = derived[derived.wrt[0]]
+    correct = replace(derived[derived.wrt[0]], known={})  # a verdict is read without looking names up
     question = Question(derived, correct, cotangent_of(cotangent, derived))
     if callable(claim):
         return check_function(claim, question, derived, correct, cotangent_of(cotangent, derived))

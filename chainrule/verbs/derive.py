@@ -26,6 +26,7 @@ from chainrule.verbs.direct import ORDERS, direct_step
 from chainrule.verbs.equations import as_html, as_latex, as_text
 from chainrule.verbs.expression import NOTATIONS, Expression, resolve
 from chainrule.verbs.function import CompiledDerivative
+from chainrule.verbs.known_quantities import known_quantities
 from chainrule.verbs.named_program import (
     MAX_PARTS,
     NamedProgram,
@@ -112,6 +113,12 @@ class DeriveResult:
     def passes(self) -> Mapping[str, int | Dim]:
         """Sweeps over the program: one per element of the variables (forward) or of the output (reverse)."""
         return passes(self.program, self.wrt, self.seeded)
+
+    @property
+    def where(self) -> tuple[tuple[str, str], ...]:
+        """What the names in the derivatives mean: ``(name, text)`` of the program's, then of those invented."""
+        own = [(n, Expression(self.program.local[n]).text) for n in self.program.order if n != self.of]
+        return tuple(dict.fromkeys([*own, *(pair for e in self.derivatives.values() for pair in e.where)]))
 
     @property
     def notes(self) -> Mapping[str, str]:
@@ -289,6 +296,7 @@ def derive(
     if is_single_formula(source, shapes):
         # The names of a single formula's parts are ours, for the steps; the answer is in the user's own.
         found = {w: Expression(simplify(e.full), program.definitions, program.leaves) for w, e in found.items()}
+    found = _with_names(found, program)
     steps = [_zero_seen(s, found.get(s.wrt), program) if s.of == program.output else s for s in steps]
     result = DeriveResult(
         program.output,
@@ -304,6 +312,18 @@ def derive(
         seed is not None,
     )
     return result if at is None else _at(result, at)
+
+
+def _with_names(found: Mapping[str, Expression], program: NamedProgram) -> dict[str, Expression]:
+    """The answers with names for what they repeat; the same quantity has the same name in all of them."""
+    taken = {*program.variables, *program.order}
+    named: dict[Node, str] = {}
+    result = {}
+    for w, answer in found.items():
+        names = known_quantities(answer.node, taken, named)
+        named.update(names)
+        result[w] = replace(answer, known=names)
+    return result
 
 
 def _sizes(at: Mapping[str, Any] | None) -> dict[str, int]:

@@ -34,7 +34,7 @@ def as_text(result: DeriveResult, notation: str, lines_too: bool = False) -> str
         lines += _chain_lines(step)
         lines += [f"    = {line}   ({rule})" for line, rule in step.lines] if lines_too else []
         lines += [] if step.value is None else [f"    value: {_shown(step.value)}"]
-    return "\n".join([*lines, *_conventions(result)])
+    return "\n".join([*lines, *_named_answers(result, indexed), *_conventions(result)])
 
 
 def as_latex(result: DeriveResult, notation: str) -> str:
@@ -64,6 +64,17 @@ def equation(latex: str, text: str) -> str:
     """One equation: as MathML, or its text where that does not cover it."""
     shown = mathml(latex)
     return f"<code>{escape(text)}</code>" if shown is None else f'<span title="{escape(text)}">{shown}</span>'
+
+
+def _named_answers(result: DeriveResult, indexed: bool) -> list[str]:
+    """The answers in which repeated quantities have a name: ``df/dz = diag(p) - p @ p'   where p = softmax(z)``."""
+    lines = []
+    for step in result.steps:
+        answer = result.derivatives.get(step.wrt) if step.of == result.of and not indexed else None
+        if answer is not None and answer.where:
+            meanings = ", ".join(f"{name} = {body}" for name, body in answer.where)
+            lines.append(f"{step.symbol} = {answer.text}   where {meanings}")
+    return lines
 
 
 def _conventions(result: DeriveResult) -> list[str]:

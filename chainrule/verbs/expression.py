@@ -41,6 +41,7 @@ class Expression:
         node: the value, some of whose leaves may be names of intermediates.
         definitions: those leaves -> what they mean.
         variables: of the formula it comes from; a derivative may have lost some, whose arrays still give sizes.
+        known: names for parts of it that it repeats, :attr:`where`.
 
     >>> import chainrule as cr
     >>> e = cr.formula("(x + 1)^2 - x^2")
@@ -51,6 +52,7 @@ class Expression:
     node: Node
     definitions: Mapping[Node, Node] = field(default_factory=dict)
     variables: tuple[Node, ...] = ()
+    known: Mapping[Node, str] = field(default_factory=dict)
 
     # ---- reading -------------------------------------------------------------------------------------------
     @property
@@ -113,7 +115,7 @@ class Expression:
     def _invented(self) -> dict[Node, str]:
         """Names for parts that occur several times in an expression too long to write out."""
         if tree_size(self.node) <= _WRITTEN_OUT:
-            return {}
+            return {n: self.known[n] for n in toposort([self.node]) if n in self.known and n is not self.node}
         uses: dict[Node, int] = {}
         order = toposort([self.node])
         for node in order:
@@ -255,6 +257,7 @@ def formula(
         definitions = where.definitions
     elif where is not None:
         given, definitions = dict(where.program.symbol), where.program.definitions
+        given |= {name: node for e in where.derivatives.values() for node, name in e._invented().items()}
     own = {k: v for k, v in (shapes or {}).items() if k not in given}
     latex_source = is_latex(source)
     graph = parse_latex(source, own, given=given).program().graph if latex_source else parse(source, own, given=given)

@@ -27,9 +27,7 @@ KNOWN_GAPS: dict[str, dict[str, str]] = {
         "T21": "norm at 0: its derivative is nan there, not 0",
     },
     "trip": {},
-    "size": {
-        "V29": "maximum(0, u)*[u > 0] is maximum(0, u)",
-    },
+    "size": {},
 }
 
 
