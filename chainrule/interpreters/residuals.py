@@ -61,11 +61,15 @@ def choose(
         balance: operations that are worth one byte.
         budget: bytes that may be kept; the balance is raised until it is met, or nothing more can be saved.
 
-    >>> from chainrule.ir import OPS, TensorType, apply, variable
-    >>> x, g = variable("x", TensorType((1000,))), variable("g", TensorType((1000,)))
-    >>> y = apply(OPS["exp"], apply(OPS["sin"], x))
-    >>> [n.op.name for n in choose([y], [g * y * apply(OPS["cos"], x)], {g}, {}).kept]
-    ['input', 'exp']
+    >>> from chainrule.ir import TensorType, variable
+    >>> from chainrule.ops.contraction import einsum
+    >>> W, x, g = (variable(n, TensorType((1000,) * rank)) for n, rank in (("W", 2), ("x", 1), ("g", 1)))
+    >>> z = einsum("ij,j->i", W, x)
+    >>> [n.op.name for n in choose([z * z], [2.0 * g * z], {g}, {}).kept]  # a product of matrix and vector is dear
+    ['einsum']
+    >>> found = choose([x * x + x**3.0], [g * (2.0 * x + 3.0 * x**2.0)], {g}, {})
+    >>> [n.params["name"] for n in found.kept], [n.op.name for n in found.recomputed]
+    (['x'], ['mul', 'pow', 'mul', 'add'])
     """
     problem = _Problem(forward, backward, set(cotangents), sizes, element)
     found = problem.solve(balance)
