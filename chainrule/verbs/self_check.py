@@ -42,12 +42,14 @@ _DRAWS = {
         "normal": "rng.standard_normal({shape})",
         "positive": "rng.uniform(0.5, 1.5, {shape})",
         "small": "rng.uniform(-0.8, 0.8, {shape})",
+        "inside": "rng.uniform(0.2, 0.8, {shape})",
         "whole": "rng.integers(0, 2, {shape})",
     },
     "torch": {
         "normal": "torch.randn({shape}, generator=rng, dtype=torch.float64)",
         "positive": "0.5 + torch.rand({shape}, generator=rng, dtype=torch.float64)",
         "small": "1.6 * torch.rand({shape}, generator=rng, dtype=torch.float64) - 0.8",
+        "inside": "0.2 + 0.6 * torch.rand({shape}, generator=rng, dtype=torch.float64)",
         "whole": "torch.randint(0, 2, {shape}, generator=rng)",
     },
 }

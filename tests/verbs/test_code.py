@@ -119,6 +119,13 @@ def test_stable_and_cheap_forms(formula: str, shapes: dict, function: str, wante
 
 
 @pytest.mark.parametrize("language", ["numpy", "torch"])
+def test_points_are_drawn_where_the_formula_is_defined(language: str, capsys):
+    namespace = run(cr.derive("asin(x)*acos(y)*sqrt(z)*log(det(S))", shapes={"S": "n,n"}, wrt="all").code(language))
+    for seed in range(20):
+        namespace["check"](seed)
+
+
+@pytest.mark.parametrize("language", ["numpy", "torch"])
 def test_nothing_overflows_far_from_zero(language: str):
     d = cr.derive("sum(log(1 + exp(x))) + log(sum(exp(x))) + sum(sigmoid(x))", shapes={"x": "n"}, wrt="x")
     f = d.function(language)
