@@ -139,6 +139,9 @@ def _products(place: Tree, source: str, _: Any) -> Iterator[Edit]:
                 f"{said} is a matrix product",
                 replace(place, symbol="@", left=left, right=right),
             )
+        if isinstance(place.left, Binary) and place.left.symbol in ("@", ""):  # W' @ v*m for W' @ (v*m)
+            inner = replace(place, left=place.left.right)
+            yield "elementwise product", f"brackets: {said}", replace(place.left, right=inner)
         yield (
             "elementwise product",
             f"{said} is a matrix product",
@@ -223,7 +226,11 @@ def _insertions(place: Tree, source: str, insertions: Any) -> Iterator[Edit]:
             yield "missing upstream term", sentence, Binary(*_at(place), symbol, left, right)
 
 
-def _eyes(place: Tree, source: str, _: Any) -> Iterator[Edit]:
+def _eyes(place: Tree, source: str, sizes: Any) -> Iterator[Edit]:
+    if isinstance(place, Number) and place.value == 1:
+        for name, size in sizes:
+            eye = Call(*_at(place), "eye", (size,))
+            yield "elementwise product", f"1 is where the identity matrix eye({name}) belongs", eye
     if isinstance(place, Call) and place.name == "eye":
         one = Number(*_at(place), 1.0)
         yield "elementwise product", f"{_text(place, source)} is 1 here", one

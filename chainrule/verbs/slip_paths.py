@@ -77,7 +77,7 @@ class Chain:
 
 
 def paths(chain: Chain) -> list[Path]:
-    """The contribution of every edge that is not all of the answer."""
+    """The contribution of every edge, and of every quantity."""
     found = []
     for u, v, g, leaf, local in chain.edges():
         (moved,) = vjp([local], [g], [leaf])
@@ -87,6 +87,12 @@ def paths(chain: Chain) -> list[Path]:
         if whole is not None:
             name = chain.question.name
             found.append(Path(f"{name(u)} in {chain.question.of if v is chain.output else name(v)}", whole))
+    for v in chain.order:  # all paths through one quantity
+        g = chain.cotangents.get(v)
+        if g is not None and v is not chain.output and v is not chain.target:
+            whole = chain.back(v, g)
+            if whole is not None:
+                found.append(Path(chain.question.name(v), whole))
     return found
 
 

@@ -61,7 +61,11 @@ class Evidence:
     def by_scale(self) -> Slip | None:
         """The whole answer times a number, a size, or nothing at all."""
         assert self.claim is not None
-        if all(not np.any(v) for v in self.claim):
+        sizes = [
+            (np.max(np.abs(c), initial=0.0), np.max(np.abs(r), initial=0.0))
+            for c, r in zip(self.claim, self.right, strict=True)
+        ]
+        if all(claimed <= 1e-12 * right for claimed, right in sizes):
             return Slip("zero", "the derivative is not zero everywhere")
         found = ratios(self.claim, self.right)
         if found is None:

@@ -12,6 +12,7 @@ held against the claim at a few random points (:mod:`slip_points`):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from chainrule.verbs.slip_points import Values, ratios, same
 from chainrule.verbs.slip_question import Candidate, Question
 from chainrule.verbs.slip_values import Evidence, scale_slip
 
+_MOST_PAIRED = 16  # paths, of which pairs are tried
 _MOST_SPECIAL = 3  # variables tried for each assumption
 
 
@@ -157,16 +159,32 @@ class _Search(Evidence):
         return self.first(found, against)
 
     def by_paths(self) -> Slip | None:
-        """One path of the chain rule with another coefficient: 0, -1, 2 or 1/2."""
+        """One path of the chain rule with another coefficient: 0, else -1, 2 or 1/2; or two of them forgotten."""
         for parts in (False, True):
             found = paths(Chain(self.question, parts))
             values = self.points.values([self.question.full(p.contribution) for p in found])
-            for path, value in zip(found, values, strict=True):
-                if value is None or same(value, self.flat_right):
-                    continue
-                slip = self.coefficient(value, self.flat, self.flat_right, lambda path=path: self._path(path))
-                if slip is not None:
-                    return slip
+            known = [
+                (p, v) for p, v in zip(found, values, strict=True) if v is not None and not same(v, self.flat_right)
+            ]
+            for forgotten in (True, False):
+                for path, value in known:
+                    name = partial(self._path, path)
+                    slip = self.coefficient(value, self.flat, self.flat_right, name)
+                    if slip is not None and (slip.kind == "forgotten path") is forgotten:
+                        return slip
+            slip = self._two_forgotten(known)
+            if slip is not None:
+                return slip
+        return None
+
+    def _two_forgotten(self, known: Sequence[tuple[Path, Values]]) -> Slip | None:
+        if self.flat is None or self.flat_right is None:
+            return None
+        gone = [np.asarray(r) - np.asarray(c) for c, r in zip(self.flat, self.flat_right, strict=True)]
+        for k, (first, a) in enumerate(known[:_MOST_PAIRED]):
+            for second, b in known[:k]:
+                if same([np.asarray(x) + np.asarray(y) for x, y in zip(a, b, strict=True)], gone):
+                    return Slip("forgotten path", f"the paths through {second.name} and {first.name} are missing")
         return None
 
     def _path(self, path: Path) -> str:
@@ -227,6 +245,8 @@ class _Search(Evidence):
             if self.trees is None:
                 return None
             insertions = _factors(self.trees, self.question) if "insertions" in families else ()
+            if "eyes" in families:
+                insertions = tuple((n, tree.Name(0, 0, 0, n)) for n in self.points.sizes()[0])
             return self.first(self._same_shape(mended(self.trees, families, insertions)), self.right)
 
         return search
