@@ -283,23 +283,23 @@ class _File:
         """The lines of one pass, those that not all gradients need behind a question."""
         top, missing = reading_sizes(done.sizes, [*self._at_hand(), seed])
         lines = [*top, *(f"{s} = ctx.{s}" for s in missing)]
-        assigned = {results[k] for k in places}
         everything = frozenset(range(len(places)))
-        taken = {r for r in assigned if add}
-        rows: list[tuple[frozenset[int], str]] = []
-        for x in done.lines:
-            name = f"{x.name}_" if x.name in taken else x.name
-            rows.append((x.outputs, f"{name} = {x.text}"))
+        # What is added to a gradient has a name of its own beside it.
+        names = {x.name for x in done.lines}
+        beside = {r: unique(f"{r}_", {*names, *results.values()}) for r in results.values() if add and r in names}
+
+        def renamed(text: str) -> str:
+            return re.sub(r"\w+", lambda word: beside.get(word[0], word[0]), text)
+
+        rows = [(x.outputs, f"{renamed(x.name)} = {renamed(x.text)}") for x in done.lines]
         for number, k in enumerate(places):
-            value, target = done.returned[number], results[k]
+            value, target = renamed(done.returned[number]), results[k]
             if add:
-                value = f"{value}_" if value in taken else value
                 rows.append((frozenset((number,)), f"{target} = {value} if {target} is None else {target} + {value}"))
             elif value != target:
                 rows.append((frozenset((number,)), f"{target} = {value}"))
-        rows.sort(
-            key=lambda r: (-len(r[0]), sorted(r[0]))
-        )  # what is shared comes first; a line is needed where its users are
+        # What is shared comes first; a line is needed where its users are.
+        rows.sort(key=lambda r: (-len(r[0]), sorted(r[0])))
         before: frozenset[int] | None = None
         for need, line in rows:
             if not guard or need == everything:

@@ -57,7 +57,7 @@ def joint_graph(
     """
     output, *named = expand_composites([output, *names])
     output, names = _narrow(output, dict(zip(named, names.values(), strict=True)))
-    program = NamedProgram(_stages(output, names, sizes), inputs)
+    program = NamedProgram(_stages(output, inputs, names, sizes), inputs)
     seed = fresh_variable(cotangent, output.type, inputs)
     local = {program.symbol[n]: _simpler(node) for n, node in program.local.items() if node is not program.symbol[n]}
     sweep = _Sweep(program, local, seed, _ends(program, local, sizes))
@@ -132,7 +132,9 @@ def is_product(node: Node) -> bool:
     return any(a - b and b - a and a & b for a in own for b in own)
 
 
-def _stages(output: Node, names: Mapping[Node, str], sizes: Mapping[str, int]) -> list[tuple[str, Node]]:
+def _stages(
+    output: Node, inputs: Sequence[Node], names: Mapping[Node, str], sizes: Mapping[str, int]
+) -> list[tuple[str, Node]]:
     """(name, node) of the quantities that the backward pass is written in, the output last."""
     order = toposort([output])
     users: dict[Node, list[Node]] = {}
@@ -149,7 +151,7 @@ def _stages(output: Node, names: Mapping[Node, str], sizes: Mapping[str, int]) -
             wanted.add(_behind_views(node))  # a statistic, read by every element
         elif len(users.get(node, ())) > 1 and not is_view(node):
             wanted.add(node)
-    taken = {n.params["name"] for n in order if "name" in n.params} | set(names.values())
+    taken = {i.params["name"] for i in inputs} | set(names.values())
     stages: list[tuple[str, Node]] = []
     for node in order:
         if node in wanted and node.inputs and node is not output and _varies(node):

@@ -82,6 +82,19 @@ def test_the_backward_pass_can_be_differentiated(name: str) -> None:
     assert torch.autograd.gradgradcheck(names["formula"], leaves(names), atol=1e-4, rtol=1e-3)
 
 
+SECOND = {
+    "mean((sigmoid(X @ w) - y)^2)": {"X": "m,n", "w": "n", "y": "m"},  # y is also what an output is called
+    "inv(X) @ b + inv(X)' @ c": {"X": "n,n", "b": "n", "c": "n"},  # gradients that others are made of
+}
+
+
+@pytest.mark.parametrize("formula", SECOND)
+def test_second_derivatives_through_what_is_kept(formula: str) -> None:
+    names: dict[str, Any] = {"__name__": "emitted"}
+    exec(cr.derive(formula, shapes=SECOND[formula]).code("autograd"), names)
+    assert torch.autograd.gradgradcheck(names["formula"], leaves(names), atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", WORKED)
 def test_it_can_be_mapped_over_a_batch(name: str) -> None:
     _, names = emitted(name)
