@@ -77,8 +77,9 @@ def test_right_answers_as_textbooks_write_them(formula: str, wrt: str, claim: st
 def test_what_we_print_reads_back(problem: Problem):
     derived = derive(problem, "direct")
     printed = derived[problem.wrt]
-    given = {n: derived.program.symbol[n] for n in derived.program.order} | derived.program.variables
-    node = parse_latex(printed.latex, given=given).program().graph.outputs[0]
+    node = cr.formula(
+        printed.latex, where=derived
+    ).node  # the program's names, and those that the answer is written with
     assert node.shape == printed.shape
     back = Expression(node, printed.definitions)
     assert equal(node, printed.node) or agreement(back.full, printed.full).same
