@@ -29,7 +29,11 @@ from chainrule.interpreters.text import text
 from chainrule.ir import Graph, Node, substitute_nodes, toposort, tree_size, variable
 from chainrule.verbs.derive import DeriveResult
 from chainrule.verbs.expression import Expression, random_sizes, resolve
+from tests import further_matrix_problems, further_problems
 from tests.problems import DOMAINS, PROBLEMS, Problem
+
+FURTHER = (*further_problems.FURTHER, *further_matrix_problems.FURTHER)
+ALL = (*PROBLEMS, *FURTHER)
 
 LIMIT = 30  # seconds for one problem
 TOLERANCE = 1e-9  # relative to the largest element
@@ -359,7 +363,7 @@ def report(rows: list[Row]) -> None:
 def main() -> None:
     """Prints the table."""
     wanted = [a for a in sys.argv[1:] if not a.startswith("-")]
-    chosen = [p for p in PROBLEMS if not wanted or p.id in wanted]
+    chosen = [p for p in ALL if not wanted or p.id in wanted]
     if "--modes" in sys.argv:
         faults = {p.id: modes(p) for p in chosen}
         for id, fault in faults.items():
@@ -380,7 +384,11 @@ def main() -> None:
                 print(f"       {fault}")
         if row.ratio > 1.2 or row.text_ratio > 1.2 or row.wrong:
             print(f"       answer: {problem.answer}")
-    report(rows)
+    for title, table in (("the open problems", PROBLEMS), ("the second table", FURTHER)):
+        of_table = [r for r in rows if r.id in {p.id for p in table}]
+        if of_table:
+            print(f"\n{title}", end="")
+            report(of_table)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,9 @@ def _definite(generator: np.random.Generator, shape: tuple[int, ...]) -> Any:
 
 
 DOMAINS = {
+    "fraction": lambda generator, shape: generator.uniform(0.2, 0.8, shape),
+    "above 1": lambda generator, shape: generator.uniform(2.0, 4.0, shape),
+    "large": lambda generator, shape: generator.uniform(20.0, 30.0, shape),
     "sign": lambda generator, shape: generator.choice([-1.0, 1.0], shape),
     "positive": lambda generator, shape: generator.uniform(0.5, 1.5, shape),
     "symmetric": _symmetric,

@@ -11,22 +11,20 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations
 
-from chainrule.interpreters.terms import Algebra, Factor, Number, Sum, Term, collect, rename
-from chainrule.ir import OPS, Node, apply, constant, digest, tree_size
-from chainrule.ops.contraction import einsum
-from chainrule.ops.movement import broadcast, expand_dims, squeeze
+from chainrule.interpreters.alignment import align, as_stored, canonical_einsum, raised, squeezed
+from chainrule.interpreters.common_factors import best_common, best_under_identity
+from chainrule.interpreters.factors import Factor, Index, Number, Sum, Term, order_key, rename
+from chainrule.interpreters.terms import Algebra, collect
+from chainrule.ir import Node, as_node, constant, tree_size
+from chainrule.ops.arithmetic import where
+from chainrule.ops.contraction import einsum, sum_axes
+from chainrule.ops.movement import broadcast, expand_dims
+from chainrule.ops.recognition import complementary
+from chainrule.ops.reductions import mean
 
 Indices = tuple[int, ...]
 
-_MAX_ORDERS = 120  # orders of equal operands that are compared
 _MAX_FACTORED = 40  # sums of more terms than this are left as they are
-
-
-def order_key(node: Node) -> tuple[object, ...]:
-    """Human order: names alphabetically, then expressions from short to long, alphabetically among equals."""
-    if node.is_leaf:
-        return (0, 0, str(node.params.get("name", node.params)))
-    return (1, tree_size(node), node.op.name, digest(node).hex())
 
 
 def _term_key(term: Term) -> tuple[object, ...]:
@@ -47,13 +45,45 @@ class Builder:
         shape = tuple(self.algebra.sizes[i] for i in free)
         if not terms:
             return broadcast(constant(0.0, self.dtype), shape)
+        single = [
+            i for i in free if self.algebra.sizes[i] == 1 and not any(i in f.indices for t in terms for f in t.factors)
+        ]
+        if single and len(single) < len(free):  # dimensions of size 1 that nothing has are added at the very end
+            inner = self.sum(terms, tuple(i for i in free if i not in single))
+            return expand_dims(inner, tuple(a for a, i in enumerate(free) if i in single))
         node = self._sum(terms, free)
+        if len(terms) > 1:
+            node = self._shorter_flat(node, terms, free)
         new = len(shape) - node.type.rank
         if new and all(size == 1 for size in shape[:new]):
             node = expand_dims(node, tuple(range(new)))
         return broadcast(node, shape)
 
+    def _shorter_flat(self, node: Node, terms: Sum, free: Indices) -> Node:
+        """The node, or the same with sums among its terms taken apart: ``X + (X - A)'`` as ``2 X - A'``."""
+        flat: Sum = []
+        for term in terms:
+            inner = [term]
+            if len(term.factors) == 1 and not term.summed and term.factors[0].power == 1:
+                f = term.factors[0]
+                inner = self.algebra.scaled(
+                    1, self.algebra.multiply([[replace(term, factors=())], self.algebra.expand(f.atom, f.indices)])
+                )
+            flat += inner
+        if len(flat) == len(terms):
+            return node
+        flat = collect(flat, self.algebra)
+        if not flat:
+            return broadcast(constant(0.0, self.dtype), tuple(self.algebra.sizes[i] for i in free))
+        shorter = self._sum(flat, free)
+        return shorter if tree_size(shorter) < tree_size(node) else node
+
     def _sum(self, terms: Sum, free: Indices) -> Node:
+        terms = [self._with_means(t) for t in terms]
+        if len(terms) > 1:
+            terms = self._under_common_identity(self._with_choices(terms, free), free)
+        if len(terms) > 1 and _reads_transposed(terms, free):
+            return einsum("ij->ji", self.sum(terms, free[::-1]))
         if 1 < len(terms) <= _MAX_FACTORED:
             terms = self._take_out(terms, free)
         if len(terms) == 1:
@@ -68,6 +98,43 @@ class Builder:
             else:
                 node = node + self._term(term, free)
         return node if content == 1 else self._scaled(node, content)
+
+    def _under_common_identity(self, terms: Sum, free: Indices) -> Sum:
+        """``diag(a) + diag(b)`` as ``diag(a + b)``."""
+        shared = [
+            f for f in terms[0].factors if "size" in f.atom.params and len(f.indices) == 2 and set(f.indices) <= {*free}
+        ]
+        for tie in shared:
+            if not all(tie in t.factors for t in terms):
+                continue
+            inner = [replace(t, factors=tuple(f for f in t.factors if f != tie)) for t in terms]
+            used = {i for t in inner for f in t.factors for i in f.indices}
+            own = tuple(i for i in free if i in used)
+            return [Term(Fraction(1), (Factor(self.sum(inner, own), own), tie))]
+        return terms
+
+    def _with_choices(self, terms: Sum, free: Indices) -> Sum:
+        """``[c] * a + [not c] * b`` as ``where(c, a, b)``."""
+        indicators = {f for t in terms for f in t.factors if f.power == 1 and set(f.indices) <= set(free)}
+        for yes, no in permutations(sorted(indicators, key=lambda f: order_key(f.atom)), 2):
+            condition = complementary(yes.atom, no.atom) if yes.indices == no.indices else None
+            if condition is None:
+                continue
+            chosen, others, rest = (
+                [replace(t, factors=tuple(f for f in t.factors if f != yes)) for t in terms if yes in t.factors],
+                [replace(t, factors=tuple(f for f in t.factors if f != no)) for t in terms if no in t.factors],
+                [t for t in terms if yes not in t.factors and no not in t.factors],
+            )
+            own = {i for t in (*chosen, *others) for f in t.factors for i in f.indices} | set(yes.indices)
+            target = tuple(i for i in free if i in own)
+            branches = [self._sum(collect(part, self.algebra), target) for part in (chosen, others)]
+            at = tuple(i for i in yes.indices if i is not None)
+            if len(set(at)) != len(yes.indices):
+                continue
+            node = where(align(condition, at, target), *branches)
+            if node.type.rank == len(target):
+                return self._with_choices([Term(Fraction(1), (Factor(node, target),)), *rest], free)
+        return terms
 
     def _scaled(self, node: Node, number: Number) -> Node:
         sign, number = (-1, -number) if number < 0 else (1, number)
@@ -84,7 +151,7 @@ class Builder:
     # ---- common factors ------------------------------------------------------------------------------------
     def _take_out(self, terms: Sum, free: Indices) -> Sum:
         while True:
-            found = self._best_common(terms, free)
+            found = best_common(terms, free) or best_under_identity(terms, free, self.algebra, self.dtype)
             if found is None:
                 return terms
             members, rest = found
@@ -94,47 +161,6 @@ class Builder:
             terms = collect([grouped, *rest], self.algebra)
             if len(terms) == 1:
                 return terms
-
-    def _best_common(self, terms: Sum, free: Indices) -> tuple[list[tuple[Term, Factor]], Sum] | None:
-        """The factor whose removal saves most, with the terms that have it and those that do not."""
-        best_gain, best = 0, None
-        shared: dict[object, list[tuple[Term, Factor]]] = {}
-        for term in terms:
-            seen = set()
-            for f in term.factors:
-                if "size" in f.atom.params and f.indices:
-                    continue  # identities and dimensions are no common factor
-                pattern = tuple(i if i in free or i is None else "*" for i in f.indices)
-                key = (f.atom, pattern, f.power > 0)
-                if key not in seen:
-                    seen.add(key)
-                    shared.setdefault(key, []).append((term, f))
-        for members in shared.values():
-            if len(members) < 2 or not self._rests_match(members, free):
-                continue
-            gain = (len(members) - 1) * (tree_size(members[0][1].atom) + 1)
-            if gain > best_gain:
-                inside = {id(t) for t, _ in members}
-                best_gain, best = gain, (members, [t for t in terms if id(t) not in inside])
-        return best
-
-    def _rests_match(self, members: list[tuple[Term, Factor]], free: Indices) -> bool:
-        """Whether what remains of each term has the same free indices: a sum of matrices, not of a matrix and a row."""
-        common = set(members[0][1].indices) & set(free)
-        rests = []
-        for term, f in members:
-            own_dummies = {i for i in f.indices if i is not None and i not in free}
-            if any(d not in term.summed for d in own_dummies) or len(own_dummies) != sum(
-                1 for i in f.indices if i is not None and i not in free
-            ):
-                return False
-            positions = {i: p for p, i in enumerate(f.indices) if i in own_dummies}
-            used = {i for g in term.factors if g is not f for i in g.indices if i is not None}
-            kept = _power_left(f, min(abs(m[1].power) for m in members))
-            used |= set(f.indices) - {None} if kept else set()
-            rests.append({("d", positions[i]) if i in positions else i for i in used if i in free or i in positions})
-        union = set().union(*rests)
-        return all(r == rests[0] for r in rests) or union <= common
 
     def _group(self, members: list[tuple[Term, Factor]], free: Indices) -> Term | None:
         """``f * (sum of what remains)`` as one term."""
@@ -166,6 +192,7 @@ class Builder:
         leads = [i for i in free if i in first.indices]
         before = bool(leads and inside and free.index(leads[0]) < free.index(inside[0]))
         outer = tuple(i for i in ((*dummies, *free) if before else (*free, *dummies)) if i in used)
+        outer = as_stored(outer, [f for t in (*inner, members[0][0]) for f in t.factors])
         if len(inner) == 1:
             body = inner[0]
             return Term(body.coefficient, (replace(first, power=power), *body.factors), (*body.summed, *dummies))
@@ -179,12 +206,16 @@ class Builder:
         """The node of a term: dimensions for the free indices that it has, aligned for broadcasting."""
         top: list[tuple[Node, Indices]] = []
         bottom: list[tuple[Node, Indices]] = []
+        term = _with_positive_sign(term)
+        fraction = self._summed_fraction(term, free)
+        if fraction is not None:
+            return fraction
         for f in sorted(term.factors, key=lambda f: order_key(f.atom)):
-            node, indices = _squeezed(f)
+            node, indices = squeezed(f)
             if f.power > 0 or any(i in term.summed for i in indices):
-                top.append((_raised(node, f.power), indices))
+                top.append((raised(node, f.power), indices))
             else:
-                bottom.append((_raised(node, -f.power), indices))
+                bottom.append((raised(node, -f.power), indices))
         covered = tuple(i for i in free if any(i in own for _, own in top))
         coefficient = term.coefficient
         negative, coefficient = coefficient < 0, abs(coefficient)
@@ -197,15 +228,79 @@ class Builder:
             below.append(self._number(coefficient.denominator))
         missing = tuple(i for i in free if i not in covered and any(i in own for _, own in bottom))
         covered_all = tuple(i for i in free if i in covered or i in missing)
-        node = _align(node, covered, covered_all)
-        below += [_align(d, own, covered_all) for d, own in bottom]
+        node = align(node, covered, covered_all)
+        below += [align(d, own, covered_all) for d, own in bottom]
         if below:
             under = below[0]
             for d in below[1:]:
                 under = under * d
             node = node / under
-        node = _align(node, covered_all, free)
+        node = align(node, covered_all, free)
         return -node if negative else node
+
+    def _with_means(self, term: Term) -> Term:
+        """``sum_i a_i b_i / n`` with i over n as ``mean(a * b)``: sums of elementwise products over their size."""
+        groups: dict[frozenset[Index], list[Factor]] = {}
+        for f in term.factors:
+            if len(set(f.indices)) == len(f.indices) and None not in f.indices:
+                groups.setdefault(frozenset(f.indices), []).append(f)
+        for shared, group in groups.items():
+            averaged = [i for i in group[0].indices if i in term.summed]
+            outside = {i for f in term.factors if f not in group for i in f.indices}
+            if not averaged or outside & set(averaged) or any("size" in f.atom.params for f in group):
+                continue
+            left = self._without_sizes(term, [i for i in averaged if i is not None])
+            if left is None:
+                continue
+            own = tuple(i for i in group[0].indices if i is not None)
+            node, _ = self._fraction([f for f in left.factors if f in group], own)
+            node = mean(node, tuple(a for a, i in enumerate(own) if i in averaged))
+            factors = (
+                *(f for f in left.factors if f not in group),
+                Factor(node, tuple(i for i in own if i not in averaged)),
+            )
+            return self._with_means(Term(left.coefficient, factors, tuple(i for i in term.summed if i not in shared)))
+        return term
+
+    def _summed_fraction(self, term: Term, free: Indices) -> Node | None:
+        """``sum_j D_ijk / d_ij`` as ``sum(D / d[:, :, None], 1)``: a tensor divided by what has fewer dimensions."""
+        below = any(f.power < 0 and any(i in term.summed for i in f.indices) for f in term.factors)
+        whole = max((f.indices for f in term.factors if f.power > 0), key=len, default=())
+        own = tuple(i for i in whole if i is not None)
+        kept = tuple(i for i in own if i not in term.summed)
+        inside = [f for f in term.factors if f.indices]
+        if not below or len(own) < 3 or len(set(own)) != len(whole) or kept != tuple(i for i in free if i in kept):
+            return None
+        if any(not set(f.indices) <= set(own) or len(set(f.indices)) != len(f.indices) for f in inside):
+            return None
+        if not set(term.summed) <= set(own):
+            return None
+        node = self._term(Term(Fraction(1), tuple(inside)), own)
+        total = Factor(sum_axes(node, tuple(a for a, i in enumerate(own) if i in term.summed)), kept)
+        scalars = tuple(f for f in term.factors if not f.indices)
+        return self._term(Term(term.coefficient, (total, *scalars)), free)
+
+    def _without_sizes(self, term: Term, indices: Sequence[int]) -> Term | None:
+        """The term times the sizes of dimensions that it is divided by; None where it is not."""
+        coefficient, factors = term.coefficient, list(term.factors)
+        for index in indices:
+            size = self.algebra.sizes[index]
+            if isinstance(size, int):
+                if size < 2 or not isinstance(coefficient, Fraction) or coefficient.denominator % size:
+                    return None
+                coefficient *= size
+                continue
+            atom = as_node(size)
+            found = next((k for k, f in enumerate(factors) if f.atom is atom and f.power <= -1), None)
+            if found is None:
+                return None
+            factors[found] = replace(factors[found], power=factors[found].power + 1)
+        return Term(coefficient, tuple(f for f in factors if f.power != 0), term.summed)
+
+    def _fraction(self, factors: Sequence[Factor], own: Indices) -> tuple[Node, Indices]:
+        """The elementwise product of factors over the same indices, as one node with dimensions ``own``."""
+        node = self._term(Term(Fraction(1), tuple(factors)), own)
+        return broadcast(node, tuple(self.algebra.sizes[i] for i in own)), own
 
     def _product(self, top: list[tuple[Node, Indices]], covered: Indices, summed: Indices) -> Node | None:
         scalars = [node for node, own in top if not own]
@@ -234,38 +329,34 @@ class Builder:
                 if own != covered:
                     core = core * node
         elif parts:
-            core = _canonical_einsum(parts, covered)
+            core = canonical_einsum(parts, covered)
         product: Node | None = None
         for node in [*scalars, *([core] if core is not None else [])]:
             product = node if product is None else product * node
         return product
 
 
-def _canonical_einsum(parts: list[tuple[Node, Indices]], result: Indices) -> Node:
-    """The einsum with its operands in one order: equal operands in the order that numbers the indices least."""
-    groups: dict[Node, list[Indices]] = {}
-    for node, own in parts:
-        groups.setdefault(node, []).append(own)
-    orders: list[list[tuple[Node, Indices]]] = [[]]
-    for node, owns in groups.items():
-        options = list(permutations(owns)) if len(owns) <= 4 else [tuple(owns)]
-        if len(orders) * len(options) > _MAX_ORDERS:
-            options = options[:1]
-        orders = [[*o, *((node, own) for own in option)] for o in orders for option in options]
-    best = min(orders, key=lambda order: _numbered([own for _, own in order], result))
-    return einsum(([own for _, own in best], result), *(node for node, _ in best))
+def _reads_transposed(terms: Sum, free: Indices) -> bool:
+    """Whether every matrix is read from the wrong side: ``X' @ B' + B' @ X'`` is ``(X @ B + B @ X)'``."""
+    if len(free) != 2:
+        return False
+    row, column = free
+    for term in terms:
+        outer = [f for f in term.factors if row in f.indices or column in f.indices]
+        if not outer or any(len(f.indices) != 2 or f.indices[0] == row or f.indices[1] == column for f in outer):
+            return False
+    return True
 
 
-def _numbered(operands: Sequence[Indices], result: Indices) -> tuple[object, ...]:
-    number: dict[int, int] = {}
-    for own in operands:
-        for i in own:
-            number.setdefault(i, len(number))
-    return tuple(tuple(number[i] for i in own) for own in operands), tuple(number[i] for i in result)
-
-
-def _power_left(f: Factor, common: Number) -> bool:
-    return abs(f.power) != common
+def _with_positive_sign(term: Term) -> Term:
+    """``-(a - b) * c`` as ``(b - a) * c``."""
+    if term.coefficient != -1:
+        return term
+    for k, f in enumerate(term.factors):
+        if f.atom.op.opposite is not None and f.power in (1, -1):
+            flipped = replace(f, atom=f.atom.op.opposite(f.atom))
+            return Term(-term.coefficient, (*term.factors[:k], flipped, *term.factors[k + 1 :]), term.summed)
+    return term
 
 
 def _content(terms: Sum, sign: bool = False) -> tuple[Number, Sum]:
@@ -277,34 +368,3 @@ def _content(terms: Sum, sign: bool = False) -> tuple[Number, Sum]:
     if content == 1:
         return content, terms
     return content, [replace(t, coefficient=t.coefficient / content) for t in terms]
-
-
-def _squeezed(f: Factor) -> tuple[Node, Indices]:
-    axes = tuple(a for a, i in enumerate(f.indices) if i is None)
-    node, indices = squeeze(f.atom, axes), tuple(i for i in f.indices if i is not None)
-    once = tuple(dict.fromkeys(indices))
-    return (node, indices) if once == indices else (einsum(([indices], once), node), once)  # a diagonal
-
-
-def _raised(node: Node, power: Number) -> Node:
-    if power == 1:
-        return node
-    if power == Fraction(1, 2):
-        return apply(OPS["sqrt"], node)
-    if power == -1:
-        return 1.0 / node
-    return node ** float(power)
-
-
-def _align(node: Node, own: Indices, target: Indices) -> Node:
-    """``node`` with dimensions ``own`` given size-1 dimensions so that it broadcasts against ``target``."""
-    missing = [a for a, i in enumerate(target) if i not in own]
-    if not own:
-        return node
-    order = tuple(own.index(i) for i in target if i in own)
-    if order != tuple(range(len(own))):
-        node = einsum(([tuple(range(len(own)))], order), node)
-    first = next(a for a, i in enumerate(target) if i in own)
-    return (
-        expand_dims(node, tuple(a - first for a in missing if a > first)) if any(a > first for a in missing) else node
-    )

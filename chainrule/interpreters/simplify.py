@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import overload
 
 import numpy as np
@@ -69,6 +70,7 @@ def expand(node: Node) -> Node:
     return node if found is None else found
 
 
+@lru_cache(maxsize=2_000)
 def _shorter_of_expanded(node: Node) -> Node:
     """Multiplying out pays off where things cancel: the shorter of the two forms."""
     if node.op.terms is None or not isinstance(node.type, TensorType):
@@ -113,14 +115,19 @@ def together(node: Node) -> Node:
 def _pass(outputs: Sequence[Node], exact: bool) -> dict[Node, Node]:
     def replace_node(node: Node, inputs: tuple[Node, ...]) -> Node:
         new = node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
-        for _ in range(_MAX_ROUNDS):
-            shorter = _once(new, exact)
-            if shorter is None or shorter is new:
-                return new
-            new = shorter
-        return new
+        return _settled(new, exact)
 
     return rebuild(outputs, replace_node)
+
+
+@lru_cache(maxsize=20_000)  # nodes are values: the passes, and the steps of a derivation, meet the same ones
+def _settled(node: Node, exact: bool) -> Node:
+    for _ in range(_MAX_ROUNDS):
+        shorter = _once(node, exact)
+        if shorter is None or shorter is node:
+            return node
+        node = shorter
+    return node
 
 
 def _once(node: Node, exact: bool) -> Node | None:
@@ -165,6 +172,7 @@ def _normal_form(node: Node, distributed: bool = False) -> Node | None:
     if algebraic_depth(node) > _MAX_DEPTH:
         return None
     algebra = Algebra()
+    algebra.splits_inverses = distributed
     free = algebra.indices_of(node.type)
     terms = collect(algebra.expand(node, free), algebra)
     if distributed:

@@ -13,39 +13,27 @@ Jacobian off the terms of a linear function.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from itertools import permutations
+from functools import lru_cache
+from itertools import combinations
 
-from chainrule.ir import Dim, Node, TensorType, as_node, digest, is_diagonal, known_facts
+from chainrule.interpreters.factors import (
+    Factor,
+    Index,
+    Number,
+    Sum,
+    Term,
+    canonical_key,
+    occurrence,
+    order_key,
+    rename,
+)
+from chainrule.ir import Dim, Node, TensorType, apply, as_node, is_diagonal, known_facts
+from chainrule.ops.contraction import eye
 from chainrule.ops.recognition import recognise
 
-Number = Fraction | float
-Index = int | None  # None: a dimension of size 1, read at its only element
-
 _MAX_DISTRIBUTED = 64  # terms; multiplying out beyond this has not made a formula shorter
-_MAX_TIES = 720
-
-
-@dataclass(frozen=True)
-class Factor:
-    """``atom[indices] ^ power``."""
-
-    atom: Node
-    indices: tuple[Index, ...]
-    power: Number = Fraction(1)
-
-
-@dataclass(frozen=True)
-class Term:
-    """``coefficient * product of factors``, summed over ``summed``."""
-
-    coefficient: Number
-    factors: tuple[Factor, ...] = ()
-    summed: tuple[int, ...] = ()
-
-
-Sum = list[Term]
 
 
 def exact(value: float) -> Number:
@@ -56,6 +44,7 @@ def exact(value: float) -> Number:
     return as_fraction if as_fraction.denominator <= 64 else float(value)
 
 
+@lru_cache(maxsize=4096)
 def symmetric(node: Node) -> bool:
     """Whether a matrix is its own transpose: as declared, or by its form: an identity, ``X' @ X``, ``inv(A + A')``."""
     if node.type.rank != 2 or node.shape[0] != node.shape[1]:
@@ -75,6 +64,30 @@ def symmetric(node: Node) -> bool:
     return {canonical_key(t): t.coefficient for t in a} == {canonical_key(t): t.coefficient for t in b}
 
 
+@lru_cache(maxsize=4096)
+def exchanges(node: Node) -> tuple[tuple[int, int, int], ...]:
+    """Pairs of dimensions of a sum that may be exchanged, with the sign that this costs: ``X[:, None] - X`` has -1."""
+    if node.op.terms is None or not node.inputs or node.type.rank not in (2, 3):
+        return ((0, 1, 1),) if node.type.rank == 2 and symmetric(node) else ()
+    found = []
+    for p, q in combinations(range(node.type.rank), 2):
+        if node.shape[p] != node.shape[q]:
+            continue
+        algebra = Algebra()
+        own = list(algebra.indices_of(node.type))
+        read = node.op.terms(algebra, node, tuple(own))
+        own[p], own[q] = own[q], own[p]
+        turned = node.op.terms(algebra, node, tuple(own))
+        if read is None or turned is None:
+            continue
+        a, b = ({canonical_key(t): t.coefficient for t in collect(terms, algebra)} for terms in (read, turned))
+        if a == b:
+            found.append((p, q, 1))
+        elif len(a) > 1 and a == {key: -c for key, c in b.items()}:
+            found.append((p, q, -1))
+    return tuple(found)
+
+
 class Algebra:
     """Expansion of nodes into terms. One instance per expression: it owns the indices.
 
@@ -84,6 +97,7 @@ class Algebra:
 
     def __init__(self, sums_are_atoms: bool = False) -> None:
         self.sizes: dict[int, int | Dim] = {}
+        self.splits_inverses = False
         self._sums_are_atoms = sums_are_atoms  # inside a power: (a * sum(x))^-1 is a^-1 * sum(x)^-1
 
     def fresh(self, size: int | Dim) -> int:
@@ -104,10 +118,21 @@ class Algebra:
         return found if found is not None else self.atom(node, tuple(indices))
 
     def atom(self, node: Node, indices: tuple[Index, ...], power: Number = Fraction(1)) -> Sum:
-        """The node as one factor; a symmetric matrix is read with its indices in one order."""
-        if len(indices) == 2 and None not in indices and indices[0] > indices[1] and symmetric(node):  # type: ignore[operator]
-            indices = indices[::-1]
-        return [Term(Fraction(1), (Factor(node, indices, power),))]
+        """The node as one factor; dimensions that may be exchanged are read with their indices in one order."""
+        sign = 1
+        for p, q, turned in exchanges(node) if len(indices) in (2, 3) else ():
+            i, j = indices[p], indices[q]
+            if i is None or j is None or (turned < 0 and power != int(power)):
+                continue
+            if turned < 0 and node.op.opposite is not None and order_key(node) > order_key(node.op.opposite(node)):
+                node, sign = node.op.opposite(node), sign * (-1) ** int(power)
+            if i == j and turned < 0 < power:
+                return []
+            if i > j:
+                at = list(indices)
+                at[p], at[q] = j, i
+                indices, sign = tuple(at), sign * turned ** int(power) if turned < 0 else sign
+        return [Term(Fraction(sign), (Factor(node, indices, power),))]
 
     def number(self, node: Node, indices: tuple[Index, ...]) -> Sum | None:
         """A scalar constant as a coefficient; arrays are atoms."""
@@ -171,6 +196,46 @@ class Algebra:
         ]
         return [replace(t, summed=(*t.summed, *summed)) for t in self.multiply(parts)]
 
+    def inverse(self, node: Node, indices: tuple[Index, ...]) -> Sum | None:
+        """``inv(A @ B)`` as ``inv(B) @ inv(A)`` of square matrices, while products are multiplied out."""
+        (x,) = node.inputs
+        if not self.splits_inverses or x.type.rank != 2:
+            return None
+        i, j = indices
+        pair = self.indices_of(x.type)
+        terms = collect(self.expand(x, pair), self)
+        if len(terms) != 1 or len(terms[0].factors) < 2 or terms[0].coefficient == 0:
+            return None
+        (term,) = terms
+        if any(f.power != 1 or len(f.indices) != 2 or f.atom.shape != x.shape for f in term.factors):
+            return None
+        if sorted([*pair, *term.summed, *term.summed]) != sorted(k for f in term.factors for k in f.indices):  # type: ignore[type-var]
+            return None
+        at = {pair[0]: j, pair[1]: i}
+        factors = tuple(
+            Factor(apply(node.op, f.atom), tuple(at.get(k, k) for k in f.indices[::-1]), f.power)  # type: ignore[arg-type]
+            for f in term.factors
+        )
+        return [Term(1 / term.coefficient, factors, term.summed)]
+
+    def average(self, node: Node, axes: tuple[int, ...], indices: tuple[Index, ...]) -> Sum | None:
+        """The mean of the operand along ``axes``: its sum over the number of elements."""
+        (x,) = node.inputs
+        own = tuple(range(x.type.rank))
+        terms = self.contraction((x,), (own,), tuple(a for a in own if a not in axes), indices)
+        if terms is None:
+            return None
+        count = Fraction(1)
+        below: list[Factor] = []
+        for size in (x.shape[a] for a in axes):
+            if isinstance(size, Dim):
+                below.append(Factor(as_node(size), (), Fraction(-1)))
+            else:
+                count *= size
+        if count == 0:
+            return None
+        return [replace(t, coefficient=t.coefficient / count, factors=(*t.factors, *below)) for t in terms]
+
     # ---- products and powers -------------------------------------------------------------------------------
     def power(self, node: Node, indices: tuple[Index, ...], power: Number) -> Sum:
         """``node ^ power`` as terms: a sum of several stays one factor."""
@@ -211,14 +276,6 @@ def aligned(node: Node, type_: TensorType, indices: tuple[Index, ...]) -> tuple[
     return tuple(None if size == 1 and full != 1 else i for i, size, full in zip(own, node.shape, sizes, strict=True))
 
 
-def rename(term: Term, image: dict[int, int]) -> Term:
-    """A term with indices renamed."""
-    factors = tuple(
-        replace(f, indices=tuple(image.get(i, i) if i is not None else None for i in f.indices)) for f in term.factors
-    )
-    return replace(term, factors=factors, summed=tuple(image.get(i, i) for i in term.summed))
-
-
 def _raise(term: Term, power: Number) -> Term | None:
     """A product to a power, where that is the product of powers; None where it is not (an even root of a square)."""
     whole = power == int(power)
@@ -248,6 +305,10 @@ def contract(term: Term, algebra: Algebra) -> Term:
                 kept = i if dummy == j else j
                 summed = tuple(s for s in term.summed if s != dummy)
                 term = rename(replace(term, factors=rest, summed=summed), {dummy: kept})
+            elif i is not None and j is not None and any(j in g.indices for g in rest):
+                # Between free indices: all else is read at the first, so that p_j delta_ij is p_i delta_ij.
+                moved = rename(replace(term, factors=rest), {j: i}).factors
+                term = replace(term, factors=(*moved[:position], f, *moved[position:]))
             else:
                 continue
             changed = True
@@ -259,6 +320,9 @@ def contract(term: Term, algebra: Algebra) -> Term:
         merged[key] = Fraction(1) if _is_identity(f) and f.power > 0 else merged.get(key, Fraction(0)) + f.power
     factors = [Factor(a, i, p) for (a, i), p in merged.items() if p != 0]
     factors = _read_diagonals(factors)
+    found = _by_fact(replace(term, factors=tuple(factors)), algebra) if term.summed else None
+    if found is not None:
+        return contract(found, algebra)
     known = recognise([(f.atom, f.indices, f.power) for f in factors])
     if known is not None:
         return contract(replace(term, factors=tuple(Factor(a, i, Fraction(p)) for a, i, p in known)), algebra)
@@ -275,6 +339,52 @@ def contract(term: Term, algebra: Algebra) -> Term:
     if len(factors) != len({(f.atom, f.indices) for f in factors}):
         return contract(Term(coefficient, tuple(factors), tuple(summed)), algebra)
     return Term(coefficient, tuple(factors), tuple(summed))
+
+
+def _by_fact(term: Term, algebra: Algebra) -> Term | None:
+    """A sum that an op declares to be known: elements that sum to one, a matrix times its inverse, a norm's square."""
+    for position, f in enumerate(term.factors):
+        others = replace(term, factors=(*term.factors[:position], *term.factors[position + 1 :]))
+        if f.power == 1 and f.atom.op.sums_to_one is not None:
+            index = f.indices[f.atom.op.sums_to_one(f.atom)]
+            used = sum(g.indices.count(index) for g in term.factors)
+            if index in term.summed and used == 1:
+                return replace(others, summed=tuple(i for i in term.summed if i != index))
+        if f.power == 1 and (found := _cancelled(f, others, algebra)) is not None:
+            return found
+        if f.power != 1 and f.atom.inputs and f.atom.op.terms is not None:
+            # x_i x_i / norm(x): the sum is there once as its elements and once as a factor.
+            inner = collect(algebra.expand(f.atom, f.indices), algebra)
+            if len(inner) == 1 and inner[0].summed and inner[0].coefficient == 1:
+                fixed = {i: i for i in f.indices if i is not None}
+                hit = occurrence(inner[0], others, fixed)
+                if hit is not None:
+                    left, _ = hit
+                    return replace(left, factors=(*left.factors, replace(f, power=f.power + 1)))
+    return None
+
+
+def _cancelled(f: Factor, others: Term, algebra: Algebra) -> Term | None:
+    """``inv(A)_ij A_jk`` summed over j as the identity, and ``A_ij inv(A)_jk`` too."""
+    if f.atom.op.cancels is None or len(f.indices) != 2:
+        return None
+    whole = f.atom.op.cancels(f.atom)
+    for axis, j in enumerate(f.indices):
+        kept = f.indices[1 - axis]
+        if j not in others.summed or j == kept or kept is None:
+            continue
+        k = algebra.fresh(whole.shape[0])
+        pair = (j, k) if axis == 1 else (k, j)
+        inner = collect(algebra.expand(whole, pair), algebra)
+        if len(inner) != 1 or inner[0].coefficient == 0:
+            continue
+        hit = occurrence(replace(inner[0], summed=(*inner[0].summed, j)), others, {j: j})
+        if hit is None:
+            continue
+        left, image = hit
+        (tie,) = algebra.delta(eye(whole.shape[0], whole.type.dtype), (kept, image[k]))
+        return Term(left.coefficient / inner[0].coefficient, (*left.factors, *tie.factors), left.summed)
+    return None
 
 
 def _is_identity(f: Factor) -> bool:
@@ -343,43 +453,3 @@ def _sum_factor(term: Term, algebra: Algebra) -> tuple[Factor, Sum] | None:
             return f, inner
         found = found or (f, inner)
     return found
-
-
-def canonical_key(term: Term) -> object:
-    """A key that is equal for terms that differ only in the order of factors and the names of summed indices.
-
-    Summed indices are coloured by where they occur until colours are stable; remaining ties are broken by trying
-    their orders (up to a limit, beyond which two equal terms may be kept apart, which is never wrong).
-    """
-    summed = set(term.summed)
-
-    def signature(f: Factor, colour: dict[int, object]) -> tuple[object, ...]:
-        shown = tuple(("s", colour[i]) if i in summed else ("f", i) for i in f.indices)
-        return (digest(f.atom), str(f.power), repr(shown))
-
-    colour: dict[int, object] = dict.fromkeys(summed, "")
-    for _ in range(3):
-        colour = {
-            d: repr(sorted((signature(f, colour), p) for f in term.factors for p, i in enumerate(f.indices) if i == d))
-            for d in summed
-        }
-    groups: dict[str, list[int]] = {}
-    for d in summed:
-        groups.setdefault(str(colour[d]), []).append(d)
-    ordered = [groups[c] for c in sorted(groups)]
-    best: object = None
-    for order in _orders(ordered):
-        number: dict[int, object] = {d: k for k, d in enumerate(order)}
-        key = tuple(sorted(signature(f, number) for f in term.factors))
-        best = key if best is None or key < best else best  # type: ignore[operator]
-    return best
-
-
-def _orders(groups: list[list[int]]) -> Iterable[tuple[int, ...]]:
-    results: list[tuple[int, ...]] = [()]
-    for group in groups:
-        options = list(permutations(group)) if len(group) <= 6 else [tuple(group)]
-        if len(results) * len(options) > _MAX_TIES:
-            options = options[:1]
-        results = [r + o for r in results for o in options]
-    return results

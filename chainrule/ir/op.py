@@ -81,6 +81,9 @@ class Op:
         jvp: ``(tangents, y, *xs, **params) -> tangent``; a tangent is None where nothing moves.
         expansion: for composites, ``(*xs, **params) -> Node`` in smaller ops; everything not given follows from it.
         terms: how the node is a sum of products, for the algebra of ``simplify`` (see ``interpreters.terms``).
+        sums_to_one: ``(node) -> axis`` along which its elements sum to one (softmax).
+        cancels: ``(node) -> matrix`` whose product with the node, on either side, is the identity (inv).
+        opposite: ``(node) -> Node``: its negative, written as short as itself (a - b and b - a).
         keeps_symmetry: of a symmetric, triangular or diagonal matrix it makes another one (inv).
         lift: ``(node, inputs, extra) -> Node``: the same linear op on a value with more dimensions behind its own.
         moments: first and second moments, forward and backward (see ``interpreters.moments``).
@@ -116,6 +119,9 @@ class Op:
     expansion: Rule | None = None
     terms: Rule | None = None
     lift: Rule | None = None
+    sums_to_one: Rule | None = None
+    cancels: Rule | None = None
+    opposite: Rule | None = None
     keeps_symmetry: bool = False
     moments: Any = None
     cost: Rule | None = None

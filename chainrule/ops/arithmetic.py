@@ -138,6 +138,7 @@ SUB = elementwise(
     jvp=lambda tangents, y, a, b: _moved(tangents[0], None if tangents[1] is None else -tangents[1], y),
     cost=lambda *_, **__: 0,
     terms=lambda algebra, node, indices: algebra.sum([(1, node.inputs[0]), (-1, node.inputs[1])], node.type, indices),
+    opposite=lambda node: node.inputs[1] - node.inputs[0],
     text="{0} - {1}",
     latex="{0} - {1}",
     precedence=ADD,
@@ -288,6 +289,16 @@ POW = elementwise(
 )
 
 
+def _needless_broadcast(node: Node) -> Node | None:
+    """Comparisons broadcast by themselves: ``x == max(x)``, not ``x == max(x) * ones(n)``."""
+    for k, x in enumerate(node.inputs):
+        if x.op.name == "broadcast" and x.inputs[0].shape == ():
+            shorter = apply(node.op, *(x.inputs[0] if n == k else i for n, i in enumerate(node.inputs)))
+            if shorter.shape == node.shape:
+                return shorter
+    return None
+
+
 # ---- comparisons: boolean, no derivative -------------------------------------------------------------------
 def _comparison(name: str, symbol: str, latex: str, value: Any) -> Any:
     return elementwise(
@@ -303,6 +314,7 @@ def _comparison(name: str, symbol: str, latex: str, value: Any) -> Any:
         names=(),
         aten={f"{name}.Tensor": None, f"{name}.Scalar": None},
         cost=lambda *_, **__: 0,
+        rewrites=(Rewrite(_needless_broadcast, exact=True),),
         source="comparison, true or false",
     )
 
@@ -428,6 +440,8 @@ _A, _B = np.array([-1.7, -0.83, -0.31, 0.27, 0.64, 1.9]), np.array([2.1, -1.9, -
 
 def _extremum(name: str, value: Any, wins: str) -> Any:
     def derivative(y: Node, a: Node, b: Node) -> tuple[Node, Node]:
+        if a.number is not None or b.number is not None:  # the positive part and other bounds: 0 at the bound, as relu
+            return iverson(compare(wins, a, b), like=y), iverson(compare(wins, b, a), like=y)
         tie = iverson(compare("eq", a, b), like=y) * 0.5
         return (
             iverson(compare(wins, a, b), like=y) + tie,
@@ -449,7 +463,7 @@ def _extremum(name: str, value: Any, wins: str) -> Any:
         latex=rf"\{name[:3]}\left({{0}}, {{1}}\right)",
         aten={name: None},
         cost=lambda *_, **__: 0,
-        source="the larger (smaller) of two; at a tie each side gets half, as in torch",
+        source="the larger (smaller) of two; at a tie each side gets half, as in torch; against a number none, as relu",
     )
 
 

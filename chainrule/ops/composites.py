@@ -178,6 +178,7 @@ SOFTMAX = composite(
     expansion=_softmax_expansion,
     vjp=lambda g, y, x, *, axis: ((g - _sum_along(g * y, _along(x, axis))) * y,),
     **_axis_fields("softmax"),
+    sums_to_one=lambda node: node.params["axis"],
     aten={"softmax.int": lambda x, dim, dtype=None: _vector_of(SOFTMAX, x, dim, dtype)},
     source="exp(x) / sum(exp(x)); y * (g - sum(g y)) back",
 )

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import Code, Kink, Node, Rewrite, Sample, apply, as_node, constant
-from chainrule.ops.arithmetic import compare, iverson, where
+from chainrule.ir import OPS, Code, Kink, Node, Rewrite, Sample, apply, as_node, constant
+from chainrule.ops.arithmetic import compare, is_number, iverson, where
 from chainrule.ops.families import elementwise, unary, zero_derivative
 from chainrule.ops.moment_rules import Pointwise
+from chainrule.ops.movement import expand_dims
 from chainrule.ops.stable import stable_logarithm
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -35,17 +36,57 @@ def _sigmoid(x):
 '''
 
 
-def _root_text(p: Any, node: Node, root: str, norm: str) -> str:
-    """``sqrt(sum(x^2))`` is written as the norm that it is."""
+def _root_text(p: Any, node: Node, root: str, norm: str, along: str) -> str:
+    """``sqrt(sum(x^2))`` is written as the norm that it is, over all elements or along one axis."""
     (total,) = node.inputs
-    square = total.inputs[0] if len(total.inputs) == 1 and total.shape == () and "operands" in total.params else None
-    if square is None or p.is_named(total) or p.is_named(square):
+    operands = total.params.get("operands", ())
+    square = total.inputs[0] if len(operands) == 1 else None
+    if square is None or p.is_named(total) or p.is_named(square) or square.op.name != "pow":
         return root.format(p.child(total, 0))
+    (own,), result = operands, total.params["result"]
     # A trace of squares, einsum("ii->"), sums less than all elements.
-    whole = len(set(total.params["operands"][0])) == square.type.rank
-    if whole and square.op.name == "pow" and square.inputs[1].number == 2:
-        return norm.format(p.child(square.inputs[0], 0))
-    return root.format(p.child(total, 0))
+    plain = len(set(own)) == square.type.rank and tuple(i for i in own if i in result) == result
+    summed = [a for a, i in enumerate(own) if i not in result]
+    if not plain or square.inputs[1].number != 2 or square.inputs[0].shape != square.shape:
+        return root.format(p.child(total, 0))
+    if result and len(summed) != 1:
+        return root.format(p.child(total, 0))
+    return (along if result else norm).format(p.child(square.inputs[0], 0), summed[0])
+
+
+def _off_the_diagonal(root: Node, radicand: Node) -> Node:
+    """The root, plus one where it is zero by its form: on the diagonal of ``norm(X[:, None] - X[None, :], 2)``.
+
+    A distance of a point from itself does not change with the point: with 1 for the root, 0/0 there is 0.
+    """
+    pair = _zero_diagonal(radicand)
+    if pair is None:
+        return root
+    identity = apply(OPS["eye"], size=root.shape[pair[0]], dtype=root.type.dtype)
+    return root + expand_dims(identity, tuple(a for a in range(root.type.rank) if a not in pair))
+
+
+def _zero_diagonal(total: Node) -> tuple[int, int] | None:
+    """The two dimensions of a sum of squared differences of one array with itself that it vanishes between."""
+    operands = total.params.get("operands", ())
+    square = total.inputs[0] if len(operands) == 1 else None
+    if square is None or square.op.name != "pow" or square.inputs[0].op.name != "sub":
+        return None
+    difference = square.inputs[0]
+    (a, at), (b, where_b) = (_positions(x, difference.type.rank) for x in difference.inputs)
+    moved = [(p, q) for p, q in zip(at, where_b, strict=False) if p != q]
+    if a is not b or len(moved) != 1 or len(set(operands[0])) != len(operands[0]):
+        return None
+    kept = [total.params["result"].index(operands[0][p]) for p in moved[0] if operands[0][p] in total.params["result"]]
+    return (kept[0], kept[1]) if len(kept) == 2 else None
+
+
+def _positions(x: Node, rank: int) -> tuple[Node, list[int]]:
+    """An array before new dimensions were put into it, and where its own are among ``rank`` dimensions."""
+    shift = rank - x.type.rank
+    if x.op.name != "expand_dims":
+        return x, list(range(shift, rank))
+    return x.inputs[0], [shift + p for p in range(x.type.rank) if p not in x.params["axes"]]
 
 
 def _function(name: str) -> str:
@@ -61,6 +102,28 @@ def _inverse(name: str) -> Rewrite:
         return x.inputs[0] if x.op.name == name else None
 
     return Rewrite(rule)
+
+
+def _log_of_one_plus_exponential(node: Node) -> Node | None:
+    """``log(1 + exp(u)) = softplus(u)``, which does not overflow."""
+    (x,) = node.inputs
+    if x.op.name != "add":
+        return None
+    for one, e in (x.inputs, x.inputs[::-1]):
+        if is_number(one, 1) and e.op.name == "exp" and e.shape == x.shape:
+            return apply(SOFTPLUS, e.inputs[0])
+    return None
+
+
+def _log_of_sum_of_exponentials(node: Node) -> Node | None:
+    """``log(sum(exp(x)))`` over the last dimension (all of a vector) is ``logsumexp(x)``."""
+    (total,) = node.inputs
+    operands = total.params.get("operands")
+    if operands is None or len(operands) != 1 or total.inputs[0].op.name != "exp":
+        return None
+    if operands[0][:-1] != total.params["result"] or len(set(operands[0])) != len(operands[0]):
+        return None
+    return apply(OPS["logsumexp"], total.inputs[0].inputs[0], axis=len(operands[0]) - 1)
 
 
 EXP = unary(
@@ -80,20 +143,21 @@ LOG = unary(
     latex=_function("log"),
     aten={"log": None},
     names=("log", "ln"),
-    rewrites=(_inverse("exp"),),
-    stable=(Rewrite(stable_logarithm),),
+    rewrites=(_inverse("exp"), Rewrite(_log_of_one_plus_exponential), Rewrite(_log_of_sum_of_exponentials)),
     source="DLMF 4.2, natural logarithm",
 )
 SQRT = unary(
     "sqrt",
     value=np.sqrt,
-    derivative=lambda y, x: 0.5 / y,
+    derivative=lambda y, x: 0.5 / _off_the_diagonal(y, x),
     domain="positive",
-    text=lambda p, node: _root_text(p, node, "sqrt({0})", "norm({0})"),
-    latex=lambda p, node: _root_text(p, node, r"\sqrt{{{0}}}", r"\left\|{0}\right\|"),
+    text=lambda p, node: _root_text(p, node, "sqrt({0})", "norm({0})", "norm({0}, {1})"),
+    latex=lambda p, node: _root_text(
+        p, node, r"\sqrt{{{0}}}", r"\left\|{0}\right\|", r"\operatorname{{norm}}_{{{1}}}\left({0}\right)"
+    ),
     aten={"sqrt": None},
     terms=lambda algebra, node, indices: algebra.product([(node.inputs[0], 0.5)], node.type, indices),
-    source="the positive root; derivative infinite at 0, as in torch",
+    source="the positive root; derivative infinite at 0, as in torch; a distance of a point from itself counts as 0",
 )
 
 # ---- absolute value and steps ------------------------------------------------------------------------------

@@ -151,7 +151,16 @@ def unary(
     """An elementwise op of one operand; ``derivative(y, x)`` is its local derivative."""
     partials = None if derivative is None else (lambda y, x: (derivative(y, x),))
     given: dict[str, Any] = {"shape": _float_result} | fields
+    given["rewrites"] = (*given.get("rewrites", ()), Rewrite(_before_new_dimensions))
     return elementwise(name, arity=1, value=value, derivative=partials, **given)
+
+
+def _before_new_dimensions(node: Node) -> Node | None:
+    """``f(x[:, None]) = f(x)[:, None]``."""
+    (x,) = node.inputs
+    if x.op.name != "expand_dims" or node.params:
+        return None
+    return apply(x.op, apply(node.op, x.inputs[0]), **x.params)
 
 
 def zeros_like(x: Node) -> Node:

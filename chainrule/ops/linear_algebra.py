@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import POSTFIX, Node, Op, Sample, TensorType, apply, product, register, shape_text
+from chainrule.ir import ATOM, POSTFIX, Node, Op, Rewrite, Sample, TensorType, apply, product, register, shape_text
 from chainrule.ops.contraction import matmul, sum_axes, transpose
 from chainrule.ops.movement import broadcast, expand_dims, reshape
 
@@ -47,6 +47,31 @@ def _or_nan(rule: Any) -> Any:
     return value
 
 
+def _is_transpose(x: Node) -> bool:
+    operands = x.params.get("operands", ())
+    if len(operands) != 1 or x.type.rank < 2:
+        return False
+    rank = tuple(range(x.type.rank))
+    return operands[0] == rank and x.params["result"] == (*rank[:-2], rank[-1], rank[-2])
+
+
+def _inverse_of_inverse(node: Node) -> Node | None:
+    (x,) = node.inputs
+    return x.inputs[0] if x.op is node.op else None
+
+
+def _inverse_of_transpose(node: Node) -> Node | None:
+    """``inv(A') = inv(A)'``: the transpose goes outside, where products absorb it."""
+    (x,) = node.inputs
+    return transpose(apply(node.op, x.inputs[0])) if _is_transpose(x) else None
+
+
+def _of_transpose(node: Node) -> Node | None:
+    """A determinant does not change when its matrix is transposed."""
+    (x,) = node.inputs
+    return apply(node.op, x.inputs[0]) if _is_transpose(x) else None
+
+
 INV = register(
     Op(
         "inv",
@@ -61,6 +86,9 @@ INV = register(
         torch="torch.linalg.inv({0})",
         code="{np}.linalg.inv({0})",
         keeps_symmetry=True,
+        cancels=lambda node: node.inputs[0],
+        terms=lambda algebra, node, indices: algebra.inverse(node, indices),
+        rewrites=(Rewrite(_inverse_of_inverse), Rewrite(_inverse_of_transpose)),
         aten={"inverse": None, "linalg_inv": None},
         names=("inv",),
         samples=(Sample((_A,)),),
@@ -110,7 +138,7 @@ SOLVE = register(
         jvp=_solve_jvp,
         lift=_solve_lift,
         cost=_cubic,
-        text="solve({0}, {1})",
+        text=lambda p, node: (f"solve({p.child(node.inputs[0], 0)}, {p.child(node.inputs[1], 0)})", ATOM),
         latex=r"{0}^{{-1}} {1}",
         child_precedence=(50, 40),
         precedence=20,
@@ -148,6 +176,10 @@ DET = register(
         code="{np}.linalg.det({0})",
         aten={"det": None, "linalg_det": None},
         names=("det",),
+        rewrites=(
+            Rewrite(_of_transpose),
+            Rewrite(lambda node: 1.0 / apply(DET, node.inputs[0].inputs[0]) if node.inputs[0].op is INV else None),
+        ),
         samples=(Sample((_A,)),),
         source="Jacobi's formula (Matrix Cookbook 49)",
     )
@@ -166,6 +198,10 @@ LOGDET = register(
         torch="torch.linalg.slogdet({0})[1]",
         code="{np}.linalg.slogdet({0})[1]",
         names=("logdet",),
+        rewrites=(
+            Rewrite(_of_transpose),
+            Rewrite(lambda node: -apply(LOGDET, node.inputs[0].inputs[0]) if node.inputs[0].op is INV else None),
+        ),
         samples=(Sample((_A,)),),
         source="log|det X|; inv(X)' back (Matrix Cookbook 57)",
     )

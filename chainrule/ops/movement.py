@@ -311,9 +311,13 @@ SQUEEZE = linear(
 
 def expand_dims(x: Node, axes: tuple[int, ...]) -> Node:
     """``x`` with dimensions of size 1 at ``axes`` of the result."""
+    if x.op is SQUEEZE and x.params["axes"] == tuple(axes):
+        return x.inputs[0]
     return apply(EXPAND_DIMS, x, axes=tuple(axes)) if axes else x
 
 
 def squeeze(x: Node, axes: tuple[int, ...]) -> Node:
     """``x`` without its dimensions ``axes``, which have size 1."""
+    if x.op is EXPAND_DIMS and x.params["axes"] == tuple(axes):
+        return x.inputs[0]
     return apply(SQUEEZE, x, axes=tuple(axes)) if axes else x

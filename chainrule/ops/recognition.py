@@ -55,7 +55,17 @@ def _logistic_tail(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
 
 
 def _opposite(a: Node, b: Node) -> bool:
-    return (a.op.name == "neg" and a.inputs[0] is b) or (b.op.name == "neg" and b.inputs[0] is a)
+    """Whether a is -b: by a sign, or by a difference turned around among their factors."""
+    if (a.op.name == "neg" and a.inputs[0] is b) or (b.op.name == "neg" and b.inputs[0] is a):
+        return True
+    if a.op is not b.op or len(a.inputs) != 2:
+        return False
+    (x, y), (u, v) = a.inputs, b.inputs
+    if a.op.name == "sub":
+        return x is v and y is u
+    if a.op.name in ("mul", "div"):
+        return (x is u and _opposite(y, v)) or (y is v and _opposite(x, u))
+    return False
 
 
 def _one_plus_exponential(node: Node) -> Node | None:
@@ -104,22 +114,98 @@ def _absolute(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
     return None
 
 
+def _quotients(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
+    """``sin(u) / cos(u) = tan(u)`` and ``sinh(u) / cosh(u) = tanh(u)``."""
+    for over, under, quotient in (("sinh", "cosh", "tanh"), ("sin", "cos", "tan")):
+        for atom, indices, power in factors:
+            if atom.op.name != over or power < 1:
+                continue
+            below = apply(OPS[under], atom.inputs[0])
+            if any(f is below and own == indices and p <= -1 for f, own, p in factors):
+                found = apply(OPS[quotient], atom.inputs[0])
+                return _replaced(factors, [(atom, indices, 1), (below, indices, -1)], [(found, indices, 1)])
+    return None
+
+
+def _exponentials(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
+    """``exp(u) exp(-u) = 1``."""
+    for atom, indices, power in factors:
+        if atom.op.name != "exp" or power == 0:
+            continue
+        for other, own, p in factors:
+            if (
+                other.op.name == "exp"
+                and own == indices
+                and p * power > 0
+                and _opposite(other.inputs[0], atom.inputs[0])
+            ):
+                common = min(p, power) if p > 0 else max(p, power)
+                return _replaced(factors, [(atom, indices, common), (other, own, common)], [])
+    return None
+
+
+def _powers(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
+    """``x x^(a - 1) = x^a``."""
+    for atom, indices, power in factors:
+        if atom.op.name != "pow" or power != 1:
+            continue
+        base, exponent = atom.inputs
+        if exponent.op.name != "sub" or exponent.inputs[1].number is None or atom.shape != base.shape:
+            continue
+        less = exponent.inputs[1].number
+        for other, own, p in factors:
+            if other is base and own == indices and p == less:
+                whole = apply(OPS["pow"], base, exponent.inputs[0])
+                return _replaced(factors, [(atom, indices, 1), (other, own, p)], [(whole, indices, 1)])
+    return None
+
+
 def _indicator(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
-    """``[c]^k = [c]`` and ``[u > 0] relu(u) = relu(u)``."""
+    """``[c]^k = [c]``, ``[u > 0] relu(u) = relu(u)`` and ``[u > 0] maximum(0, u) = maximum(0, u)``."""
     for atom, indices, power in factors:
         if atom.op.name != "iverson" or power < 1:
             continue
         if power > 1:
             return _replaced(factors, [(atom, indices, power - 1)], [])
         condition = atom.inputs[0]
+        if condition.op.name != "gt" or condition.inputs[1].number != 0:
+            continue
         for other, own, p in factors:
-            if other.op.name == "relu" and own == indices and p >= 1 and condition.op.name == "gt":
-                if condition.inputs[0] is other.inputs[0] and condition.inputs[1].number == 0:
-                    return _replaced(factors, [(atom, indices, 1)], [])
+            if own == indices and p >= 1 and _positive_part(other) is condition.inputs[0]:
+                return _replaced(factors, [(atom, indices, 1)], [])
     return None
 
 
-RULES: tuple[Rule, ...] = (_logistic, _logistic_tail, _softmax, _absolute, _indicator)
+def _positive_part(node: Node) -> Node | None:
+    """u of ``relu(u)`` and ``maximum(0, u)``."""
+    if node.op.name == "relu":
+        return node.inputs[0]
+    if node.op.name == "maximum":
+        return next((u for u, zero in (node.inputs, node.inputs[::-1]) if zero.number == 0), None)
+    return None
+
+
+_COMPLEMENT = {"lt": "ge", "gt": "le", "eq": "ne"}
+
+
+def complementary(a: Node, b: Node) -> Node | None:
+    """The condition c of two indicators ``[c]`` and ``[not c]``; None of any others."""
+    if a.op.name != "iverson" or b.op.name != "iverson":
+        return None
+    c, other = a.inputs[0], b.inputs[0]
+    return c if _COMPLEMENT.get(c.op.name) == other.op.name and c.inputs == other.inputs else None
+
+
+RULES: tuple[Rule, ...] = (
+    _logistic,
+    _logistic_tail,
+    _exponentials,
+    _softmax,
+    _absolute,
+    _indicator,
+    _quotients,
+    _powers,
+)
 
 
 def recognise(factors: Sequence[FactorLike]) -> list[FactorLike] | None:

@@ -143,6 +143,9 @@ def _kept_dimensions(node: Node) -> Node | None:
 MEAN = composite(
     "mean",
     expansion=_mean_expansion,
+    terms=lambda algebra, node, indices: (
+        None if node.params["keepdims"] else algebra.average(node, node.params["axes"], indices)
+    ),
     build=lambda x, axis=None: mean(x, axis),
     text=_reduction_text("mean"),
     latex=_reduction_latex("mean"),

@@ -229,6 +229,21 @@ def _pad_text(p: Any, node: Node) -> str:
     return f"pad({', '.join([p.child(node.inputs[0], 0), *map(p.shape, amounts)])})"
 
 
+def _no_padding(node: Node) -> Node | None:
+    return node.inputs[0] if all(size == 0 for sizes in node.params.values() for size in sizes) else None
+
+
+def _padded_twice(node: Node) -> Node | None:
+    """Zeros around zeros, where none stand between elements."""
+    (x,) = node.inputs
+    if x.op is not node.op or any(size != 0 for size in (*x.params["interior"], *node.params["interior"])):
+        return None
+    low, high = (
+        tuple(a + b for a, b in zip(x.params[side], node.params[side], strict=True)) for side in ("low", "high")
+    )
+    return apply(node.op, x.inputs[0], low=low, high=high, interior=node.params["interior"])
+
+
 PAD = linear(
     "pad",
     shape=_pad_shape,
@@ -248,6 +263,7 @@ PAD = linear(
         Sample((_X,), {"low": (1,), "high": (0, 0), "interior": (0, 0)}),
     ),
     moments=MovementRule(fills=True),
+    rewrites=(Rewrite(_no_padding, exact=True), Rewrite(_padded_twice, exact=True)),
     source="zeros around and between elements, as in XLA's pad",
 )
 

@@ -66,6 +66,7 @@ FLIP = linear(
 @spelling("flip")
 def flip_of(x: Node, *axis: Any) -> Node:
     """The elements along the given axes in reverse order."""
+    axis = tuple(a for given in axis for a in (given if isinstance(given, tuple) else (given,)))
     axes = tuple(sorted({int(a) % x.type.rank for a in axis})) if axis else tuple(range(x.type.rank))
     return apply(FLIP, x, axes=axes)
 

@@ -22,7 +22,7 @@ from chainrule.ops.movement import broadcast
 from chainrule.verbs.bracketing import source_of
 from chainrule.verbs.expression import Expression, resolve
 from chainrule.verbs.named_program import NamedProgram
-from chainrule.verbs.naming import shortest
+from chainrule.verbs.naming import shortest, useful_names
 from chainrule.verbs.steps import Factor, Step, Term
 from chainrule.verbs.zeros import is_zero, why_zero
 
@@ -228,7 +228,7 @@ class Derivation:
         substituted = resolve(total, self.derivatives) if self.substitutes else total
         closed = simplify(substituted)
         if self.substitutes and len(self.program.order) <= _MAX_NAMES:
-            named = [(s, n) for s, n in self.program.definitions.items() if s is not self.program.symbol[of]]
+            named = useful_names(self.program.definitions, of)
             written_out = resolve(substituted, self.program.definitions)
             # Without names a program of many paths grows exponentially, and so does the search for a shorter form.
             closed = shortest(closed, written_out if tree_size(written_out) <= _MAX_WRITTEN_OUT else None, named)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ChainruleError, FormulaError, UnsupportedOpError
+from chainrule.frontends.formula import parse_program
 from chainrule.interpreters.evaluate import evaluate_all
 from chainrule.interpreters.simplify import simplify
 from chainrule.ir import Dim, Graph, Node, toposort, variable
@@ -36,6 +37,7 @@ from chainrule.verbs.named_program import (
     split_formula,
     target_names,
 )
+from chainrule.verbs.naming import shortest, useful_names
 from chainrule.verbs.steps import Step
 from chainrule.verbs.zeros import is_zero, why_zero
 
@@ -117,7 +119,9 @@ class DeriveResult:
     @property
     def where(self) -> tuple[tuple[str, str], ...]:
         """What the names in the derivatives mean: ``(name, text)`` of the program's, then of those invented."""
-        own = [(n, Expression(self.program.local[n]).text) for n in self.program.order if n != self.of]
+        answers = {n for e in self.derivatives.values() for n in toposort([e.node])}
+        unused = self.of if self.program.symbol[self.of] not in answers else None
+        own = [(n, Expression(self.program.local[n]).text) for n in self.program.order if n != unused]
         return tuple(dict.fromkeys([*own, *(pair for e in self.derivatives.values() for pair in e.where)]))
 
     @property
@@ -295,7 +299,8 @@ def derive(
     found = {s.wrt: s.closed_form for s in steps if s.of == program.output and s.wrt in targets}
     if is_single_formula(source, shapes):
         # The names of a single formula's parts are ours, for the steps; the answer is in the user's own.
-        found = {w: Expression(simplify(e.full), program.definitions, program.leaves) for w, e in found.items()}
+        own = _own_name(source, shapes, program)
+        found = {w: _in_names(e, own, w, program) for w, e in found.items()}
     found = _with_names(found, program)
     steps = [_zero_seen(s, found.get(s.wrt), program) if s.of == program.output else s for s in steps]
     result = DeriveResult(
@@ -324,6 +329,20 @@ def _with_names(found: Mapping[str, Expression], program: NamedProgram) -> dict[
         named.update(names)
         result[w] = replace(answer, known=names)
     return result
+
+
+def _own_name(source: Any, shapes: Mapping[str, Any] | None, program: NamedProgram) -> dict[Node, Node]:
+    """The one name of ``r = ...`` with what it means in the variables; nothing where the formula has none."""
+    symbol = program.symbol[program.output]
+    named = isinstance(source, str) and parse_program(source, shapes).statements[0].name == program.output
+    return {symbol: resolve(symbol, program.definitions)} if named and symbol in program.definitions else {}
+
+
+def _in_names(expression: Expression, own: Mapping[Node, Node], wrt: str, program: NamedProgram) -> Expression:
+    """An answer in the variables and in the name that its formula was given."""
+    named = [(s, n) for s, n in useful_names(own, program.output) if s.params["name"] != wrt]
+    node = shortest(simplify(expression.full), None, named)
+    return Expression(node, {**program.definitions, **dict(named)}, program.leaves)
 
 
 def _sizes(at: Mapping[str, Any] | None) -> dict[str, int]:

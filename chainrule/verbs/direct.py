@@ -10,10 +10,12 @@ from chainrule.ops.contraction import einsum
 from chainrule.ops.movement import broadcast
 from chainrule.verbs.expression import Expression, resolve
 from chainrule.verbs.named_program import NamedProgram
+from chainrule.verbs.naming import shortest, useful_names
 from chainrule.verbs.steps import Step
 from chainrule.verbs.zeros import is_zero, why_zero
 
 ORDERS = (1, 2, 3)
+_MAX_NAMED = 30  # more names are not looked for in a higher derivative
 _MAX_INDICES = 4  # of a third derivative
 
 
@@ -47,6 +49,8 @@ def direct_step(program: NamedProgram, wrt: str, layout: str, seed: Node | None,
             found = None
             break
     node = found if found is not None else broadcast(constant(0.0), shape)
+    if order > 1 and len(definitions) <= _MAX_NAMED:
+        node = shortest(node, None, useful_names(definitions, of))
     expression = Expression(node, definitions, program.leaves)
     return Step(
         of,

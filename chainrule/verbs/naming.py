@@ -1,22 +1,35 @@
 """The user's own names in an answer: parts of an expression that have a name are written by it.
 
-A named quantity that occurs as it was defined is replaced by its name; one that is a quotient, ``xhat =
-(x - mu) / sigma``, also stands for its numerator, ``x - mu = xhat * sigma``. Among the forms this gives the
-shortest is kept.
+A named quantity that occurs as it was defined is replaced by its name. One that is a product is also found among the
+factors of a term: with ``xhat = (x - mu) / sigma`` the term ``(x - mu) @ (x - mu)' / sigma^2`` is ``xhat @ xhat'``, and
+with ``b = inv(X' @ X) @ X' @ y`` so is that part of a longer product. Among the forms this gives the shortest is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
-from chainrule.interpreters.differentiate import expand_composites
+from chainrule.interpreters.factors import Factor, Term, occurrence
 from chainrule.interpreters.rebuild_terms import Builder
 from chainrule.interpreters.simplify import simplify
-from chainrule.interpreters.terms import Algebra, Factor, Term, collect
-from chainrule.ir import Node, substitute_nodes, tree_size
+from chainrule.interpreters.terms import Algebra, collect, distribute, symmetric
+from chainrule.ir import Node, TensorType, apply, rebuild, substitute_nodes, tree_size
 
-_WORTH_A_NAME = 4  # operators and operands; exp(f1) is as short as a name and says more
-_WORTH_TRYING = 12
+_WORTH_TRYING = 5  # operators and operands
+_WORTH_ITS_OWN = (
+    5  # of a definition whose name is to stand in its own derivative: r = (x' @ A @ x)/(x' @ x), not exp(x)
+)
+
+
+def useful_names(definitions: Mapping[Node, Node], of: str) -> list[tuple[Node, Node]]:
+    """The names that a derivative of ``of`` may use: all others, and its own where that stands for much."""
+    return [
+        (symbol, body)
+        for symbol, body in definitions.items()
+        if symbol.params["name"] != of or tree_size(body) >= _WORTH_ITS_OWN
+    ]
 
 
 def shortest(closed: Node, resolved: Node | None, named: Sequence[tuple[Node, Node]]) -> Node:
@@ -29,54 +42,135 @@ def shortest(closed: Node, resolved: Node | None, named: Sequence[tuple[Node, No
     """
     if tree_size(closed) < _WORTH_TRYING or not named:
         return closed
+    patterns = _patterns(named)
     best = closed
-    starts = [closed] if resolved is None else [closed, simplify(_in_parts(resolved))]
-    for start in starts:
-        for candidate in _folded(start, named):
+    for start in dict.fromkeys([closed] if resolved is None else [closed, simplify(resolved)]):
+        for multiplied in (False, True):
+            candidate = _folded(start, patterns, multiplied)
             if tree_size(candidate) < tree_size(best):
                 best = candidate
     return best
 
 
-def _in_parts(node: Node) -> Node:
-    """The node without composites."""
-    return expand_composites([node], keep_named=False)[0]
+@dataclass(frozen=True)
+class _Pattern:
+    """A name and what it stands for, simplified; the factors of its only term where it is a product."""
+
+    symbol: Node
+    definition: Node
+    product: Term | None
+    indices: tuple[int, ...] = ()
+    squared: Node | None = None  # what its square is, where it is a root
 
 
-def _folded(start: Node, named: Sequence[tuple[Node, Node]]) -> Iterator[Node]:
-    """The expression with definitions replaced by names, first without and then with quotients."""
-    node = start
+def _patterns(named: Sequence[tuple[Node, Node]]) -> list[_Pattern]:
+    plain: dict[Node, Node] = {}  # names that are not worth writing: they are seen through
+    found = []
     for symbol, definition in named:
-        # Derivatives of composites are written in their parts, so a mean is looked for as a sum over n too.
-        for pattern in dict.fromkeys((simplify(definition), simplify(_in_parts(definition)))):
-            if tree_size(pattern) >= _WORTH_A_NAME and pattern.type.shape == symbol.type.shape:
-                node = _replace(node, pattern, symbol)
-    node = simplify(node)
-    yield node
-    for symbol, definition in named:
-        solved = _numerator(symbol, simplify(definition))
-        if solved is not None:
-            node = simplify(_replace(node, *solved))
-            yield node
+        definition = simplify(substitute_nodes([definition], plain)[0])
+        if not _worth_a_name(definition):
+            plain[symbol] = definition
+        elif definition.type.shape == symbol.type.shape:
+            found.append(_Pattern(symbol, definition, *_as_product(definition)))
+    return found
 
 
-def _replace(node: Node, pattern: Node, by: Node) -> Node:
-    return substitute_nodes([node], {pattern: by})[0] if pattern.inputs else node
+def _worth_a_name(definition: Node) -> bool:
+    """``exp(f1)`` is as short as a name and says more; ``softmax(z)`` and ``mean(x)`` have better names."""
+    operands = sum(i.number is None for i in definition.inputs)
+    return operands > 1 or (operands == 1 and (tree_size(definition) > 3 or definition.op.family != "elementwise"))
 
 
-def _numerator(symbol: Node, definition: Node) -> tuple[Node, Node] | None:
-    """``(x - mu, xhat * sigma)`` for ``xhat = (x - mu) / sigma``: a sum, solved for."""
-    if definition.op.terms is None:
-        return None
+def _as_product(definition: Node) -> tuple[Term | None, tuple[int, ...], Node | None]:
+    """The factors of a definition that is a product, with their indices; or what it is the root of."""
+    if definition.op.terms is None or not isinstance(definition.type, TensorType):
+        return None, (), None
     algebra = Algebra()
     free = algebra.indices_of(definition.type)
     terms = collect(algebra.expand(definition, free), algebra)
-    if len(terms) != 1 or terms[0].summed:
-        return None
-    sums = [f for f in terms[0].factors if f.power == 1 and f.atom.inputs and f.indices == free]
-    rest = [f for f in terms[0].factors if f not in sums]
-    if len(sums) != 1 or not rest or tree_size(sums[0].atom) < 3:
-        return None
-    inverse = tuple(Factor(f.atom, f.indices, -f.power) for f in rest)
-    solved = Term(1 / terms[0].coefficient, (Factor(symbol, free), *inverse))
-    return sums[0].atom, Builder(algebra, definition.type.dtype).sum([solved], free)
+    if len(terms) != 1 or any("size" in f.atom.params for f in terms[0].factors):
+        return None, (), None
+    if len(terms[0].factors) > 1:
+        return terms[0], free, None
+    if not terms[0].factors:
+        return None, (), None
+    root = terms[0].factors[0]
+    whole = (
+        root.power == Fraction(1, 2) and terms[0].coefficient == 1 and root.indices == free and bool(root.atom.inputs)
+    )
+    return None, (), root.atom if whole else None
+
+
+def _folded(node: Node, patterns: Sequence[_Pattern], multiplied: bool) -> Node:
+    """The expression with definitions replaced by names, in the order in which these are computed.
+
+    ``multiplied``: its products are multiplied out before, for names that a common factor has torn apart.
+    """
+    for p in patterns:
+        if p.definition.inputs:
+            node = substitute_nodes([node], {p.definition: p.symbol})[0]
+        if p.squared is not None:
+            node = substitute_nodes([node], {p.squared: p.symbol**2.0})[0]
+        if p.product is not None and not multiplied:
+            node = _in_products(node, p)
+    return simplify(_in_terms(node, patterns, multiplied) if multiplied else node)
+
+
+def _in_terms(node: Node, patterns: Sequence[_Pattern], multiplied: bool) -> Node:
+    """Products among the terms of one node replaced by their names."""
+    if node.op.terms is None or not isinstance(node.type, TensorType) or not node.type.is_float:
+        return node
+    algebra = Algebra()
+    free = algebra.indices_of(node.type)
+    terms = collect(algebra.expand(node, free), algebra)
+    found = (distribute(terms, algebra) or terms) if multiplied else terms
+    for p in patterns:
+        if p.product is not None:
+            found = [_with_name(t, p) for t in found]
+    if found == terms:
+        return node
+    built = Builder(algebra, node.type.dtype).sum(found, free)
+    return built if built.type.shape == node.type.shape else node
+
+
+def _in_products(root: Node, pattern: _Pattern) -> Node:
+    def renamed(node: Node, inputs: tuple[Node, ...]) -> Node:
+        new = node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
+        built = _in_terms(new, [pattern], multiplied=False)
+        return built if tree_size(built) < tree_size(new) else new
+
+    return rebuild([root], renamed)[root]
+
+
+def _with_name(term: Term, pattern: _Pattern) -> Term:
+    """A term with every occurrence of the pattern's factors replaced by its symbol."""
+    assert pattern.product is not None
+    for variant in _signs(pattern.product):
+        # The pattern's indices are numbered like the term's: moved out of the way, they cannot be confused.
+        own = {i: -1 - i for f in variant.factors for i in f.indices if i is not None}
+        moved = Term(
+            variant.coefficient,
+            tuple(replace(f, indices=tuple(None if i is None else own[i] for i in f.indices)) for f in variant.factors),
+            tuple(own[i] for i in variant.summed),
+        )
+        hit = occurrence(moved, term, symmetric=symmetric)
+        if hit is None:
+            continue
+        left, image = hit
+        at = tuple(image.get(own.get(i, i)) for i in pattern.indices)
+        if None in at or len(set(at)) != len(at):
+            continue
+        factor = Factor(pattern.symbol, at)
+        return _with_name(Term(left.coefficient / moved.coefficient, (*left.factors, factor), left.summed), pattern)
+    return term
+
+
+def _signs(product: Term) -> list[Term]:
+    """The product, and the same with one difference turned around: ``(a - b) / s`` is ``-(b - a) / s``."""
+    found = [product]
+    for k, f in enumerate(product.factors):
+        if f.atom.op.opposite is not None and f.power in (1, -1):
+            turned = replace(f, atom=f.atom.op.opposite(f.atom), power=f.power * Fraction(1))
+            factors = (*product.factors[:k], turned, *product.factors[k + 1 :])
+            found.append(Term(-product.coefficient, factors, product.summed))
+    return found

@@ -31,7 +31,7 @@ CASES = [
     ("flip(x)", {"x": "n"}, "x_{n-1-i}"),
     ("sum((A @ x)^2)^3", {"A": "m,n", "x": "n"}, "(sum_i (sum_j A_ij * x_j)^2)^3"),
     ("exp(A @ x) * (A @ x)", {"A": "m,n", "x": "n"}, "exp(sum_k A_ik * x_k) * sum_j A_ij * x_j"),
-    ("A / n + mean(A)", {"A": "m,n"}, "A_ij / n + sum_kl A_kl / (m*n)"),
+    ("A / n + mean(A)", {"A": "m,n"}, "A_ij / n + sum_kl A_kl / (m * n)"),
     ("[x > 0] * softmax(A @ x)", {"A": "n,n", "x": "n"}, "[x_i > 0] * softmax(A @ x)_i"),
     ("X[:, None] - X[None, :]", {"X": "n,d"}, "X_ik - X_jk"),
     ("i * x_j + j", {"x_j": "n"}, "i * x_j_k + j"),  # names are no letters

@@ -48,7 +48,7 @@ def test_higher_orders_are_one_line():
     second = cr.derive("f = exp(A @ x)", shapes={"A": "m,n", "x": "n"}, wrt="x", order=2)
     assert second.text("index").splitlines()[0] == "d2f_i/dx_j dx_k = A_ij * A_ik * exp(sum_l A_il * x_l)"
     third = cr.derive("sum(x^4)", shapes={"x": "n"}, wrt="x", order=3)
-    assert third.text("index").splitlines()[0] == "d3y/dx_i dx_j dx_k = 24 * delta_ik * delta_jk * x_k"
+    assert third.text("index").splitlines()[0] == "d3y/dx_i dx_j dx_k = 24 * delta_ij * delta_ik * x_i"
 
 
 def test_large_factors_are_shown_by_their_element_in_matrix_notation_too():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.derive import Row, measure, modes, parsed, points
+from benchmarks.derive import ALL, FURTHER, Row, measure, modes, parsed, points
 from chainrule.frontends.formula import parse
 from chainrule.interpreters.evaluate import evaluate
 from tests.problems import PROBLEMS, Problem
@@ -23,9 +23,7 @@ STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
 
 # What does not hold yet, by test: id -> why. An entry that no longer fails is a failure (xfail is strict).
 KNOWN_GAPS: dict[str, dict[str, str]] = {
-    "right": {
-        "T21": "norm at 0: its derivative is nan there, not 0",
-    },
+    "right": {},
     "trip": {},
     "size": {},
 }
@@ -34,11 +32,9 @@ KNOWN_GAPS: dict[str, dict[str, str]] = {
 def cases(kind: str) -> list[Any]:
     """One case per problem; those that do not hold yet are marked."""
     gaps = KNOWN_GAPS[kind]
-    unknown = set(gaps) - {p.id for p in PROBLEMS}
+    unknown = set(gaps) - {p.id for p in ALL}
     assert not unknown, f"no problems {unknown}"
-    return [
-        pytest.param(p, id=p.id, marks=[pytest.mark.xfail(reason=gaps[p.id])] if p.id in gaps else []) for p in PROBLEMS
-    ]
+    return [pytest.param(p, id=p.id, marks=[pytest.mark.xfail(reason=gaps[p.id])] if p.id in gaps else []) for p in ALL]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +52,7 @@ def row() -> Callable[[Problem], Row]:
 
 # ---- the table ---------------------------------------------------------------------------------------------
 def test_table_has_every_problem_once():
-    assert len(PROBLEMS) == len({p.id for p in PROBLEMS}) == 86
+    assert len(PROBLEMS) == 86 and len(ALL) == len({p.id for p in ALL}) == 86 + len(FURTHER)
 
 
 def difference(function: Callable[[np.ndarray], Any], x: np.ndarray, step: float) -> np.ndarray:
@@ -72,7 +68,7 @@ def difference(function: Callable[[np.ndarray], Any], x: np.ndarray, step: float
     return np.stack(columns, -1).reshape((*columns[0].shape, *x.shape))
 
 
-@pytest.mark.parametrize("problem", [pytest.param(p, id=p.id) for p in PROBLEMS if not p.missing])
+@pytest.mark.parametrize("problem", [pytest.param(p, id=p.id) for p in ALL if not p.missing])
 def test_answer_is_the_finite_difference(problem: Problem):
     # nothing of the engine's: the formula and the answer are parsed and evaluated, no derivative is taken
     step = STEPS[problem.order]
@@ -117,10 +113,11 @@ def test_form_is_at_most_twice_the_answer(problem: Problem, row):
     assert measured.ratio <= 2 and measured.text_ratio <= 2, f"{measured.text}\n{problem.answer}"
 
 
-def test_most_are_as_short_as_the_answer(row):
-    rows = [row(p) for p in PROBLEMS]
-    long = [r.id for r in rows if max(r.ratio, r.text_ratio) > 1.2]
-    assert len(long) <= 12, long  # 74 of 86 and counting: the number only goes down
+@pytest.mark.parametrize("problems, allowed", [(PROBLEMS, 3), (FURTHER, 9)], ids=["open", "further"])
+def test_most_are_as_short_as_the_answer(problems, allowed, row):
+    # The target is nine in ten; the numbers are what is reached and only go down.
+    long = [r.id for r in map(row, problems) if max(r.ratio, r.text_ratio) > 1.2]
+    assert len(long) <= allowed <= len(problems) // 10, long
 
 
 @pytest.mark.slow
