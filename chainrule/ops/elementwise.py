@@ -144,6 +144,7 @@ LOG = unary(
     aten={"log": None},
     names=("log", "ln"),
     rewrites=(_inverse("exp"), Rewrite(_log_of_one_plus_exponential), Rewrite(_log_of_sum_of_exponentials)),
+    stable=(Rewrite(stable_logarithm),),
     source="DLMF 4.2, natural logarithm",
 )
 SQRT = unary(
