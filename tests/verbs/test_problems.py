@@ -113,7 +113,7 @@ def test_form_is_at_most_twice_the_answer(problem: Problem, row):
     assert measured.ratio <= 2 and measured.text_ratio <= 2, f"{measured.text}\n{problem.answer}"
 
 
-@pytest.mark.parametrize("problems, allowed", [(PROBLEMS, 3), (FURTHER, 9)], ids=["open", "further"])
+@pytest.mark.parametrize("problems, allowed", [(PROBLEMS, 3), (FURTHER, 5)], ids=["open", "further"])
 def test_most_are_as_short_as_the_answer(problems, allowed, row):
     # The target is nine in ten; the numbers are what is reached and only go down.
     long = [r.id for r in map(row, problems) if max(r.ratio, r.text_ratio) > 1.2]
