@@ -24,6 +24,9 @@ _EXPORTS = {
     "fit": "chainrule.verbs.fit",
     "compile_step": "chainrule.verbs.fit",
     "trace": "chainrule.verbs.case",
+    **dict.fromkeys(
+        ("grad", "grad_and_value", "vjp", "jvp", "jacrev", "jacfwd", "hessian"), "chainrule.verbs.transforms"
+    ),
     "report": "chainrule.render.report",
     "errors": "chainrule.errors",
     "examples": "chainrule.examples",

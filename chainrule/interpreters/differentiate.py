@@ -8,7 +8,7 @@ says so: a zero is never silent.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from chainrule.errors import ShapeError, UnsupportedOpError
@@ -72,7 +72,22 @@ def vjp_all(
     """
     image = {} if whole else _expansion_image([*outputs, *wrt], keep_named=True)
     roots, targets = [image.get(o, o) for o in outputs], [image.get(w, w) for w in wrt]
-    active = _depends_on(roots, set(targets))
+    flowing = _reverse(roots, cotangents, targets, whole)
+    back = {image[n]: n for n in image}
+    named = {back.get(n, n): g for n, g in flowing.items() if isinstance(g, Node)}
+    free = [flowing.get(t) for t in targets]
+    return [within_structure(g, t) if isinstance(g, Node) else None for g, t in zip(free, targets, strict=True)], named
+
+
+def _reverse(
+    roots: Sequence[Node],
+    cotangents: Sequence[Node],
+    targets: Sequence[Node],
+    whole: bool,
+    stop: Callable[[Node], bool] | None = None,
+) -> dict[Node, Cotangent]:
+    """The cotangent of every node between roots and targets. A node where it stops is like a leaf."""
+    active = _depends_on(roots, set(targets), stop)
     flowing: dict[Node, Cotangent] = {}
     for root, g in zip(roots, cotangents, strict=True):
         if root.shape != g.shape:
@@ -82,19 +97,16 @@ def vjp_all(
                 required=f"({shape_text(root.shape)})",
             )
         _accumulate(flowing, root, g)
-    for node in reversed(toposort(roots)):
+    for node in reversed(toposort(roots, stop)):
         g = flowing.get(node)
-        if g is None or node not in active or not node.inputs:
+        if g is None or node not in active or not node.inputs or (stop is not None and stop(node)):
             continue
         if not any(i in active for i in node.inputs):
             continue
         for x, gx in zip(node.inputs, _apply_vjp(node, g, active, whole), strict=True):
             if gx is not None and x in active:
                 _accumulate(flowing, x, _fit(gx, x))
-    back = {image[n]: n for n in image}
-    named = {back.get(n, n): g for n, g in flowing.items() if isinstance(g, Node)}
-    free = [flowing.get(t) for t in targets]
-    return [within_structure(g, t) if isinstance(g, Node) else None for g, t in zip(free, targets, strict=True)], named
+    return flowing
 
 
 def gradient(output: Node, wrt: Sequence[Node], whole: bool = False) -> list[Node | None]:
@@ -115,9 +127,9 @@ def gradient(output: Node, wrt: Sequence[Node], whole: bool = False) -> list[Nod
     return vjp_all([output], [constant(1.0, output.type.dtype)], wrt, whole)[0]
 
 
-def _depends_on(roots: Sequence[Node], targets: set[Node]) -> set[Node]:
+def _depends_on(roots: Sequence[Node], targets: set[Node], stop: Callable[[Node], bool] | None = None) -> set[Node]:
     active: set[Node] = set()
-    for node in toposort(roots):
+    for node in toposort(roots, stop):
         if node in targets or any(i in active for i in node.inputs):
             active.add(node)
     return active
@@ -131,9 +143,10 @@ def _apply_vjp(node: Node, g: Cotangent, active: Container[Node], whole: bool = 
     if node.op.vjp is None and node.op.expansion is not None:
         inside = node.op.expansion(*node.inputs, **node.params)
         wanted = [x for x in dict.fromkeys(node.inputs) if x in active]
-        found = dict(zip(wanted, vjp_all([inside], [g], wanted, whole=True)[0], strict=True))
+        # Only the inside: an operand may itself depend on another one.
+        found = _reverse([inside], [g], wanted, whole=True, stop=frozenset(node.inputs).__contains__)
         # One cotangent for a value that is an operand twice: it already is the sum over both places.
-        return tuple(found.pop(x, None) for x in node.inputs)
+        return tuple(found.pop(x, None) if x in wanted else None for x in node.inputs)
     rule = rule_of(node.op, "vjp", "differentiate")
     if isinstance(node.type, TupleType):
         g = tuple(

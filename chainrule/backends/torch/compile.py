@@ -26,9 +26,13 @@ class Compiled:
         self.graph, self.source, self._function = graph, source, function
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            return self.tracked(*tensors)
+
+    def tracked(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A call that autograd records where gradients are on: for results that are differentiated again."""
         try:
-            with torch.no_grad():
-                return self._function(*tensors)
+            return self._function(*tensors)
         except (RuntimeError, IndexError, TypeError) as error:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith("<chainrule ")]
             raise BackendError(

@@ -41,6 +41,7 @@ class Meanings:
 
     def __init__(self, leaf: Callable[[torch.Tensor], Node]) -> None:
         self._leaf = leaf
+        self.open = False  # whether tensors of a program around this one may be read: they are then inputs
         self._meaning = WeakTensorKeyDictionary()
         self._owners: dict[int, str] = {}  # storages that belong to the user -> whose
         self._writable: set[int] = set()  # those among them that a program may update: buffers
@@ -71,7 +72,7 @@ class Meanings:
     def _discovered(self, tensor: torch.Tensor) -> Any:
         memory = memory_of(tensor)
         relative = memory not in self._owners and any(memory_of(t) == memory for t in self._meaning)
-        if relative or tensor.grad_fn is not None:
+        if not self.open and (relative or tensor.grad_fn is not None):
             return Refused(
                 self.refusal(
                     "a tensor that was made from another one outside of what can be traced",

@@ -45,18 +45,23 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
     Args:
         roots: name -> module, for module paths (see :class:`ModuleStack`).
         leaf: makes the leaf of a closed-over tensor that the trace meets.
-        strict: whether only what is declared may occur (for closed forms), or also opaque calls and guards.
+        strict: whether only what is declared may occur (for closed forms), or also opaque calls.
+        follow: whether branches on values are followed as the example takes them, with a guard.
     """
 
     def __init__(
-        self, roots: Mapping[str, torch.nn.Module], leaf: Callable[[torch.Tensor], Node], strict: bool = True
+        self,
+        roots: Mapping[str, torch.nn.Module],
+        leaf: Callable[[torch.Tensor], Node],
+        strict: bool = True,
+        follow: bool = False,
     ) -> None:
         TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
         Meanings.__init__(self, leaf)
         self.modules = ModuleStack(roots, self.known_node)
         self.origins: dict[Node, Origin] = {}
         self.failure: ChainruleError | None = None
-        self.strict = strict
+        self.strict, self.follow = strict, follow
         self.guards: list[guards.Guard] = []
         self.draws: list[Node] = []
         self._suspended = False
@@ -250,7 +255,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         Raises:
             UnsupportedOpError: the tensor depends on the inputs, and only what is declared may occur.
         """
-        if self.strict or isinstance(self.meaning(tensor), Refused):
+        if not self.follow or isinstance(self.meaning(tensor), Refused):
             self.fail_read()
         place = str(self._origin(None))
         self.guards.append(guards.Guard((self.node_of(tensor),), guards.numbers, tensor.tolist(), place))
@@ -286,9 +291,25 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         return out
 
     def _unrecorded(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        with self.paused():
+            return function(*args, **kwargs)
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """In the block another program may be recorded: torch admits one recorder at a time."""
+        with self.paused():
+            mode = torch._ops.unset_mode_pre_dispatch(torch._C._TorchDispatchModeKey.PROXY)
+            try:
+                yield
+            finally:
+                torch._ops._set_mode_pre_dispatch(mode)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What runs in the block is not part of the program."""
         before, self._suspended = self._suspended, True
         try:
-            return function(*args, **kwargs)
+            yield
         finally:
             self._suspended = before
 
@@ -320,9 +341,10 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
 
     def _refuse_reads(self, func: Any, name: str, operands: Sequence[torch.Tensor]) -> None:
         """Refuses what a graph cannot hold: numbers that Python reads, derivatives cut in place."""
-        if self.strict and (torch.Tag.data_dependent_output in func.tags or name in _READS):
+        if not self.follow and (torch.Tag.data_dependent_output in func.tags or name in _READS):
             self.fail_read()
-        if self.strict and name in _SIZED_BY_VALUES:
+        masked = name == "index" and any(t.dtype in (torch.bool, torch.uint8) for t in operands[1:])
+        if not self.follow and (name in _SIZED_BY_VALUES or masked):
             self.fail(f"{func} gives a tensor whose size depends on values", required="sizes that do not")
         # An op that may write or alias and is not declared cannot be run on trust.
         if torch.Tag.maybe_aliasing_or_mutating in func.tags and lowering.rule_for(func) is None:
@@ -355,6 +377,12 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         if function is not None and func is not None:
             self.fail(custom_function(function))
         return Origin(module=self.modules.path, file=file, line=line)
+
+
+def active() -> Recorder | None:
+    """The recorder of the program that is running now, if one is."""
+    mode = torch._ops._get_dispatch_mode_pre_dispatch(torch._C._TorchDispatchModeKey.PROXY)
+    return mode if isinstance(mode, Recorder) and not mode.suspended else None
 
 
 # Ops whose result Python sees as a number -> how their operands are read again.

@@ -104,6 +104,9 @@ def trace(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     strict: bool = True,
+    follow: bool = False,
+    root: nn.Module | None = None,
+    inside: bool = False,
 ) -> Trace:
     """The graph of a function or module called with example arguments.
 
@@ -111,7 +114,10 @@ def trace(
         function: a module, or a function of tensors (and of anything else, which is then static).
         args, kwargs: example arguments; the tensors in them become inputs, called after the function's
             arguments.
-        strict: refuse what has no declaration, and branches on values, instead of opaque nodes and guards.
+        strict: refuse what has no declaration, instead of opaque nodes.
+        follow: follow branches on values as the example takes them, with guards, instead of refusing them.
+        root: the module whose parameters and buffers the function reads, if it is not the function itself.
+        inside: the program is part of another one that is running, whose tensors it may read.
     Raises:
         UnsupportedOpError: an op, or a way to use Python, that a graph cannot hold; names module and line.
         ModelError: the function raised, or returned no tensor.
@@ -123,8 +129,10 @@ def trace(
         batch=(tuple(args), dict(kwargs)),
         named=named,
         names_of=lambda given: list(convention.leaves((tuple(given[0]), dict(given[1])))),
-        roots={"": function},
+        roots={"": function if root is None else root},
         strict=strict,
+        follow=follow,
+        inside=inside,
     )
 
 
@@ -134,6 +142,7 @@ def trace_case(
     loss: Callable[[Any, Any], Any] | str | None = None,
     objective: Callable[[Any, Any], Any] | None = None,
     strict: bool = False,
+    follow: bool = True,
 ) -> Trace:
     """The graph of a model on a batch, by the convention of all verbs.
 
@@ -146,7 +155,7 @@ def trace_case(
         loss: ``(output, target) -> scalar``, or ``"model"`` when the model returns it (itself, or as
         ``.loss``).
         objective: ``(model, batch) -> scalar``, in place of a loss.
-        strict: as in :func:`trace`.
+        strict, follow: as in :func:`trace`.
     Raises:
         UnsupportedOpError: an op, or a way to use Python, that a graph cannot hold; names module and line.
         ModelError: the batch or the loss is not as described, or the model raised.
@@ -160,6 +169,7 @@ def trace_case(
         names_of=lambda given: convention.named_batch(model, given, mode),
         roots={"": model, "loss": loss},
         strict=strict,
+        follow=follow,
     )
 
 
@@ -261,10 +271,13 @@ def _trace(
     names_of: Callable[[Any], convention.Named],
     roots: Mapping[str, Any],
     strict: bool,
+    follow: bool,
+    inside: bool = False,
 ) -> Trace:
     modules = {name: root for name, root in roots.items() if isinstance(root, nn.Module)}
     leaves = Leaves(modules)
-    recorder = Recorder(modules, leaves.capture, strict)
+    recorder = Recorder(modules, leaves.capture, strict, follow)
+    recorder.open = inside
     tensors = leaves.declare(named)
     for tensor, node, owner in leaves.owners():
         recorder.bind(tensor, node, owner, writable=owner.startswith("buffer "))

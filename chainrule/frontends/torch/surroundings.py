@@ -1,0 +1,120 @@
+"""What a function reads besides its arguments: closed-over values, globals, defaults, the modules among them.
+
+A trace of a function holds as long as these are what they were. Tensors count by identity (their numbers are read at
+every call), numbers and texts by value, modules by their mode and attributes, functions by what they read in turn.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+_SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
+def fingerprint(function: Any) -> tuple[Any, ...]:
+    """Equal for two moments at which the function would do the same ops on the same arguments.
+
+    The objects in it are held, so that no identity is used twice.
+    """
+    return tuple(_parts(function, set()))
+
+
+def modules_of(function: Any) -> list[nn.Module]:
+    """The outermost modules that a function is or reads."""
+    found = [held.value for held in _parts(function, set()) if isinstance(held, _Same) and _is_module(held.value)]
+    inner = {id(m) for root in found for m in root.modules() if m is not root}
+    return [m for m in dict.fromkeys(found) if id(m) not in inner]
+
+
+class _Same:
+    """Equal by identity, and keeps what it stands for alive."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, nn.Module)
+
+
+def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
+    if isinstance(value, _SIMPLE):
+        yield (type(value), value)
+        return
+    if isinstance(value, torch.Tensor):
+        yield (_Same(value), tuple(value.shape), value.dtype, value.device, value.requires_grad)
+        return
+    yield _Same(value)
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    for part in _inside(value):
+        yield from _parts(part, seen)
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """What a value is made of, as far as a program might read it."""
+    if isinstance(value, functools.partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, types.MethodType):
+        yield from (value.__func__, value.__self__)
+    elif isinstance(value, types.FunctionType):
+        yield from _read_by(value)
+    elif isinstance(value, nn.Module):
+        yield from (type(value).forward, value.training)
+        for name, held in value.__dict__.items():
+            if name != "training":
+                yield held
+    elif isinstance(value, Mapping):
+        yield len(value)
+        for key, held in value.items():
+            yield from (key, held)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield len(value)
+        yield from value
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType)):
+        yield from vars(value).values()
+
+
+def _read_by(function: types.FunctionType) -> Iterator[Any]:
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    for name in sorted(_names(function.__code__)):
+        held = function.__globals__.get(name)
+        if held is not None and not isinstance(held, (type, types.ModuleType)) and not _is_library(held):
+            yield held
+
+
+def _names(code: types.CodeType) -> set[str]:
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _names(constant)
+    return found
+
+
+def _is_library(value: Any) -> bool:
+    """torch's and chainrule's own functions do not change."""
+    module = getattr(value, "__module__", None) or ""
+    return isinstance(value, (types.BuiltinFunctionType, types.FunctionType)) and (
+        module.split(".")[0] in ("torch", "numpy", "math", "chainrule")
+    )
