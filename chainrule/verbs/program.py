@@ -259,12 +259,7 @@ class Programs:
         joint = simplify(
             Graph(
                 inputs=(*graph.inputs, *seeds),
-                outputs=(
-                    *results,
-                    *(() if waits else derived),
-                    *program.trace.updates.values(),
-                    *(derived if waits else ()),
-                ),
+                outputs=(*results, *now, *program.trace.updates.values(), *later),
                 names=graph.names,
                 origins=graph.origins,
                 draws=graph.draws,
