@@ -34,6 +34,8 @@ def _constant_torch(node: Node, _: list[str]) -> str:
     if literal.array.ndim == 0:
         number = literal.array.item()
         return repr(number) if np.isfinite(number) else f'float("{number}")'
+    if not literal.array.size:  # nested lists lose the other sizes
+        return f"torch.zeros({literal.array.shape}, dtype=torch.{node.type.dtype}, device={node.type.device!r})"
     values = repr(literal.array.tolist())
     if not np.all(np.isfinite(literal.array)):
         values = re.sub(r"\b(inf|nan)\b", r'float("\1")', values)

@@ -48,20 +48,36 @@ def taped(function, *inputs):
     """The outputs of one call, and its tape behind them."""
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
-        outs = function(*leaves)
+        try:
+            outs = function(*leaves)
+        except RuntimeError:  # among them an argument that torch has no derivative for
+            moving = [x.requires_grad and accepts(function, inputs, k) for k, x in enumerate(leaves)]
+            leaves = [x.detach().requires_grad_(m) for x, m in zip(inputs, moving)]
+            outs = function(*leaves)
     outs = tuple(outs) if isinstance(outs, (tuple, list)) else (outs,)
     return (*(o.detach() for o in outs), (leaves, outs))
+
+
+def accepts(function, inputs, place):
+    """Whether torch accepts that one input alone has a derivative."""
+    try:
+        function(*(x.detach().requires_grad_(k == place) for k, x in enumerate(inputs)))
+    except RuntimeError:
+        return False
+    return True
 
 
 def taped_backward(results, *cotangents):
     """The cotangents of the floating-point inputs of a taped call."""
     leaves, outs = results[-1]
-    wanted = [x for x in leaves if x.requires_grad]
+    wanted = [x for x in leaves if x.is_floating_point()]
+    moving = [x for x in wanted if x.requires_grad]
     pairs = [(o, g) for o, g in zip(outs, cotangents) if o.requires_grad]
     if not pairs:
         return tuple(torch.zeros_like(x) for x in wanted)
-    found = torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
-    return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found))
+    found = iter(torch.autograd.grad([o for o, _ in pairs], moving, [g for _, g in pairs], allow_unused=True))
+    grads = [next(found) if x.requires_grad else None for x in wanted]
+    return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads))
 '''
 
 

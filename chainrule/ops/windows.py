@@ -28,8 +28,9 @@ from chainrule.ir import (
     shape_text,
     spelling,
 )
-from chainrule.ops.contraction import swap
+from chainrule.ops.contraction import permute, swap
 from chainrule.ops.families import lifted, linear, multilinear_jvp
+from chainrule.ops.movement import reshape
 from chainrule.ops.slicing import PAD, SLICE
 
 
@@ -81,11 +82,17 @@ def _window(size: int | Dim, kernel: int | Dim, stride: int, padding: int, dilat
 
 
 def _conv_shape(
-    x: TensorType, w: TensorType, *, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    x: TensorType,
+    w: TensorType,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
 ) -> TensorType:
     rank = len(stride)
     plain = x.rank == w.rank == rank
-    if not plain and (x.rank != rank + 2 or w.rank != rank + 2 or x.shape[1] != w.shape[1]):
+    if not plain and (x.rank != rank + 2 or w.rank != rank + 2 or x.shape[1] != w.shape[1] * groups):
         raise ShapeError(
             "convolution of shapes that do not fit",
             given=f"({shape_text(x.shape)}) and ({shape_text(w.shape)})",
@@ -104,8 +111,12 @@ def _conv_shape(
     return TensorType(sizes if plain else (x.shape[0], w.shape[0], *sizes), dtype, None, device)
 
 
-def _conv_value(x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any) -> Any:
+def _conv_value(x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any, groups: int = 1) -> Any:
     rank = len(stride)
+    if groups > 1:
+        pairs = zip(np.split(np.asarray(x), groups, 1), np.split(np.asarray(w), groups, 0), strict=True)
+        parts = [_conv_value(a, b, stride=stride, padding=padding, dilation=dilation) for a, b in pairs]
+        return np.concatenate(parts, 1)
     if np.ndim(x) == rank:
         stacked = (np.asarray(x)[None, None], np.asarray(w)[None, None])
         return _conv_value(*stacked, stride=stride, padding=padding, dilation=dilation)[0, 0]
@@ -120,24 +131,53 @@ def _conv_value(x: Any, w: Any, *, stride: Any, padding: Any, dilation: Any) -> 
     )
 
 
-def _conv_vjp(g: Node, y: Node, x: Node, w: Node, *, stride: Any, padding: Any, dilation: Any) -> tuple[Node, Node]:
+def _conv_vjp(
+    g: Node, y: Node, x: Node, w: Node, *, stride: Any, padding: Any, dilation: Any, groups: int = 1
+) -> tuple[Node, Node]:
     rank = len(stride)
     lead = x.type.rank - rank  # batch and channels, or none
     sizes, kernel = x.shape[lead:], w.shape[lead:]
+    shared = {"groups": groups} if groups > 1 else {}
     # By w: every tap sees x moved by its place. Batch and channels change roles, stride and dilation too.
-    gw = apply(CONV, _swapped(x, lead), _swapped(g, lead), stride=dilation, padding=padding, dilation=stride)
+    turned = _groups_to_batch(x, groups) if groups > 1 else _swapped(x, lead)
+    gw = apply(CONV, turned, _swapped(g, lead), stride=dilation, padding=padding, dilation=stride, **shared)
     gw = _swapped(_cut(gw, (*gw.shape[:lead], *kernel)), lead)
-    # By x: the cotangent spread out by the stride and padded, with the kernel reversed. What the last window left over
+    return conv_transposed(g, w, sizes, stride=stride, padding=padding, dilation=dilation, groups=groups), gw
+
+
+def conv_transposed(
+    g: Node, w: Node, sizes: Sequence[Any], *, stride: Any, padding: Any, dilation: Any, groups: int = 1
+) -> Node:
+    """The transpose of a convolution with ``w``: from its output to its input, which has the given sizes."""
+    rank = len(stride)
+    lead = g.type.rank - rank
+    shared = {"groups": groups} if groups > 1 else {}
+    # The cotangent spread out by the stride and padded, with the kernel reversed. What the last window left over
     # behind is padded as well, so that every element of x gets its place.
     zeros = (0,) * (lead + rank)
     spread = apply(PAD, g, low=zeros, high=zeros, interior=((0,) * lead) + tuple(s - 1 for s in stride))
-    reach = tuple(d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
+    reach = tuple(d * (k - 1) for k, d in zip(w.shape[lead:], dilation, strict=True))
     low = tuple(r - p for r, p in zip(reach, padding, strict=True))
     high = tuple(n - s + r - a for n, s, r, a in zip(sizes, spread.shape[lead:], reach, low, strict=True))
-    reversed_kernel = _swapped(apply(FLIP, w, axes=tuple(range(lead, lead + rank))), lead)
+    turned = apply(FLIP, w, axes=tuple(range(lead, lead + rank)))
+    reversed_kernel = _grouped_swap(turned, groups) if groups > 1 else _swapped(turned, lead)
     padded = _padded(spread, (0,) * lead + low, (0,) * lead + high)
-    gx = apply(CONV, padded, reversed_kernel, stride=(1,) * rank, padding=(0,) * rank, dilation=dilation)
-    return gx, gw
+    return apply(CONV, padded, reversed_kernel, stride=(1,) * rank, padding=(0,) * rank, dilation=dilation, **shared)
+
+
+def _groups_to_batch(x: Node, groups: int) -> Node:
+    """``(n, groups c, ...)`` as ``(c, groups n, ...)``: each group convolves its own channels with its own samples."""
+    n, channels, *sizes = x.shape
+    each = int(channels) // groups
+    parts = permute(reshape(x, (n, groups, each, *sizes)), (2, 1, 0, *range(3, 3 + len(sizes))))
+    return reshape(parts, (each, groups * n, *sizes))
+
+
+def _grouped_swap(w: Node, groups: int) -> Node:
+    """``(groups o, c, ...)`` as ``(groups c, o, ...)``."""
+    out, channels, *kernel = w.shape
+    parts = reshape(w, (groups, int(out) // groups, channels, *kernel))
+    return reshape(swap(parts, 1, 2), (groups * channels, int(out) // groups, *kernel))
 
 
 def _swapped(x: Node, lead: int) -> Node:
@@ -169,13 +209,14 @@ def _conv_text(p: Any, node: Node) -> str:
         own = set(node.params[option])
         if own != {default}:  # sizes that differ between dimensions have no spelling; they are shown as they are
             inside += f", {option}={own.pop() if len(own) == 1 else node.params[option]}"
+    inside += f", groups={node.params['groups']}" if "groups" in node.params else ""
     return f"conv{len(node.params['stride'])}d({inside})"
 
 
 def _conv_indexed(p: Any, node: Node, indices: tuple[Any, ...]) -> Any:
     """``sum_j w_j * x_{i+j}``; with padding there are elements outside of x, and no such line."""
     (x, w), rank = node.inputs, len(node.params["stride"])
-    if any(n != 0 for n in node.params["padding"]):
+    if any(n != 0 for n in node.params["padding"]) or "groups" in node.params:
         return None
     taps = p.algebra.indices_of(w.type)
     places = [
@@ -197,6 +238,7 @@ def _conv_indexed(p: Any, node: Node, indices: tuple[Any, ...]) -> Any:
 
 def _conv_torch(node: Node, x: list[str]) -> str:
     options = "".join(f", {k}={tuple(node.params[k])}" for k in ("stride", "padding", "dilation"))
+    options += f", groups={node.params['groups']}" if "groups" in node.params else ""
     call = f"torch.nn.functional.conv{len(node.params['stride'])}d"
     if node.type.rank == len(node.params["stride"]):
         return f"{call}({x[0]}[None, None], {x[1]}[None, None]{options})[0, 0]"
@@ -204,9 +246,12 @@ def _conv_torch(node: Node, x: list[str]) -> str:
 
 
 _CONV = '''\
-def _conv(x, w, stride, padding, dilation):
+def _conv(x, w, stride, padding, dilation, groups=1):
     """Cross-correlation of x (batch, in, *sizes) with w (out, in, *kernel), or of a plain signal and kernel."""
     rank = len(stride)
+    if groups > 1:
+        pairs = zip(np.split(x, groups, 1), np.split(w, groups, 0))
+        return np.concatenate([_conv(a, b, stride, padding, dilation) for a, b in pairs], 1)
     if x.ndim == rank:
         return _conv(x[None, None], w[None, None], stride, padding, dilation)[0, 0]
     x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)])
@@ -219,7 +264,9 @@ def _conv(x, w, stride, padding, dilation):
 
 
 def _conv_code(w: Any, node: Node) -> str:
-    return f"_conv({w(0)}, {w(1)}, {', '.join(str(tuple(node.params[k])) for k in ('stride', 'padding', 'dilation'))})"
+    options = [str(tuple(node.params[k])) for k in ("stride", "padding", "dilation")]
+    options += [str(node.params["groups"])] if "groups" in node.params else []
+    return f"_conv({w(0)}, {w(1)}, {', '.join(options)})"
 
 
 def _conv_jax(w: Any, node: Node) -> str:
@@ -227,7 +274,8 @@ def _conv_jax(w: Any, node: Node) -> str:
     plain = node.type.rank == len(stride)
     x, kernel = (f"{w(k, POSTFIX)}[None, None]" if plain else w(k) for k in range(2))
     pairs = [(p, p) for p in padding]
-    call = f"jax.lax.conv_general_dilated({x}, {kernel}, {stride}, {pairs}, rhs_dilation={dilation})"
+    call = f"jax.lax.conv_general_dilated({x}, {kernel}, {stride}, {pairs}, rhs_dilation={dilation}"
+    call += f", feature_group_count={node.params['groups']})" if "groups" in node.params else ")"
     return f"{call}[0, 0]" if plain else call
 
 
@@ -267,7 +315,7 @@ CONV = register(
             Sample((_X2, _W2), _options(2, stride=2, padding=1)),
         ),
         error_samples=(Sample((_X1, _W1[:, :1]), _options(1)), Sample((_X1[..., :2], _W1), _options(1))),
-        source="cross-correlation, torch.nn.functional.conv1d and conv2d without groups",
+        source="cross-correlation, torch.nn.functional.conv1d and conv2d and conv3d",
     )
 )
 

@@ -196,7 +196,11 @@ class _Writer:
             operands = [self._operand(i, as_tensor=True) for i in node.inputs]
             return str(written(node, [self._body(node.params["body"]), *operands]))
         # An infix operator takes numbers as they are, beside at least one tensor; a function wants tensors.
-        infix = isinstance(written, str) and "(" not in written and any(i.number is None for i in node.inputs)
+        tensors = [i for i in node.inputs if i.number is None]
+        infix = isinstance(written, str) and "(" not in written and bool(tensors)
+        if infix and not any(i.type.is_float for i in tensors):
+            # Beside integers a Python float would be of torch's default dtype, not of its own.
+            infix = not any(i.type.is_float for i in node.inputs)
         operands = [self._operand(i, as_tensor=not infix) for i in node.inputs]
         if node.op.externals is not None:
             operands = [*(self._hold(o, "function") for o in node.op.externals(**node.params)), *operands]

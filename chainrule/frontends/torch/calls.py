@@ -72,7 +72,7 @@ def _functional(func: Any) -> str:
                 required="an op that returns a new tensor",
             )
         name = name[:-1]
-    return f"torch.ops.{func.namespace}.{name}.{overload or 'default'}"
+    return f"torch.ops.{func.namespace}.{name.split('::')[-1]}.{overload or 'default'}"
 
 
 def _text(value: Any, operands: list[torch.Tensor]) -> str:

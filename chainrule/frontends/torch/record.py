@@ -407,7 +407,7 @@ _SIZED_BY_VALUES = {
 
 # Ops that update running statistics (arguments 3 and 4, if argument 5 is true) without saying so in their
 # schema.
-_HIDDEN_WRITES = frozenset(("batch_norm", "instance_norm"))
+_HIDDEN_WRITES = frozenset(("batch_norm", "instance_norm", "native_batch_norm"))
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:

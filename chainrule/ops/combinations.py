@@ -1,0 +1,147 @@
+"""Sums of products that torch names as one op: addcmul, lerp, the add-matrix-product family, and tests for nan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from chainrule.ir import OPS, Node, Op, Sample, apply, as_node, lowering
+from chainrule.ops.arithmetic import compare, where
+from chainrule.ops.contraction import einsum
+from chainrule.ops.families import kernel
+from chainrule.ops.movement import broadcast
+
+_X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
+
+
+def _scaled(x: Node, factor: float) -> Node:
+    return x if factor == 1 else x * factor
+
+
+# ---- elementwise -------------------------------------------------------------------------------------------
+def _add_of(name: str, combine: Callable[[Node, Node], Node], source: str) -> Op:
+    def rule(x: Node, a: Node, b: Node, value: float = 1) -> Node:
+        return apply(OPS[name], x, a, b, value=value)
+
+    return kernel(
+        name,
+        call=f"torch.{name}",
+        expansion=lambda x, a, b, *, value: x + _scaled(combine(a, b), value),
+        aten={name: rule},
+        samples=(Sample((_X, _X + 0.3, _X[::-1] + 3.5), {"value": 0.7}),),
+        error_samples=(Sample((_X, _X[:, :2], _X), {"value": 1}),),
+        source=source,
+    )
+
+
+ADDCMUL = _add_of("addcmul", lambda a, b: a * b, "x + value a b")
+ADDCDIV = _add_of("addcdiv", lambda a, b: a / b, "x + value a / b")
+LERP = kernel(
+    "lerp",
+    call="torch.lerp",
+    expansion=lambda a, b, w: a + w * (b - a),
+    aten={"lerp.Tensor": None, "lerp.Scalar": lambda a, b, w: apply(LERP, a, b, as_node(w, like=a))},
+    samples=(Sample((_X, _X[::-1] + 1.0, np.array(0.3))), Sample((_X, _X[::-1] + 1.0, _X + 0.2))),
+    error_samples=(Sample((_X, _X[:, :2], _X)),),
+    source="a + w (b - a)",
+)
+
+
+@lowering("deg2rad")
+def radians(x: Node) -> Node:
+    """Degrees as radians."""
+    return x * (math.pi / 180)
+
+
+@lowering("rad2deg")
+def degrees(x: Node) -> Node:
+    """Radians as degrees."""
+    return x * (180 / math.pi)
+
+
+@lowering("isnan")
+def is_nan(x: Node) -> Node:
+    """Whether it is no number: only nan differs from itself."""
+    return compare("ne", x, x)
+
+
+@lowering("logical_not")
+def negated(x: Node) -> Node:
+    """Whether it is zero."""
+    return compare("eq", x, as_node(False) if x.type.dtype == "bool" else as_node(0, like=x))
+
+
+@lowering("ldexp.Tensor")
+def times_power_of_two(x: Node, exponent: Node) -> Node:
+    """``x 2^e``"""
+    power = exponent if exponent.type.is_float else apply(OPS["cast"], exponent, dtype=x.type.dtype)
+    return x * apply(OPS["exp2"], power)
+
+
+@lowering("fill.Scalar", "fill.Tensor")
+def filled(x: Node, value: Any) -> Node:
+    """One value everywhere."""
+    node = value if isinstance(value, Node) else as_node(value, like=x)
+    return broadcast(apply(OPS["cast"], node, dtype=x.type.dtype), x.shape)
+
+
+@lowering("angle")
+def angle(x: Node) -> Node:
+    """Of a real number: pi below zero, else zero."""
+    zero = as_node(0.0, like=x)
+    return where(compare("ne", x, x), x, where(compare("lt", x, 0.0), as_node(math.pi, like=x), zero))
+
+
+# ---- with matrix products ----------------------------------------------------------------------------------
+def _added_product(subscripts: str) -> Callable[..., Node]:
+    def rule(x: Node, a: Node, b: Node, beta: float = 1, alpha: float = 1) -> Node:
+        found = _scaled(einsum(subscripts, a, b), alpha)
+        return broadcast(found if beta == 0 else _scaled(x, beta) + found, found.shape)
+
+    return rule
+
+
+lowering("addmv")(_added_product("ij,j->i"))
+lowering("addr")(_added_product("i,j->ij"))
+lowering("baddbmm")(_added_product("bij,bjk->bik"))
+lowering("addbmm")(_added_product("bij,bjk->ik"))
+
+
+@lowering("vdot")
+def inner_product(a: Node, b: Node) -> Node:
+    """Of two vectors."""
+    return einsum("i,i->", a, b)
+
+
+@lowering("_trilinear")
+def trilinear(
+    a: Node,
+    b: Node,
+    c: Node,
+    expand1: list[int],
+    expand2: list[int],
+    expand3: list[int],
+    sumdim: list[int],
+    unroll_dim: int = 1,
+) -> Node:
+    """The product of three values with dimensions added to each, summed over some."""
+    rank = a.type.rank + len(expand1)
+    operands = [tuple(d for d in range(rank) if d not in gone) for gone in (expand1, expand2, expand3)]
+    return einsum((operands, tuple(d for d in range(rank) if d not in sumdim)), a, b, c)
+
+
+@lowering("linalg_cross")
+def cross(a: Node, b: Node, dim: int = -1) -> Node:
+    """The vector product along a dimension of size 3."""
+    axis = dim % a.type.rank
+    roll = OPS["roll"]
+
+    def turned(x: Node, shift: int) -> Node:
+        return apply(roll, x, shifts=(shift,), axes=(axis,))
+
+    shape = (a * b).shape
+    a, b = broadcast(a, shape), broadcast(b, shape)
+    return turned(a, -1) * turned(b, 1) - turned(a, 1) * turned(b, -1)
