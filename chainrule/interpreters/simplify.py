@@ -19,7 +19,7 @@ from chainrule.interpreters.rebuild_terms import Builder
 from chainrule.interpreters.terms import Algebra, Factor, Number, Term, collect, distribute
 from chainrule.ir import Graph, Node, Rewrite, TensorType, algebraic_depth, apply, constant, rebuild, tree_size
 
-_MAX_DEPTH = 120  # nested sums and products; the algebra walks them recursively
+MAX_DEPTH = 120  # nested sums and products; the algebra walks them recursively
 _MAX_ROUNDS = 6
 
 
@@ -85,7 +85,7 @@ def _shorter_of_expanded(node: Node) -> Node:
 
 def together(node: Node) -> Node:
     """The node as one fraction: all terms over a common denominator, the numerator multiplied out."""
-    if algebraic_depth(node) > _MAX_DEPTH:
+    if algebraic_depth(node) > MAX_DEPTH:
         return node
     algebra = Algebra()
     free = algebra.indices_of(node.type)
@@ -169,7 +169,7 @@ def _normal_form(node: Node, distributed: bool = False) -> Node | None:
     """The node through the algebra of terms and back; None if it is no sum of products."""
     if node.is_leaf or node.op.terms is None or not isinstance(node.type, TensorType) or not node.type.is_float:
         return None
-    if algebraic_depth(node) > _MAX_DEPTH:
+    if algebraic_depth(node) > MAX_DEPTH:
         return None
     algebra = Algebra()
     algebra.splits_inverses = distributed

@@ -13,6 +13,8 @@ from typing import Any
 from chainrule.ir import OPS, Node, apply
 
 FactorLike = tuple[Node, tuple[Any, ...], Any]
+_MAX_PAIRED = 24  # exponentials of one product that are compared with each other
+
 Rule = Callable[[Sequence[FactorLike]], "list[FactorLike] | None"]
 
 
@@ -129,16 +131,10 @@ def _quotients(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
 
 def _exponentials(factors: Sequence[FactorLike]) -> list[FactorLike] | None:
     """``exp(u) exp(-u) = 1``."""
-    for atom, indices, power in factors:
-        if atom.op.name != "exp" or power == 0:
-            continue
-        for other, own, p in factors:
-            if (
-                other.op.name == "exp"
-                and own == indices
-                and p * power > 0
-                and _opposite(other.inputs[0], atom.inputs[0])
-            ):
+    found = [f for f in factors if f[0].op.name == "exp"]
+    for k, (atom, indices, power) in enumerate(found[:_MAX_PAIRED]):
+        for other, own, p in found[k + 1 : _MAX_PAIRED]:
+            if own == indices and (p > 0) == (power > 0) and _opposite(other.inputs[0], atom.inputs[0]):
                 common = min(p, power) if p > 0 else max(p, power)
                 return _replaced(factors, [(atom, indices, common), (other, own, common)], [])
     return None

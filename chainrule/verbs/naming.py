@@ -13,9 +13,9 @@ from fractions import Fraction
 
 from chainrule.interpreters.factors import Factor, Term, occurrence
 from chainrule.interpreters.rebuild_terms import Builder
-from chainrule.interpreters.simplify import simplify
+from chainrule.interpreters.simplify import MAX_DEPTH, simplify
 from chainrule.interpreters.terms import Algebra, collect, distribute, symmetric
-from chainrule.ir import Node, TensorType, apply, rebuild, substitute_nodes, tree_size
+from chainrule.ir import Node, TensorType, algebraic_depth, apply, rebuild, substitute_nodes, tree_size
 
 _WORTH_TRYING = 5  # operators and operands
 _WORTH_ITS_OWN = (
@@ -85,6 +85,8 @@ def _as_product(definition: Node) -> tuple[Term | None, tuple[int, ...], Node | 
     """The factors of a definition that is a product, with their indices; or what it is the root of."""
     if definition.op.terms is None or not isinstance(definition.type, TensorType):
         return None, (), None
+    if algebraic_depth(definition) > MAX_DEPTH:
+        return None, (), None
     algebra = Algebra()
     free = algebra.indices_of(definition.type)
     terms = collect(algebra.expand(definition, free), algebra)
@@ -119,6 +121,8 @@ def _folded(node: Node, patterns: Sequence[_Pattern], multiplied: bool) -> Node:
 def _in_terms(node: Node, patterns: Sequence[_Pattern], multiplied: bool) -> Node:
     """Products among the terms of one node replaced by their names."""
     if node.op.terms is None or not isinstance(node.type, TensorType) or not node.type.is_float:
+        return node
+    if algebraic_depth(node) > MAX_DEPTH:
         return node
     algebra = Algebra()
     free = algebra.indices_of(node.type)

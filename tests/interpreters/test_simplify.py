@@ -202,3 +202,14 @@ def test_equal_by_algebra(a: str, b: str):
 def test_not_equal(a: str, b: str):
     nodes = [parse(s, {k: v for k, v in SHAPES.items() if k in s}).outputs[0] for s in (a, b)]
     assert not equal(*nodes)
+
+
+def test_a_deep_nest_is_derived_and_named():
+    # Deeper than the algebra walks: the chain rule's factors stay as they are, and nothing recurses over them.
+    import chainrule as cr
+
+    depth, value, expected = 250, 0.3, 1.0
+    derived = cr.derive("sin(" * depth + "x" + ")" * depth, wrt="x")["x"]
+    for _ in range(depth):
+        expected, value = expected * np.cos(value), np.sin(value)
+    assert np.isclose(derived.evaluate(x=0.3), expected, rtol=1e-12)
