@@ -11,6 +11,7 @@ from chainrule.ops import combinations as combinations
 from chainrule.ops import composites as composites
 from chainrule.ops import contraction as contraction
 from chainrule.ops import convolution as convolution
+from chainrule.ops import decompositions as decompositions
 from chainrule.ops import elements as elements
 from chainrule.ops import elementwise as elementwise
 from chainrule.ops import gamma_bessel as gamma_bessel
@@ -26,6 +27,7 @@ from chainrule.ops import normalization as normalization
 from chainrule.ops import opaque as opaque
 from chainrule.ops import ordering as ordering
 from chainrule.ops import padding as padding
+from chainrule.ops import patches as patches
 from chainrule.ops import placing as placing
 from chainrule.ops import pooling as pooling
 from chainrule.ops import random as random

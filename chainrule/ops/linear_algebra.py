@@ -144,11 +144,6 @@ SOLVE = register(
         precedence=20,
         torch="torch.linalg.solve({0}, {1})",
         code="{np}.linalg.solve({0}, {1})",
-        aten={
-            "linalg_solve": lambda a, b, left=True: (
-                apply(SOLVE, a, b) if left else transpose(apply(SOLVE, transpose(a), transpose(b)))
-            )
-        },
         names=("solve",),
         samples=(Sample((_A, np.array([0.3, -0.2, 1.0]))), Sample((_A, _A.T[:, :2] + 0.1))),
         error_samples=(Sample((_A, np.array([1.0, 2.0]))),),

@@ -11,13 +11,26 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError, UnsupportedOpError
-from chainrule.ir import Node, Op, Sample, Shape, TensorType, apply, as_node, broadcast_shapes, constant, register
+from chainrule.ir import (
+    Node,
+    Op,
+    Sample,
+    Shape,
+    TensorType,
+    apply,
+    as_node,
+    broadcast_shapes,
+    constant,
+    lowering,
+    register,
+)
 from chainrule.ir import shape_text as shown
 from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.casts import cast
 from chainrule.ops.families import indexed, written_as_call, zeros_like
-from chainrule.ops.gathering import GATHER, PUT_SUM, places_along
+from chainrule.ops.gathering import GATHER, PUT_SUM, SCATTER_SUM, TAKE, places_along
 from chainrule.ops.movement import axis_of, broadcast, reshape, vector
+from chainrule.ops.scans import CUMSUM
 from chainrule.ops.slicing import leading
 
 _X = np.arange(24.0).reshape(2, 3, 4) / 17 - 0.6
@@ -232,3 +245,34 @@ def _scatter(x: Node, dim: int, index: Node, src: Node) -> Node:
     places = vector(index)
     values = leading(vector(src), places.shape)
     return reshape(apply(SCATTER, vector(x), values, places, axis=axis_of(x, dim)), x.shape)
+
+
+@lowering("masked_scatter")
+def scattered_by_mask(x: Node, mask: Node, source: Node) -> Node:
+    """The elements of ``source`` one after the other where the mask holds."""
+    shape = broadcast_shapes(x.shape, mask.shape)
+    x, mask = broadcast(x, shape), broadcast(mask, shape)
+    flat = reshape(mask, (mask.type.numel,))
+    count = apply(CUMSUM, cast(flat, "int64"), axis=0, reverse=False) - constant(1, "int64")
+    place = where(flat, count, constant(0, "int64"))
+    taken = apply(TAKE, reshape(source, (source.type.numel,)), place, axis=0)
+    return where(mask, reshape(taken, shape), x)
+
+
+@lowering("scatter_reduce.two")
+def scatter_reduced(x: Node, dim: int, index: Node, src: Node, reduce: str, include_self: bool = True) -> Node:
+    """Sums and means of what meets in one place."""
+    if reduce not in ("sum", "mean"):
+        raise UnsupportedOpError(f"scatter_reduce by {reduce!r} is not declared", instead="'sum' or 'mean'")
+    whole, places, axis = vector(x), vector(index), axis_of(x, dim)
+    values = leading(vector(src), places.shape)
+    added = apply(SCATTER_SUM, values, places, axis=axis, shape=whole.shape)
+    ones = broadcast(constant(1.0, x.type.dtype), places.shape)
+    hits = apply(SCATTER_SUM, ones, places, axis=axis, shape=whole.shape)
+    untouched = compare("eq", hits, 0.0)
+    start = whole if include_self else where(untouched, whole, zeros_like(whole))
+    total = start + added
+    if reduce == "mean":
+        counts = hits + 1.0 if include_self else where(untouched, hits + 1.0, hits)
+        total = total / counts
+    return reshape(total, x.shape)
