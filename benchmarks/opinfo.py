@@ -149,7 +149,7 @@ def measure(info: Any, sample: Any, row: Row, generator: torch.Generator) -> Non
     expected = [torch.zeros_like(held[k]) if e is None else e for e, k in zip(expected, wrt, strict=True)]
 
     try:
-        traced = trace(lambda *tensors: list(program(*tensors)), copies(), strict=False)
+        traced = trace(lambda *tensors: list(program(*tensors)), copies(), strict=False, follow=True)
         if any(n.op.family == "opaque" and n.op.name.endswith("random") for n in traced.graph.nodes):
             return row.note(row.first, "skipped: an undeclared random op")
         opaque = [n.params["call"].name for n in traced.graph.nodes if n.op.family == "opaque"]
