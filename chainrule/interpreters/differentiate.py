@@ -139,7 +139,9 @@ def _apply_vjp(node: Node, g: Cotangent, active: Container[Node], whole: bool = 
     if not node.op.differentiable:
         return (None,) * len(node.inputs)
     if whole and node.op.fused_vjp is not None:
-        return tuple(node.op.fused_vjp(g, node, *node.inputs, **node.params))
+        fused = node.op.fused_vjp(g, node, *node.inputs, **node.params)
+        if fused is not None:
+            return tuple(fused)
     if node.op.vjp is None and node.op.expansion is not None:
         inside = node.op.expansion(*node.inputs, **node.params)
         wanted = [x for x in dict.fromkeys(node.inputs) if x in active]

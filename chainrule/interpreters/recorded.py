@@ -7,7 +7,9 @@ leaves the recorded one.
 
 from __future__ import annotations
 
-from chainrule.ir import Graph, Node, TupleType, apply, item, rebuild, toposort
+from typing import Any
+
+from chainrule.ir import Graph, Node, Op, TupleType, apply, item, rebuild, toposort
 
 
 def recorded_once(graph: Graph) -> Graph:
@@ -16,13 +18,18 @@ def recorded_once(graph: Graph) -> Graph:
     nodes = toposort(roots)
     if not any(n.op.recorded for n in nodes):
         return graph
-    present = {n for n in nodes if isinstance(n.type, TupleType)}
+    present = {_call(n.op, n): n for n in nodes if isinstance(n.type, TupleType)}
 
     def replaced(node: Node, inputs: tuple[Node, ...]) -> Node:
         twin = node.op.recorded
-        if twin is not None and apply(twin, *node.inputs, **node.params) in present:
+        if twin is not None and _call(twin, node) in present:
             both = apply(twin, *inputs, **node.params)
             return both if isinstance(node.type, TupleType) else item(both, 0)
         return node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
 
     return graph.map(rebuild(roots, replaced))
+
+
+def _call(op: Op, node: Node) -> tuple[Any, ...]:
+    """Equal for two nodes that would be one if both were of ``op``."""
+    return (op.name, node.inputs, *sorted(node.params.items()))

@@ -95,7 +95,7 @@ class Op:
         torch, native: template or ``(node, operand names) -> str`` of the expression in that language.
         prelude: source of what that expression calls, written once above. externals: ``(**params) -> objects`` that it
             refers to; their names come first among the operand names.
-        fused_vjp: like vjp, by kernels that have no derivative themselves: what programs run.
+        fused_vjp: like vjp, by kernels that have no derivative themselves: what programs run; None where none fits.
         recorded: the op that gives the same outputs and keeps what a backward op reads; where both occur, one runs.
         code: how it is written in source whose sizes are names: a :class:`Code`, or what all languages share.
         stable: rewrites for code that runs: the same function with less rounding, overflow or work.

@@ -16,6 +16,7 @@ from chainrule.ir import OPS, Code, Node, Op, Sample, TensorType, apply, as_node
 from chainrule.ops.casts import cast
 from chainrule.ops.contraction import einsum, permute, sum_axes
 from chainrule.ops.families import composite
+from chainrule.ops.kernels import log_softmax_vjp, softmax_vjp
 from chainrule.ops.movement import axis_of, broadcast, expand_dims, ones, reshape, vector
 from chainrule.ops.probe_moments import ProbeRule
 from chainrule.ops.reductions import mean, normal_axes, restore
@@ -178,6 +179,7 @@ SOFTMAX = composite(
     expansion=_softmax_expansion,
     vjp=lambda g, y, x, *, axis: ((g - _sum_along(g * y, _along(x, axis))) * y,),
     **_axis_fields("softmax"),
+    fused_vjp=softmax_vjp,
     sums_to_one=lambda node: node.params["axis"],
     aten={"softmax.int": lambda x, dim, dtype=None: _vector_of(SOFTMAX, x, dim, dtype)},
     source="exp(x) / sum(exp(x)); y * (g - sum(g y)) back",
@@ -187,6 +189,7 @@ LOG_SOFTMAX = composite(
     expansion=lambda x, *, axis: x - _reduce_back(apply(LOGSUMEXP, x, axis=_along(x, axis)), x, _along(x, axis)),
     vjp=lambda g, y, x, *, axis: (g - apply(SOFTMAX, x, axis=_along(x, axis)) * _sum_along(g, _along(x, axis)),),
     **_axis_fields("log_softmax"),
+    fused_vjp=log_softmax_vjp,
     aten={"log_softmax.int": lambda x, dim, dtype=None: _vector_of(LOG_SOFTMAX, x, dim, dtype)},
     source="x - logsumexp(x); g - softmax(x) sum(g) back",
 )

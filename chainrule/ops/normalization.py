@@ -10,6 +10,7 @@ import numpy as np
 from chainrule.errors import ShapeError
 from chainrule.ir import OPS, Node, Sample, apply, as_node, product, shape_text
 from chainrule.ops.families import composite
+from chainrule.ops.kernels import LAYER_NORM_RECORDED, layer_norm_vjp
 from chainrule.ops.reductions import mean
 
 _X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
@@ -54,6 +55,8 @@ LAYER_NORM = composite(
     text=lambda p, node: f"layer_norm_affine({', '.join(p.child(i, 0) for i in node.inputs)})",
     latex=lambda p, node: rf"\operatorname{{layernorm}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",
     torch=_torch,
+    fused_vjp=layer_norm_vjp,
+    recorded=LAYER_NORM_RECORDED,
     cost=lambda result, x, *_, **__: product([x.numel, 4]),
     aten={"layer_norm": _lowered},
     samples=(
