@@ -16,8 +16,8 @@ from chainrule.ops.arithmetic import compare, iverson, where
 from chainrule.ops.composites import LOG_SOFTMAX, SOFTMAX
 from chainrule.ops.contraction import einsum, sum_axes
 from chainrule.ops.families import call_of, composite, kernel, leaf, zeros_like
-from chainrule.ops.kernels import CROSS_ENTROPY_RECORDED, cross_entropy_vjp
 from chainrule.ops.gathering import TAKE, gather
+from chainrule.ops.kernels import CROSS_ENTROPY_RECORDED, cross_entropy_vjp
 from chainrule.ops.losses import REDUCTIONS, elementwise_samples, loss_fields, reduced, same_shape, spread
 from chainrule.ops.movement import broadcast, expand_dims, reshape, squeeze
 from chainrule.ops.probe_moments import ProbeRule

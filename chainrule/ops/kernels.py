@@ -16,7 +16,7 @@ from chainrule.errors import ShapeError
 from chainrule.ir import Node, Op, Sample, TensorType, TupleType, apply, item, register, shape_text
 
 
-def kernel(
+def backward_kernel(
     name: str,
     *,
     shape: Callable[..., Any],
@@ -65,19 +65,17 @@ _P = np.exp(_X) / np.exp(_X).sum(1, keepdims=True)
 _WRONG = (Sample((_G, _X[:, :2]), {}),)
 
 # ---- softmax -----------------------------------------------------------------------------------------------
-SOFTMAX_BACKWARD = kernel(
+SOFTMAX_BACKWARD = backward_kernel(
     "softmax_backward",
     shape=same_as_first,
     value=lambda g, y, *, axis: y * (g - (g * y).sum(axis, keepdims=True)),
-    torch=lambda node, x: (
-        f"torch.ops.aten._softmax_backward_data({x[0]}, {x[1]}, {node.params['axis']}, {x[1]}.dtype)"
-    ),
+    torch=lambda node, x: f"torch.ops.aten._softmax_backward_data({x[0]}, {x[1]}, {node.params['axis']}, {x[1]}.dtype)",
     samples=(Sample((_G, _P), {"axis": 1}),),
     error_samples=(Sample((_G, _P[:, :2]), {"axis": 1}),),
     source="y * (g - sum(g*y)), from the output",
 )
 
-LOG_SOFTMAX_BACKWARD = kernel(
+LOG_SOFTMAX_BACKWARD = backward_kernel(
     "log_softmax_backward",
     shape=same_as_first,
     value=lambda g, y, *, axis: g - np.exp(y) * g.sum(axis, keepdims=True),
@@ -108,7 +106,8 @@ def cross_entropy_recorded(x, target, reduction, ignore_index):
     """The loss, the logarithms of the probabilities, and what a mean divides by."""
     logp = torch.log_softmax(x, x.dim() - 1 if x.dim() < 2 else 1)
     if x.dim() <= 2:
-        return (*(out := torch.ops.aten.nll_loss_forward(logp, target, None, reduction, ignore_index))[:1], logp, out[1])
+        loss, total = torch.ops.aten.nll_loss_forward(logp, target, None, reduction, ignore_index)
+        return loss, logp, total
     flat, classes = logp.reshape(*logp.shape[:2], 1, -1), target.reshape(len(target), 1, -1)
     loss, total = torch.ops.aten.nll_loss2d_forward(flat, classes, None, reduction, ignore_index)
     return loss if reduction else loss.reshape(target.shape), logp, total
@@ -164,7 +163,7 @@ def _ce_shape(x: TensorType, target: TensorType, *, reduction: str, ignore_index
     return TupleType((loss, x.with_shape(x.shape), x.with_shape(())))
 
 
-CROSS_ENTROPY_RECORDED = kernel(
+CROSS_ENTROPY_RECORDED = backward_kernel(
     "cross_entropy_recorded",
     shape=_ce_shape,
     value=_ce_value,
@@ -199,7 +198,7 @@ def _ce_back_shape(
     return logp.with_shape(logp.shape)
 
 
-CROSS_ENTROPY_BACKWARD = kernel(
+CROSS_ENTROPY_BACKWARD = backward_kernel(
     "cross_entropy_backward",
     shape=_ce_back_shape,
     value=_ce_back_value,
@@ -218,9 +217,7 @@ CROSS_ENTROPY_BACKWARD = kernel(
 )
 
 
-def cross_entropy_vjp(
-    g: Node, y: Node, x: Node, target: Node, **options: Any
-) -> tuple[Node | None, ...] | None:
+def cross_entropy_vjp(g: Node, y: Node, x: Node, target: Node, **options: Any) -> tuple[Node | None, ...] | None:
     """``fused_vjp`` of cross_entropy; none for targets that are probabilities."""
     if target.type.is_float:
         return None
@@ -231,9 +228,7 @@ def cross_entropy_vjp(
 # ---- layer normalisation -----------------------------------------------------------------------------------
 def _statistics(x: TensorType, rank: int) -> TensorType:
     low = x.dtype in ("float16", "bfloat16")
-    return TensorType(
-        (*x.shape[: x.rank - rank], *(1,) * rank), "float32" if low else x.dtype, None, x.device
-    )
+    return TensorType((*x.shape[: x.rank - rank], *(1,) * rank), "float32" if low else x.dtype, None, x.device)
 
 
 def _ln_value(x: Any, *affine: Any, rank: int, eps: float) -> Any:
@@ -257,7 +252,7 @@ def _ln_shape(x: TensorType, *affine: TensorType, rank: int, eps: float) -> Tupl
     return TupleType((x.with_shape(x.shape), _statistics(x, rank), _statistics(x, rank)))
 
 
-LAYER_NORM_RECORDED = kernel(
+LAYER_NORM_RECORDED = backward_kernel(
     "layer_norm_recorded",
     shape=_ln_shape,
     value=_ln_value,
@@ -297,7 +292,7 @@ def _ln_back_torch(node: Node, names: list[str]) -> str:
 
 
 _CENTER, _INVERSE = _ln_value(_X, rank=1, eps=1e-5)[1:]
-LAYER_NORM_BACKWARD = kernel(
+LAYER_NORM_BACKWARD = backward_kernel(
     "layer_norm_backward",
     shape=_ln_back_shape,
     value=_ln_back_value,
