@@ -96,7 +96,9 @@ class Op:
         prelude: source of what that expression calls, written once above. externals: ``(**params) -> objects`` that it
             refers to; their names come first among the operand names.
         fused_vjp: like vjp, by kernels that have no derivative themselves: what programs run; None where none fits.
-        recorded: the op that gives the same outputs and keeps what a backward op reads; where both occur, one runs.
+        recorded: ``(node, inputs) -> Node | None``: the same call in the form whose first outputs are the op's and
+            which keeps what its backward kernel reads; where both forms of a call occur, that one runs.
+        choosy: has a parameter ``wanted``, one flag per output, and computes only those.
         code: how it is written in source whose sizes are names: a :class:`Code`, or what all languages share.
         stable: rewrites for code that runs: the same function with less rounding, overflow or work.
         aten: overloads that the torch front end lowers to this op, each with an adaptor of arguments or None.
@@ -134,7 +136,8 @@ class Op:
     prelude: str = ""
     externals: Rule | None = None
     fused_vjp: Rule | None = None
-    recorded: Op | None = None
+    recorded: Rule | None = None
+    choosy: bool = False
     native: str | Rule | None = None
     code: str | Rule | Code | None = None
     stable: tuple[Rewrite, ...] = ()

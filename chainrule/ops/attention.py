@@ -1,4 +1,4 @@
-"""Attention as torch calls it: one kernel forward, its derivative that of the expansion."""
+"""Attention as torch calls it: one kernel forward, its derivative in a formula that of the expansion."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from chainrule.ops.arithmetic import where
 from chainrule.ops.contraction import matmul, transpose
 from chainrule.ops.families import call_of, kernel
 from chainrule.ops.movement import broadcast, expand_dims, reshape
+from chainrule.ops.opaque import by_tape, by_tape_vjp
 
 _Q = np.sin(np.arange(2 * 3 * 4.0)).reshape(2, 3, 4)
 _K = np.cos(np.arange(2 * 5 * 4.0)).reshape(2, 5, 4)
@@ -80,6 +81,8 @@ ATTENTION = kernel(
     call="torch.nn.functional.scaled_dot_product_attention",
     expansion=_attention,
     optional=("attn_mask",),
+    fused_vjp=by_tape_vjp,
+    recorded=by_tape,
     cost=lambda result, q, k, v, *_, **__: product([*result.shape, q.shape[-1], 2]),
     aten={"scaled_dot_product_attention": _lowered},
     samples=(

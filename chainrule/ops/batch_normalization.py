@@ -205,7 +205,7 @@ BATCH_NORM = composite(
     torch=lambda node, x: (
         f"torch.nn.functional.batch_norm({x[0]}, None, None, {_arguments(x[1:])}, True, 0.0, {node.params['eps']!r})"
     ),
-    recorded=_RECORDED,
+    recorded=lambda node, inputs: apply(_RECORDED, *inputs, **node.params),
     aten={"batch_norm": lambda *args: lowered(*args)},
     fused_vjp=_by_batch_fused,
     cost=lambda result, x, *_, **__: product([x.numel, 4]),
@@ -240,50 +240,78 @@ BATCH_NORM_KEPT = composite(
 
 
 # ---- running statistics ------------------------------------------------------------------------------------
-def _shape(x: TensorType, mean: TensorType, variance: TensorType, *, momentum: float) -> TupleType:
-    _channels(x, mean, variance)
-    return TupleType((mean, variance))
+def _tracked_shape(
+    x: TensorType, mean: TensorType, variance: TensorType, *affine: TensorType, momentum: float, eps: float
+) -> TupleType:
+    _channels(x, mean, variance, *affine)
+    return TupleType((x.with_shape(x.shape), _statistic(x), _statistic(x), mean, variance))
 
 
-def _value(x: Any, mean: Any, variance: Any, *, momentum: float) -> tuple[Any, Any]:
+def _tracked_value(x: Any, mean: Any, variance: Any, *affine: Any, momentum: float, eps: float) -> tuple[Any, ...]:
     axes = (0, *range(2, np.ndim(x)))
-    new = [np.mean(x, axes), np.var(x, axes, ddof=1)]
-    return tuple((1 - momentum) * old + momentum * n for old, n in zip((mean, variance), new, strict=True))
+    found = [np.mean(x, axes), np.var(x, axes, ddof=1)]
+    new = [(1 - momentum) * old + momentum * n for old, n in zip((mean, variance), found, strict=True)]
+    return *_recorded_value(x, *affine, eps=eps), *new
 
 
-RUNNING_STATISTICS = register(
+_TRACKED = register(
     Op(
-        "running_statistics",
-        "statistics",
-        shape=_shape,
-        value=_value,
-        differentiable=False,  # buffers: no derivative is ever taken of them
-        text=lambda p, node: f"running_statistics({', '.join(p.child(i, 0) for i in node.inputs)})",
-        latex=lambda p, node: rf"\operatorname{{running}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",
+        "batch_norm_tracked_recorded",
+        "kernel",
+        shape=_tracked_shape,
+        value=_tracked_value,
+        text=_batch_text,
+        latex=_batch_latex,
         torch=lambda node, x: (
-            f"torch.ops.aten._native_batch_norm_legit_functional({x[0]}, None, None, {x[1]}, {x[2]}, True, "
-            f"{node.params['momentum']!r}, 1e-05)[3:5]"
+            f"torch.ops.aten._native_batch_norm_legit_functional({x[0]}, {_arguments(x[3:])}, {x[1]}, {x[2]}, True, "
+            f"{node.params['momentum']!r}, {node.params['eps']!r})"
         ),
-        samples=(
-            Sample(
-                (
-                    np.array([[0.3, -1.2], [2.0, -0.4], [0.7, 0.9]]),
-                    np.array([0.1, -0.2]),
-                    np.array([1.1, 0.7]),
-                ),
-                {"momentum": 0.1},
-            ),
-        ),
-        error_samples=(Sample((np.zeros((3, 2)), np.zeros(3), np.zeros(3)), {"momentum": 0.1}),),
-        source="torch.nn.BatchNorm1d: an exponential average with the unbiased variance",
+        differentiable=False,  # what is read of it are statistics and buffers; the output has a composite
+        samples=(Sample((_X, *_PER_CHANNEL[2:], *_PER_CHANNEL[:2]), {"momentum": 0.1, "eps": 1e-5}),),
+        error_samples=(Sample((_X, np.zeros(3), np.zeros(3)), {"momentum": 0.1, "eps": 1e-5}),),
+        source="torch.nn.BatchNorm1d: the kept statistics are an exponential average, with the unbiased variance",
     )
 )
 
 
-def running_statistics(x: Node, mean: Node, variance: Node, momentum: float) -> tuple[Node, Node]:
-    """Mean and variance after a batch ``x`` of shape (batch, channels, ...)."""
-    both = apply(RUNNING_STATISTICS, x, mean, variance, momentum=float(momentum))
-    return item(both, 0), item(both, 1)
+def _tracked_fused(
+    g: Node, y: Node, x: Node, center: Node, variance: Node, *affine: Node, momentum: float, eps: float
+) -> tuple[Node | None, ...]:
+    both = apply(_TRACKED, x, center, variance, *affine, momentum=momentum, eps=eps)
+    by_x, *by_affine = _fused(g, x, item(both, 1), item(both, 2), affine, False, eps)
+    return (by_x, None, None, *by_affine)
+
+
+def _tracked(x: Node, center: Node, variance: Node, *affine: Node, momentum: float, eps: float) -> Node:
+    _channels(x, center, variance, *affine)
+    return _by_batch(x, *affine, eps=eps)
+
+
+BATCH_NORM_TRACKED = composite(
+    "batch_norm_tracked",
+    expansion=_tracked,
+    names=(),
+    text=lambda p, node: f"batch_norm({', '.join(p.child(i, 0) for i in (node.inputs[0], *node.inputs[3:]))})",
+    latex=_batch_latex,
+    torch=lambda node, x: (
+        f"torch.nn.functional.batch_norm({x[0]}, {x[1]}.clone(), {x[2]}.clone(), {_arguments(x[3:])}, True, "
+        f"{node.params['momentum']!r}, {node.params['eps']!r})"
+    ),
+    recorded=lambda node, inputs: apply(_TRACKED, *inputs, **node.params),
+    fused_vjp=_tracked_fused,
+    cost=lambda result, x, *_, **__: product([x.numel, 4]),
+    samples=(Sample((_X, *_PER_CHANNEL[2:], *_PER_CHANNEL[:2]), {"momentum": 0.1, "eps": 1e-5}),),
+    error_samples=(Sample((_X, np.zeros(3), np.ones(3), *_PER_CHANNEL[:2]), {"momentum": 0.1, "eps": 1e-5}),),
+    source="Ioffe and Szegedy 2015, algorithm 1, in a layer that keeps statistics: its output does not read them",
+)
+
+
+def running_statistics(y: Node) -> tuple[Node, Node]:
+    """Mean and variance as a layer keeps them after its batch, from its output (which a no_grad block may cut)."""
+    while y.op is not BATCH_NORM_TRACKED:
+        (y,) = y.inputs
+    both = apply(_TRACKED, *y.inputs, **y.params)
+    return item(both, 3), item(both, 4)
 
 
 def lowered(
@@ -297,10 +325,12 @@ def lowered(
     eps: float,
     cudnn: bool = True,
 ) -> Node:
-    """torch's ``batch_norm``; what it writes into the running statistics is :func:`running_statistics`."""
+    """torch's ``batch_norm``; what it writes into the kept statistics is :func:`running_statistics` of it."""
     if weight is None and bias is not None:
         raise UnsupportedOpError("batch_norm with a bias and no weight", required="both, or neither")
     affine = tuple(a for a in (weight, bias) if a is not None)
-    if training or center is None or variance is None:
+    if training and center is not None and variance is not None:
+        return apply(BATCH_NORM_TRACKED, x, center, variance, *affine, momentum=float(momentum), eps=float(eps))
+    if center is None or variance is None:
         return apply(BATCH_NORM, x, *affine, eps=float(eps))
     return apply(BATCH_NORM_KEPT, x, center, variance, *affine, eps=float(eps))

@@ -17,7 +17,7 @@ from chainrule.ops.composites import LOG_SOFTMAX, SOFTMAX
 from chainrule.ops.contraction import einsum, sum_axes
 from chainrule.ops.families import call_of, composite, kernel, leaf, zeros_like
 from chainrule.ops.gathering import TAKE, gather
-from chainrule.ops.kernels import CROSS_ENTROPY_RECORDED, cross_entropy_vjp
+from chainrule.ops.kernels import cross_entropy_recorded, cross_entropy_vjp
 from chainrule.ops.losses import REDUCTIONS, elementwise_samples, loss_fields, reduced, same_shape, spread
 from chainrule.ops.movement import broadcast, expand_dims, reshape, squeeze
 from chainrule.ops.probe_moments import ProbeRule
@@ -228,7 +228,7 @@ CROSS_ENTROPY = composite(
     expansion=_cross_entropy_expansion,
     vjp=_cross_entropy_vjp,
     fused_vjp=cross_entropy_vjp,
-    recorded=CROSS_ENTROPY_RECORDED,
+    recorded=cross_entropy_recorded,
     build=lambda x, target: _cross_entropy_expansion(x, target, reduction="mean"),
     **(loss_fields("cross_entropy") | {"torch": _cross_entropy_torch}),
     moments=ProbeRule(),

@@ -9,6 +9,7 @@ import numpy as np
 
 from chainrule.errors import ShapeError
 from chainrule.ir import Node, Sample, apply, product, shape_text
+from chainrule.ops.convolution_backward import convolution_vjp
 from chainrule.ops.families import call_of, kernel
 from chainrule.ops.movement import reshape
 from chainrule.ops.windows import CONV, conv_transposed
@@ -93,6 +94,7 @@ CONVOLUTION = kernel(
     torch=_call("conv"),
     expansion=_forward,
     optional=("bias",),
+    fused_vjp=convolution_vjp,
     cost=_cost,
     aten={"convolution": _lowered},
     samples=(
@@ -109,6 +111,7 @@ CONV_TRANSPOSE = kernel(
     torch=_call("conv_transpose"),
     expansion=_transposed,
     optional=("bias",),
+    fused_vjp=convolution_vjp,
     cost=lambda result, x, w, *_, **__: product([*x.shape, *w.shape[1:]]),
     samples=(
         Sample((_X, _T, np.arange(3.0) / 5), {**_ONES, "output_padding": (0,), "groups": 1, "given": ("bias",)}),

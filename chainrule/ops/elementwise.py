@@ -14,6 +14,7 @@ import numpy as np
 from chainrule.ir import OPS, Code, Kink, Node, Rewrite, Sample, apply, as_node, constant
 from chainrule.ops.arithmetic import compare, is_number, iverson, where
 from chainrule.ops.families import elementwise, unary, zero_derivative
+from chainrule.ops.kernels import GELU_BACKWARD, RELU_BACKWARD, SILU_BACKWARD
 from chainrule.ops.moment_rules import Pointwise
 from chainrule.ops.movement import expand_dims
 from chainrule.ops.stable import stable_logarithm
@@ -312,6 +313,7 @@ RELU = unary(
     "relu",
     value=lambda x: np.maximum(x, 0),
     derivative=lambda y, x: iverson(compare("gt", x, 0.0), like=x),
+    fused_vjp=lambda g, y, x: (apply(RELU_BACKWARD, g, y),),
     kinks=(Kink(0.0, 0.0),),
     names=("relu", "ReLU"),
     latex=r"\operatorname{{ReLU}}\left({0}\right)",
@@ -364,6 +366,7 @@ SILU = unary(
     code=Code("({0} * _sigmoid({0}))", jax="jax.nn.silu({0})", helper=(_SIGMOID,)),
     names=("silu", "swish"),
     aten={"silu": None},
+    fused_vjp=lambda g, y, x: (apply(SILU_BACKWARD, g, x),),
     source="Elfwing et al. 2018: x sigmoid(x)",
 )
 GELU = unary(
@@ -378,6 +381,7 @@ GELU = unary(
         jax="jax.nn.gelu({0}, approximate=False)",
         helper=(_ERF, "def _gelu(x):\n    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))\n"),
     ),
+    fused_vjp=lambda g, y, x: (apply(GELU_BACKWARD, g, x),),
     aten={"gelu": lambda x, approximate="none": apply(GELU, x) if approximate == "none" else _gelu_tanh(x)},
     source="Hendrycks and Gimpel 2016: x Phi(x)",
 )

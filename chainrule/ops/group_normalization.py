@@ -10,6 +10,7 @@ from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.ir import OPS, Node, Sample, apply, as_node, lowering, product, shape_text
 from chainrule.ops.families import call_of, kernel
 from chainrule.ops.movement import reshape
+from chainrule.ops.opaque import by_tape, by_tape_vjp
 from chainrule.ops.reductions import mean
 
 _X = np.sin(np.arange(2 * 4 * 3.0)).reshape(2, 4, 3)
@@ -52,6 +53,8 @@ def _group_norm(x: Node, *, weight: Node | None, bias: Node | None, num_groups: 
 
 GROUP_NORM = kernel(
     "group_norm",
+    fused_vjp=by_tape_vjp,
+    recorded=by_tape,
     call="torch.nn.functional.group_norm",
     expansion=_group_norm,
     optional=("weight", "bias"),
@@ -116,6 +119,8 @@ def _instance_lowered(
 
 INSTANCE_NORM = kernel(
     "instance_norm",
+    fused_vjp=by_tape_vjp,
+    recorded=by_tape,
     call="torch.nn.functional.instance_norm",
     expansion=_instance_norm,
     optional=("weight", "bias"),
@@ -142,6 +147,8 @@ def _rms_norm(x: Node, *, weight: Node | None, normalized_shape: tuple[int, ...]
 
 RMS_NORM = kernel(
     "rms_norm",
+    fused_vjp=by_tape_vjp,
+    recorded=by_tape,
     call="torch.nn.functional.rms_norm",
     expansion=_rms_norm,
     optional=("weight",),

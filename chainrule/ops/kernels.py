@@ -7,6 +7,7 @@ name them as their ``fused_vjp``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ def backward_kernel(
     error_samples: Sequence[Sample] = (),
     source: str,
     prelude: str = "",
+    choosy: bool = False,
 ) -> Op:
     """The declaration of a kernel."""
     shown = name.replace("_", r"\_")
@@ -37,6 +39,7 @@ def backward_kernel(
             value=value,
             torch=torch,
             prelude=prelude,
+            choosy=choosy,
             differentiable=False,
             text=lambda p, node: f"{name}({', '.join(p.child(i, 0) for i in node.inputs)})",
             latex=lambda p, node: (
@@ -217,11 +220,16 @@ CROSS_ENTROPY_BACKWARD = backward_kernel(
 )
 
 
+def cross_entropy_recorded(node: Node, inputs: Sequence[Node]) -> Node | None:
+    """``recorded`` of cross_entropy; none for targets that are probabilities."""
+    return None if inputs[1].type.is_float else apply(CROSS_ENTROPY_RECORDED, *inputs, **node.params)
+
+
 def cross_entropy_vjp(g: Node, y: Node, x: Node, target: Node, **options: Any) -> tuple[Node | None, ...] | None:
-    """``fused_vjp`` of cross_entropy; none for targets that are probabilities."""
-    if target.type.is_float:
+    """``fused_vjp`` of cross_entropy."""
+    kept = cross_entropy_recorded(y, (x, target))
+    if kept is None:
         return None
-    kept = apply(CROSS_ENTROPY_RECORDED, x, target, **options)
     return apply(CROSS_ENTROPY_BACKWARD, g, item(kept, 1), target, item(kept, 2), **options), None
 
 
@@ -311,3 +319,37 @@ def layer_norm_vjp(g: Node, y: Node, x: Node, *affine: Node, rank: int, eps: flo
     kept = apply(LAYER_NORM_RECORDED, x, *affine, rank=rank, eps=eps)
     back = apply(LAYER_NORM_BACKWARD, g, x, item(kept, 1), item(kept, 2), *affine, rank=rank)
     return tuple(item(back, k) for k in range(1 + len(affine)))
+
+
+# ---- activations -------------------------------------------------------------------------------------------
+def _phi(x: Any) -> Any:
+    return 0.5 * (1 + np.vectorize(math.erf)(np.asarray(x) / math.sqrt(2)))
+
+
+RELU_BACKWARD = backward_kernel(
+    "relu_backward",
+    shape=same_as_first,
+    value=lambda g, y: np.where(y > 0, g, 0.0),
+    torch="torch.ops.aten.threshold_backward({0}, {1}, 0)",
+    samples=(Sample((_G, _X)),),
+    error_samples=(Sample((_G, _X[:, :2])),),
+    source="g [y > 0], from the output",
+)
+GELU_BACKWARD = backward_kernel(
+    "gelu_backward",
+    shape=same_as_first,
+    value=lambda g, x: g * (_phi(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)),
+    torch="torch.ops.aten.gelu_backward({0}, {1})",
+    samples=(Sample((_G, _X)),),
+    error_samples=(Sample((_G, _X[:, :2])),),
+    source="Phi(x) + x phi(x)",
+)
+SILU_BACKWARD = backward_kernel(
+    "silu_backward",
+    shape=same_as_first,
+    value=lambda g, x: g / (1 + np.exp(-x)) * (1 + x * (1 - 1 / (1 + np.exp(-x)))),
+    torch="torch.ops.aten.silu_backward({0}, {1})",
+    samples=(Sample((_G, _X)),),
+    error_samples=(Sample((_G, _X[:, :2])),),
+    source="s (1 + x (1 - s)) with s = sigmoid(x)",
+)

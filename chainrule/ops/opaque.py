@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainrule.errors import UnsupportedOpError
-from chainrule.ir import Node, Op, TensorType, TupleType, apply, item, register
+from chainrule.ir import OPS, Node, Op, TensorType, TupleType, apply, item, register
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ def accepts(function, inputs, place):
     return True
 
 
-def taped_backward(results, *cotangents):
-    """The cotangents of the floating-point inputs of a taped call."""
+def taped_backward(wanted, results, *cotangents):
+    """The cotangents of those floating-point inputs of a taped call that are wanted, None for the others."""
     leaves, outs = results[-1]
-    wanted = [x for x in leaves if x.is_floating_point()]
-    moving = [x for x in wanted if x.requires_grad]
+    places = [x for x in leaves if x.is_floating_point()]
+    asked = [x for x, w in zip(places, wanted) if w and x.requires_grad]
     pairs = [(o, g) for o, g in zip(outs, cotangents) if o.requires_grad]
-    if not pairs:
-        return tuple(torch.zeros_like(x) for x in wanted)
-    found = iter(torch.autograd.grad([o for o, _ in pairs], moving, [g for _, g in pairs], allow_unused=True))
-    grads = [next(found) if x.requires_grad else None for x in wanted]
-    return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads))
+    grads = [None] * len(asked)
+    if pairs:
+        grads = torch.autograd.grad([o for o, _ in pairs], asked, [g for _, g in pairs], allow_unused=True)
+    found = {id(x): g for x, g in zip(asked, grads) if g is not None}
+    return tuple(found.get(id(x), torch.zeros_like(x)) if w else None for x, w in zip(places, wanted))
 '''
 
 
@@ -117,11 +117,19 @@ def _taped_torch(node: Node, x: list[str]) -> str:
 
 def _vjp(g: Any, y: Node, *xs: Node, call: Call, **params: Any) -> tuple[Node | None, ...]:
     assert y.op.recorded is not None
-    taped = apply(y.op.recorded, *xs, call=call, **params)
-    moving = [k for k, x in enumerate(xs) if isinstance(x.type, TensorType) and x.type.is_float]
-    if not moving or not any(t.is_float for t in call.types):
+    if not any(t.is_float for t in call.types):
         return (None,) * len(xs)
-    back = apply(_BACKWARD, taped, *(g if isinstance(g, tuple) else (g,)), types=tuple(xs[k].type for k in moving))
+    return _back(g, y.op.recorded(y, xs), xs)
+
+
+def _back(g: Any, taped: Node, xs: Sequence[Node]) -> tuple[Node | None, ...]:
+    """The cotangents of the operands of a taped call."""
+    moving = [k for k, x in enumerate(xs) if isinstance(x.type, TensorType) and x.type.is_float]
+    if not moving:
+        return (None,) * len(xs)
+    types = tuple(xs[k].type for k in moving)
+    cotangents = g if isinstance(g, tuple) else (g,)
+    back = apply(_BACKWARD, taped, *cotangents, types=types, wanted=(True,) * len(types))
     found: list[Node | None] = [None] * len(xs)
     for position, k in enumerate(moving):
         found[k] = item(back, position)
@@ -132,11 +140,12 @@ _BACKWARD = register(
     Op(
         "opaque_backward",
         "opaque",
-        shape=lambda *_, types: TupleType(types),
+        shape=lambda *_, types, wanted: TupleType(types),
         value=_no_value,
         text=_text,
         latex=_latex,
-        torch=lambda node, x: f"taped_backward({', '.join(x)})",
+        torch=lambda node, x: f"taped_backward({node.params['wanted']}, {', '.join(x)})",
+        choosy=True,
         prelude=_PRELUDE,
         source="torch.autograd.grad over the tape of one call",
     )
@@ -162,7 +171,17 @@ def _declared(suffix: str, pure: bool) -> Op:
             **shared,
         )
     )
-    return register(Op(f"opaque{suffix}", "opaque", shape=_shape, torch=_torch, vjp=_vjp, recorded=taped, **shared))
+    return register(
+        Op(
+            f"opaque{suffix}",
+            "opaque",
+            shape=_shape,
+            torch=_torch,
+            vjp=_vjp,
+            recorded=lambda node, inputs: apply(taped, *inputs, **node.params),
+            **shared,
+        )
+    )
 
 
 OPAQUE = _declared("", pure=True)
@@ -174,3 +193,17 @@ def opaque(call: Call, *inputs: Node, stream: int | None = None) -> Node:
     return (
         apply(OPAQUE, *inputs, call=call) if stream is None else apply(OPAQUE_RANDOM, *inputs, call=call, stream=stream)
     )
+
+
+# ---- declared kernels whose backward is torch's own --------------------------------------------------------
+def by_tape(node: Node, inputs: Sequence[Node]) -> Node:
+    """``recorded`` of a declared op: its call in torch, with the tape of this one call."""
+    assert callable(node.op.torch)
+    places = [f"{{{k}}}" for k in range(len(inputs))]
+    call = Call(node.op.name, str(node.op.torch(node, places)), (node.type,), reason="its backward is torch's kernel")
+    return apply(OPS["opaque_taped"], *inputs, call=call)
+
+
+def by_tape_vjp(g: Node, y: Node, *xs: Node, **params: Any) -> tuple[Node | None, ...]:
+    """``fused_vjp`` of a declared op whose backward kernel torch chooses together with the forward one."""
+    return _back(g, by_tape(y, xs), xs)

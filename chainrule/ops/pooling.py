@@ -19,6 +19,7 @@ from chainrule.ops.contraction import einsum
 from chainrule.ops.families import kernel, written_as_call
 from chainrule.ops.gathering import gather
 from chainrule.ops.movement import broadcast, reshape
+from chainrule.ops.opaque import by_tape, by_tape_vjp
 from chainrule.ops.slicing import PAD, slice_axis
 from chainrule.ops.windows import CONV
 
@@ -135,6 +136,8 @@ MAX_POOL = kernel(
     "max_pool",
     call="",
     torch=lambda node, x: _pool_call(node, x, False),
+    fused_vjp=by_tape_vjp,
+    recorded=by_tape,
     expansion=lambda x, **params: _at_places(x, apply(MAX_PLACE, x, **params), len(params["kernel_size"])),
     aten={
         **{f"max_pool{n}d": partial(_largest, n) for n in (1, 2, 3)},

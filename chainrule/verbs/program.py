@@ -22,8 +22,8 @@ from chainrule.backends.torch import Compiled, compile
 from chainrule.errors import ModelError, UnsupportedOpError
 from chainrule.frontends.torch import Trace, active, fingerprint, modules_of
 from chainrule.frontends.torch import trace as trace_function
+from chainrule.interpreters.kernels import selected
 from chainrule.interpreters.partition import halves
-from chainrule.interpreters.recorded import recorded_once
 from chainrule.interpreters.simplify import simplify
 from chainrule.ir import Graph, Node, fresh_variable
 
@@ -270,7 +270,7 @@ class Programs:
         if not waits:
             empty = compile(Graph((), ()), name)
             return Pair(program, compile(joint, name), empty, len(derived))
-        first, second = halves(recorded_once(joint), seeds, len(derived))
+        first, second = halves(selected(joint), seeds, len(derived))
         return Pair(program, compile(first, name), compile(second, f"{name}_back"), 0)
 
     def _report(self, flat: Sequence[Any]) -> None:

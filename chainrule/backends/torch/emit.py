@@ -15,7 +15,7 @@ import numpy as np
 
 from chainrule.backends.identifiers import identifier, unique
 from chainrule.errors import BackendError
-from chainrule.interpreters.recorded import recorded_once
+from chainrule.interpreters.kernels import selected
 from chainrule.ir import Graph, Literal, Node, TensorType, apply, describe, rebuild, shape_text
 
 _LARGE = 64  # elements, above which a constant array is handed over instead of being written out
@@ -57,7 +57,7 @@ def source_of(graph: Graph, name: str = "forward", free: bool = True, constants:
     Raises:
         BackendError: an op without a ``torch`` field, or a leaf that is no input of the graph.
     """
-    graph = recorded_once(inline_composites(graph))
+    graph = selected(inline_composites(graph))
     writer = _Writer(graph, _Identifiers(graph, constants))
     return Source(writer.source(identifier(name, _RESERVED), free), writer.held)
 

@@ -139,7 +139,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         if in_place and outputs and results[0] is not FOLDED:
             self.renew(before, outputs[0], origin)
         if name in _HIDDEN_WRITES and args[5] and args[3] is not None:
-            self._new_statistics(name, args, prepared, origin)
+            self._new_statistics(name, args, results[0], origin)
         return out
 
     def _decomposed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], origin: Origin) -> Any:
@@ -222,14 +222,13 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
     def _operand(self, value: Any) -> Any:
         return self.node_of(value) if isinstance(value, torch.Tensor) else lowering.plain(value)
 
-    def _new_statistics(self, name: str, args: Sequence[Any], prepared: Any, origin: Origin) -> None:
+    def _new_statistics(self, name: str, args: Sequence[Any], result: Any, origin: Origin) -> None:
         """What the running mean and variance mean after a batch."""
         if name != "batch_norm":
             self.fail(f"{name} that updates running statistics", instead="track_running_stats=False")
-        new: Sequence[Any] = [prepared] * 2
-        if not isinstance(prepared, Refused):
-            x, _, _, mean, variance, _, momentum, *_ = prepared[0]
-            new = self.originated(list(running_statistics(x, mean, variance, momentum)), origin)
+        new: Sequence[Any] = [result] * 2
+        if isinstance(result, Node):
+            new = self.originated(list(running_statistics(result)), origin)
         for tensor, node in zip(args[3:5], new, strict=True):
             self._meaning[tensor] = node
 
