@@ -98,6 +98,7 @@ class Op:
         fused_vjp: like vjp, by kernels that have no derivative themselves: what programs run; None where none fits.
         recorded: ``(node, inputs) -> Node | None``: the same call in the form whose first outputs are the op's and
             which keeps what its backward kernel reads; where both forms of a call occur, that one runs.
+        keeps_more: at run time there is one thing behind the outputs, which only its backward op understands.
         choosy: has a parameter ``wanted``, one flag per output, and computes only those.
         code: how it is written in source whose sizes are names: a :class:`Code`, or what all languages share.
         stable: rewrites for code that runs: the same function with less rounding, overflow or work.
@@ -137,6 +138,7 @@ class Op:
     externals: Rule | None = None
     fused_vjp: Rule | None = None
     recorded: Rule | None = None
+    keeps_more: bool = False
     choosy: bool = False
     native: str | Rule | None = None
     code: str | Rule | Code | None = None

@@ -73,10 +73,11 @@ def _torch(node: Node, x: list[str]) -> str:
     p = node.params
     channels = f"[{node.inputs[0].shape[1]}]" if p["bias"] else "None"
     wanted = [*p["wanted"], *[False] * (3 - len(p["wanted"]))]
-    return (
+    call = (
         f"torch.ops.aten.convolution_backward({', '.join(x)}, {channels}, {p['stride']}, {p['padding']}, "
         f"{p['dilation']}, {p['transposed']}, {p['output_padding']}, {p['groups']}, {wanted})"
     )
+    return call if p["bias"] else f"{call}[:2]"
 
 
 _X = np.sin(np.arange(2 * 4 * 6.0)).reshape(2, 4, 6)

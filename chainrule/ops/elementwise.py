@@ -14,7 +14,7 @@ import numpy as np
 from chainrule.ir import OPS, Code, Kink, Node, Rewrite, Sample, apply, as_node, constant
 from chainrule.ops.arithmetic import compare, is_number, iverson, where
 from chainrule.ops.families import elementwise, unary, zero_derivative
-from chainrule.ops.kernels import GELU_BACKWARD, RELU_BACKWARD, SILU_BACKWARD
+from chainrule.ops.kernels import GELU_BACKWARD, RELU_BACKWARD, SIGMOID_BACKWARD, SILU_BACKWARD, TANH_BACKWARD
 from chainrule.ops.moment_rules import Pointwise
 from chainrule.ops.movement import expand_dims
 from chainrule.ops.stable import stable_logarithm
@@ -254,6 +254,7 @@ TANH = unary(
     "tanh",
     value=np.tanh,
     derivative=lambda y, x: 1.0 - y**2.0,
+    fused_vjp=lambda g, y, x: (apply(TANH_BACKWARD, g, y),),
     latex=_function("tanh"),
     moments=Pointwise(odd=True),
     aten={"tanh": None},
@@ -303,6 +304,7 @@ SIGMOID = unary(
     symbol="s",
     value=_sigmoid,
     derivative=lambda y, x: y * (1.0 - y),
+    fused_vjp=lambda g, y, x: (apply(SIGMOID_BACKWARD, g, y),),
     latex=r"\operatorname{{sig}}\left({0}\right)",
     names=("sigmoid", "sig"),
     code=Code("_sigmoid({0})", jax="jax.nn.sigmoid({0})", helper=(_SIGMOID,)),

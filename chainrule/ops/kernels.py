@@ -296,7 +296,8 @@ def _ln_back_torch(node: Node, names: list[str]) -> str:
     sizes = tuple(node.inputs[1].shape[-node.params["rank"] :])
     given = ", ".join([*affine, *["None"] * (2 - len(affine))])
     wanted = [True, *(k < len(affine) for k in range(2))]
-    return f"torch.ops.aten.native_layer_norm_backward({g}, {x}, {sizes}, {center}, {inverse}, {given}, {wanted})"
+    call = f"torch.ops.aten.native_layer_norm_backward({g}, {x}, {sizes}, {center}, {inverse}, {given}, {wanted})"
+    return call if len(affine) == 2 else f"{call}[:{1 + len(affine)}]"
 
 
 _CENTER, _INVERSE = _ln_value(_X, rank=1, eps=1e-5)[1:]
@@ -334,6 +335,24 @@ RELU_BACKWARD = backward_kernel(
     samples=(Sample((_G, _X)),),
     error_samples=(Sample((_G, _X[:, :2])),),
     source="g [y > 0], from the output",
+)
+TANH_BACKWARD = backward_kernel(
+    "tanh_backward",
+    shape=same_as_first,
+    value=lambda g, y: g * (1 - y * y),
+    torch="torch.ops.aten.tanh_backward({0}, {1})",
+    samples=(Sample((_G, np.tanh(_X))),),
+    error_samples=(Sample((_G, _X[:, :2])),),
+    source="g (1 - y^2), from the output",
+)
+SIGMOID_BACKWARD = backward_kernel(
+    "sigmoid_backward",
+    shape=same_as_first,
+    value=lambda g, y: g * y * (1 - y),
+    torch="torch.ops.aten.sigmoid_backward({0}, {1})",
+    samples=(Sample((_G, _P)),),
+    error_samples=(Sample((_G, _X[:, :2])),),
+    source="g y (1 - y), from the output (problem 7.7)",
 )
 GELU_BACKWARD = backward_kernel(
     "gelu_backward",

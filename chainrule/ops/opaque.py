@@ -67,9 +67,9 @@ def accepts(function, inputs, place):
     return True
 
 
-def taped_backward(wanted, results, *cotangents):
+def taped_backward(wanted, tape, *cotangents):
     """The cotangents of those floating-point inputs of a taped call that are wanted, None for the others."""
-    leaves, outs = results[-1]
+    leaves, outs = tape
     places = [x for x in leaves if x.is_floating_point()]
     asked = [x for x, w in zip(places, wanted) if w and x.requires_grad]
     pairs = [(o, g) for o, g in zip(outs, cotangents) if o.requires_grad]
@@ -168,6 +168,7 @@ def _declared(suffix: str, pure: bool) -> Op:
             shape=lambda *_, call, **__: TupleType(call.types),
             torch=_taped_torch,
             prelude=_PRELUDE,
+            keeps_more=True,
             **shared,
         )
     )

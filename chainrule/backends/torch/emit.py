@@ -16,7 +16,7 @@ import numpy as np
 from chainrule.backends.identifiers import identifier, unique
 from chainrule.errors import BackendError
 from chainrule.interpreters.kernels import selected
-from chainrule.ir import Graph, Literal, Node, TensorType, apply, describe, rebuild, shape_text
+from chainrule.ir import Graph, Literal, Node, TensorType, TupleType, apply, describe, rebuild, shape_text
 
 _LARGE = 64  # elements, above which a constant array is handed over instead of being written out
 _WIDTH = 100  # columns, beyond which a signature is broken into lines and a comment is left out
@@ -112,6 +112,11 @@ class _Writer:
         self.inputs = set(graph.inputs)
         self.nodes = graph.schedule()
         self.device = next((i.type.device for i in graph.inputs if i.type.device not in ("cpu", "meta")), None)
+        self.parts = {n: _items(n, self.nodes) for n in self.nodes if isinstance(n.type, TupleType) and n.inputs}
+        self.unpacked = {item for items in self.parts.values() for item in items.values()}
+        readers = {i for n in self.nodes if n not in self.unpacked for i in n.inputs}
+        # Tuples that another op than item reads: what is behind the outputs (a tape) has the node's own name.
+        self.whole = {n for n in self.parts if n in readers or n in self.graph.outputs}
         self.fixed = self._independent()
         self.above: list[str] = []
         self.body: list[str] = []
@@ -134,8 +139,9 @@ class _Writer:
                 )
             if node.number is not None:
                 continue  # written where it is used
-            self._line(node)
-            dead = [self.names.of(n) for n in last.get(node, ())]
+            if node not in self.unpacked:  # its name was given where the tuple was made
+                self._line(node)
+            dead = [self.names.of(n) for n in last.get(node, ()) if n not in self.parts or n in self.whole]
             if dead:
                 self.body.append(f"del {', '.join(dead)}")
         returned = ", ".join(self._operand(o, as_tensor=True) for o in self.graph.outputs)
@@ -171,12 +177,21 @@ class _Writer:
 
     def _line(self, node: Node) -> None:
         above = node in self.fixed
-        name = self.names.of(node, self.names.constants if above else "t")
+        name = self._target(node, self.names.constants if above else "t")
         expression = self._expression(node)
         if above and self.device is not None and not node.inputs:
             expression = f"{expression}.to({self.device!r})"
         shape = f"  # {shape_text(node.shape)}" if isinstance(node.type, TensorType) else ""
         (self.above if above else self.body).append(f"{name} = {expression}{shape}")
+
+    def _target(self, node: Node, prefix: str) -> str:
+        """What stands left of the equals sign: a name, or one for every output that is read."""
+        if node not in self.parts:
+            return self.names.of(node, prefix)
+        items = self.parts[node]
+        targets = [self.names.of(items[k], prefix) if k in items else "_" for k in range(len(node.type.items))]
+        targets += [self.names.of(node, prefix)] if node in self.whole else ["_"] if node.op.keeps_more else []
+        return f"({targets[0]},)" if len(targets) == 1 else ", ".join(targets)
 
     def _expression(self, node: Node) -> str:
         written = node.op.torch
@@ -239,6 +254,11 @@ class _Writer:
             device = f", device={self.device!r}" if self.device else ""
             self.above.append(f"{name} = torch.tensor({_number(node)}, dtype=torch.{node.type.dtype}{device})")
         return name
+
+
+def _items(node: Node, nodes: Sequence[Node]) -> dict[int, Node]:
+    """index -> the node that reads that output."""
+    return {n.params["index"]: n for n in nodes if n.inputs[:1] == (node,) and "index" in n.params}
 
 
 def _number(node: Node) -> str:
