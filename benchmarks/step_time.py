@@ -3,8 +3,8 @@
     python -m benchmarks.step_time [names...] [--threads 2] [--rounds 5]
 
 Both run the same model on the same batch from the same seed, training mode and dropout included; results are compared
-first. Times are the best of many calls, taken in turns. Peak bytes are those of the tensors alive during one step beside
-parameters and batch, seen op by op.
+first. Times are the best of many calls, taken in turns. Peak bytes are those of the tensors alive during one step
+beside parameters and batch, seen op by op.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -81,7 +81,7 @@ def t5() -> Made:
     """Two and two layers of width 128."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    config = T5Config(
+    config: Any = cast(Any, T5Config)(
         vocab_size=1000, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, decoder_start_token_id=0
     )
     return T5ForConditionalGeneration(config), _tokens(1000, 4, 64), "model"
@@ -91,7 +91,7 @@ def vit() -> Made:
     """Four layers of width 128 on 64 patches."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
+    config: Any = cast(Any, ViTConfig)(
         hidden_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,
@@ -107,7 +107,7 @@ def resnet() -> Made:
     """The shape of ResNet-18 at half its width."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    config = ResNetConfig(
+    config: Any = cast(Any, ResNetConfig)(
         embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[2, 2, 2, 2], layer_type="basic", num_labels=10
     )
     return ResNetForImageClassification(config), _images(), "model"
@@ -117,7 +117,7 @@ def convnext() -> Made:
     """Two stages."""
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
-    config = ConvNextConfig(hidden_sizes=[32, 64], depths=[2, 2], num_stages=2, num_labels=10)
+    config: Any = cast(Any, ConvNextConfig)(hidden_sizes=[32, 64], depths=[2, 2], num_stages=2, num_labels=10)
     return ConvNextForImageClassification(config), _images(), "model"
 
 

@@ -47,7 +47,8 @@ class IndexLines:
         found = _DERIVATIVE.fullmatch(symbol)
         if found is None or any(name not in self.ranks for name in found.groups()):
             return ""
-        return self._line(IndexText, *found.groups(), value, 1, partial=symbol.startswith("∂"))
+        of, wrt = found.groups()
+        return self._line(IndexText, of, wrt, value, 1, partial=symbol.startswith("∂"))
 
     # ---- pieces --------------------------------------------------------------------------------------------
     def _line(
