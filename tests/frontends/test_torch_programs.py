@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import chainrule as cr
+from chainrule.backends.torch import step
 from chainrule.errors import StaleTraceError, UnsupportedOpError
 from chainrule.frontends.torch import trace_case
 
@@ -253,9 +254,9 @@ def test_a_branch_is_followed_and_guarded() -> None:
 
 def test_a_compiled_step_follows_the_branch_of_each_batch() -> None:
     model = Program(branching)
-    step = cr.compile_step(model, objective=lambda m, b: m(b).sum())
+    compiled = cr.compile_step(model, objective=lambda m, b: m(b).sum())
     for batch in (X, X.abs() + 1, X):
-        step(batch)
+        compiled(batch)
         ours = model.weight.grad
         model.weight.grad = None
         model(batch).sum().backward()
@@ -264,10 +265,10 @@ def test_a_compiled_step_follows_the_branch_of_each_batch() -> None:
 
 def test_a_value_read_on_every_batch_is_refused_in_the_end() -> None:
     model = Program(lambda self, x: x * self.weight * x.sum().item())
-    step = cr.compile_step(model, objective=lambda m, b: m(b).sum())
+    compiled = cr.compile_step(model, objective=lambda m, b: m(b).sum())
     with pytest.raises(UnsupportedOpError, match="read a value at"):
         for k in range(12):
-            step(X + k)
+            compiled(X + k)
 
 
 @pytest.mark.parametrize(
@@ -298,3 +299,16 @@ def test_python_state_is_named() -> None:
         trace_case(model, X, strict=True)
     with pytest.raises(UnsupportedOpError, match="attribute 'calls' of Program"):
         cr.compile_step(model, objective=lambda m, b: m(b).sum())(X)
+
+
+# ---- tensors without storage -------------------------------------------------------------------------------
+def test_a_model_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        layers = [nn.Linear(4, 4), nn.Dropout(0.5), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Dropout(0.0)]
+        model = nn.Sequential(*layers)
+        batch = torch.empty(5, 4), torch.empty(5, 4)
+    found = trace_case(model, batch, nn.MSELoss())
+    assert [n.params["stream"] for n in found.graph.draws] == [0, 1]
+    assert set(found.updates) == {"3.running_mean", "3.running_var", "3.num_batches_tracked"}
+    _, grads = step(found)(dict(model.named_parameters()), batch)
+    assert all(g is not None and g.is_meta for g in grads.values())

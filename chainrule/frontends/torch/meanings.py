@@ -96,6 +96,8 @@ class Meanings:
         meaning = self.meaning(tensor)
         if isinstance(meaning, Refused):
             raise meaning.error
+        if meaning is FOLDED and tensor.is_meta:  # a constant without numbers can only be named
+            meaning = self._meaning[tensor] = self._leaf(tensor)
         return lowering.constant_of(tensor) if meaning is FOLDED else meaning
 
     def known_node(self, tensor: torch.Tensor) -> Node | None:

@@ -130,7 +130,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         if prepared is None:
             results: Sequence[Any] = [FOLDED] * len(outputs)
         else:
-            stream = len(self.draws) if state is not None and generator_state() != state else None
+            drew = state is not None and (generator_state() != state or _would_draw(func, prepared, outputs))
+            stream = len(self.draws) if drew else None
             results = self._results(func, (args, kwargs), prepared, out, origin, stream)
         if kept is not None and isinstance(results[0], Node):
             results = self.originated([apply(OPS["straight_through"], results[0], kept)], origin, cut=False)
@@ -169,7 +170,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         outputs = list(_tensors((out,)))
         if isinstance(prepared, Refused) or not outputs:
             return [prepared] * len(outputs)
-        if torch.is_autocast_enabled(outputs[0].device.type):  # casts happen below, unseen
+        if _casts(outputs[0].device.type):  # casts happen below, unseen
             return [
                 Refused(UnsupportedOpError(f"{func} under autocast is not supported yet").located(str(origin)))
             ] * len(outputs)
@@ -327,6 +328,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             for t in _tensors((args[k],) if k < len(args) else (kwargs.get(a.name),))
         ]
         name, _ = lowering.key_of(func)
+        if name == "detach_":  # no number changes
+            return
         if name in _HIDDEN_WRITES and args[5]:  # batch statistics: the running ones are updated
             written = [t for t in args[3:5] if t is not None]
         for tensor in written:
@@ -376,6 +379,22 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         if function is not None and func is not None:
             self.fail(custom_function(function))
         return Origin(module=self.modules.path, file=file, line=line)
+
+
+def _would_draw(func: Any, prepared: Any, outputs: Sequence[torch.Tensor]) -> bool:
+    """Whether a call on tensors without storage, which moves no generator, is one of those that do."""
+    if isinstance(prepared, Refused) or not outputs or not outputs[0].is_meta:
+        return False
+    try:
+        lowering.lower(func, *prepared, lowering.dtype_name(outputs[0].dtype))
+    except (UnsupportedOpError, ShapeError):
+        return True
+    return False
+
+
+def _casts(device: str) -> bool:
+    """Whether autocast is on for a device; tensors without storage go with any."""
+    return any(map(torch.is_autocast_enabled, ("cpu", "cuda") if device == "meta" else (device,)))
 
 
 def active() -> Recorder | None:

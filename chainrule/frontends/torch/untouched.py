@@ -57,7 +57,7 @@ class _ModuleState:
         for key, content in self.contents.items():
             _refill(self.attributes[key], content)
         for buffer, bytes_ in self.buffers:
-            if not torch.equal(buffer, bytes_):
+            if not buffer.is_meta and not torch.equal(buffer, bytes_):
                 with torch.no_grad():
                     buffer.copy_(bytes_)
         for parameter, requires_grad, grad in self.parameters:
