@@ -64,6 +64,11 @@ RIGHT = [
         r"\delta = c \odot (1 - h_1 \odot h_1) \\ \frac{\partial l}{\partial W} = \delta x^T",
         {"W": "m,n", "x": "n", "c": "m"},
     ),
+    # Problem 7.1: a[...] was declared as an activation.
+    ("y = k*a[w*x + u*a[v*x]]", "k", r"a[w \cdot x + u a[v \cdot x]]", {"a": "relu"}),
+    ("y = k*a[w*a[v*x]]", "v", r"k w \mathbb{I}[w a[vx] > 0] \mathbb{I}[vx > 0] x", {"a": "relu"}),
+    # A line that begins with a sign goes on with the sum of the line before.
+    ("y = sin(x) + exp(x)", "x", r"\cos x \\ \quad + \exp[x]", {}),
 ]
 
 

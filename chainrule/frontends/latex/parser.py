@@ -182,7 +182,7 @@ class Parser(Reader):
             function = self.function_named(written)
             if function is not None:
                 return (yield self.call(first, function))
-        elif self.is_unknown_call(name):
+        elif self.is_call(name):
             return (yield self.call(first, name))
         name = name if name is not None else written.replace("{", "").replace("}", "").replace(",", "_")
         if name == "e" and self.token.kind == "^":

@@ -83,7 +83,7 @@ def _size_names(node: Node) -> set[str]:
 
 
 def _rows(tokens: list[Token]) -> list[list[Token]]:
-    """Lines, without the punctuation that ends them."""
+    """Lines, without the punctuation that ends them; one that begins with a sign goes on with the sum before it."""
     rows: list[list[Token]] = [[]]
     depth = 0
     for token in tokens[:-1]:
@@ -97,7 +97,13 @@ def _rows(tokens: list[Token]) -> list[list[Token]]:
     for row in rows:
         while row and row[-1].kind in (".", ","):
             row.pop()
-    return [row for row in rows if row]
+    joined: list[list[Token]] = []
+    for row in filter(None, rows):
+        if joined and row[0].kind in ("+", "-") and _equation(row)[0] == []:
+            joined[-1] = joined[-1] + row
+        else:
+            joined.append(row)
+    return joined
 
 
 def _equation(row: list[Token]) -> tuple[list[Token], list[Token]]:

@@ -104,8 +104,9 @@ class Reader:
         self.at = before
         return None
 
-    def is_unknown_call(self, name: str) -> bool:
-        return name in self.unknown and self.token.kind in ("(", "[")
+    def is_call(self, name: str) -> bool:
+        """Whether one of the user's names is called: an unknown function, or an activation that it stands for."""
+        return (name in self.unknown or name in self.functions) and self.token.kind in ("(", "[")
 
     def function_named(self, written: str) -> str | None:
         if written == "tensor":
