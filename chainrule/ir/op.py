@@ -85,6 +85,7 @@ class Op:
         cancels: ``(node) -> matrix`` whose product with the node, on either side, is the identity (inv).
         opposite: ``(node) -> Node``: its negative, written as short as itself (a - b and b - a).
         keeps_symmetry: of a symmetric, triangular or diagonal matrix it makes another one (inv).
+        structure: what matrix the result is, one of ``ir.structure.STRUCTURES`` ("lower triangular" for cholesky).
         lift: ``(node, inputs, extra) -> Node``: the same linear op on a value with more dimensions behind its own.
         moments: first and second moments, forward and backward (see ``interpreters.moments``).
         cost: ``(type, *input types, **params) -> multiplications``; default 0 (movement).
@@ -126,6 +127,7 @@ class Op:
     cancels: Rule | None = None
     opposite: Rule | None = None
     keeps_symmetry: bool = False
+    structure: str = ""
     moments: Any = None
     cost: Rule | None = None
     text: str | Rule = ""

@@ -30,16 +30,40 @@ def structure_of(node: Node) -> str | None:
 
 
 def known_facts(node: Node) -> frozenset[str]:
-    """What a declared structure says of a node: a variable, an identity, their transposes and inverses."""
+    """What is known of a node: by its declaration, by its op, or of a contraction by what is known of its operands."""
     if node.is_leaf:
         if "size" in node.params and node.type.rank == 2:
             return DIAGONAL
         return STRUCTURES.get(structure_of(node) or "", frozenset())
+    if node.op.structure:
+        return STRUCTURES[node.op.structure]
     if node.op.keeps_symmetry:
         return known_facts(node.inputs[0])
-    if (node.params.get("operands"), node.params.get("result")) == (((0, 1),), (1, 0)):
+    operands, result = node.params.get("operands"), node.params.get("result")
+    if (operands, result) == (((0, 1),), (1, 0)):
         return frozenset(_TRANSPOSED[fact] for fact in known_facts(node.inputs[0]))
-    return frozenset()
+    return frozenset() if operands is None or result is None or len(result) != 2 else _of_contraction(node)
+
+
+def _of_contraction(node: Node) -> frozenset[str]:
+    """Triangles of a contraction: a lower factor at (i, j) is zero unless i >= j, and such inequalities chain."""
+    above: dict[int, set[int]] = {}  # i -> the indices that are no larger wherever no factor is zero
+    for x, own in zip(node.inputs, node.params["operands"], strict=True):
+        facts = known_facts(x) if len(own) == 2 else frozenset()
+        for fact, (i, j) in (("lower", own), ("upper", own[::-1])) if facts else ():
+            if fact in facts:
+                above.setdefault(i, set()).add(j)
+    row, column = node.params["result"]
+    return frozenset(f for f, i, j in (("lower", row, column), ("upper", column, row)) if _reaches(above, i, j))
+
+
+def _reaches(above: Mapping[int, set[int]], start: int, end: int) -> bool:
+    seen, left = {start}, [start]
+    while left:
+        new = above.get(left.pop(), set()) - seen
+        seen |= new
+        left += new
+    return end in seen
 
 
 def is_diagonal(node: Node) -> bool:

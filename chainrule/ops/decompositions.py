@@ -18,12 +18,13 @@ from chainrule.ir import (
     constant,
     item,
     lowering,
+    product,
     register,
     shape_text,
 )
 from chainrule.ops.arithmetic import where
 from chainrule.ops.arrangement import diagonal_of
-from chainrule.ops.contraction import matmul, transpose
+from chainrule.ops.contraction import einsum, eye, matmul, transpose
 from chainrule.ops.families import written_as_call, zeros_like
 from chainrule.ops.linear_algebra import INV, LOGDET, SOLVE
 from chainrule.ops.movement import broadcast, expand_dims, squeeze
@@ -107,25 +108,50 @@ def _solve_triangular(a: Node, b: Node, upper: bool, left: bool, unitriangular: 
 
 
 # ---- Cholesky ----------------------------------------------------------------------------------------------
+def _symmetric_within(g: Node, y: Node) -> Node:
+    """``sym(tril(L' G))`` with the diagonal of the triangle halved: the cotangent between the two inverse factors."""
+    low = apply(TRIL, matmul(transpose(y), g), diagonal=0)
+    batch = tuple(range(2, y.type.rank))
+    half = low - einsum(([(*batch, 0, 1), (0, 1)], (*batch, 0, 1)), low, eye(y.shape[-1], y.type.dtype)) * 0.5
+    return (half + transpose(half)) * 0.5
+
+
 def _cholesky_vjp(g: Node, y: Node, a: Node) -> tuple[Node]:
     """``L^-T sym(tril(L' G)) L^-1``, with the diagonal of the triangle halved; symmetric, as in torch."""
-    low = apply(TRIL, matmul(transpose(y), g), diagonal=0)
-    half = where(_identity(y), low * 0.5, low)
-    both = (half + transpose(half)) * 0.5
+    inverse = apply(INV, y)
+    return (matmul(matmul(transpose(inverse), _symmetric_within(g, y)), inverse),)
+
+
+def _cholesky_by_solves(g: Node, y: Node, a: Node) -> tuple[Node]:
+    """The same by triangular solves, for programs."""
     upper = transpose(y)
-    right = apply(SOLVE_TRIANGULAR, upper, both, upper=True, unitriangular=False)
+    right = apply(SOLVE_TRIANGULAR, upper, _symmetric_within(g, y), upper=True, unitriangular=False)
     return (transpose(apply(SOLVE_TRIANGULAR, upper, transpose(right), upper=True, unitriangular=False)),)
+
+
+def _of_symmetric_part(a: Any) -> Any:
+    """The lower factor, or nan where there is none: like a division by zero, it is no exception."""
+    a = np.asarray(a)
+    try:
+        return np.linalg.cholesky((a + np.swapaxes(a, -1, -2)) / 2)
+    except np.linalg.LinAlgError:
+        return np.full(a.shape, np.nan)
 
 
 CHOLESKY = register(
     Op(
         "cholesky",
-        "kernel",
+        "linear_algebra",
         shape=_square,
-        value=lambda a: np.linalg.cholesky((np.asarray(a) + np.swapaxes(a, -1, -2)) / 2),
+        value=_of_symmetric_part,
         vjp=_cholesky_vjp,
+        fused_vjp=_cholesky_by_solves,
+        cost=lambda result, a: product([*a.shape, a.shape[-1]]),
+        structure="lower triangular",
         torch="torch.linalg.cholesky(({0} + {0}.mT) / 2)",
-        samples=(Sample((_S,)),),
+        code="(lambda x: {np}.linalg.cholesky((x + {np}.swapaxes(x, -1, -2)) / 2))({0})",
+        names=("cholesky",),
+        samples=(Sample((_S,)), Sample((np.stack([_S, _S @ _S]),))),
         error_samples=(Sample((_A[:2],)),),
         **written_as_call("cholesky"),
         source="Murray 2016; of the symmetric part, so that both triangles count equally",

@@ -28,9 +28,6 @@ from chainrule.ops.unknown import FUNCTION
 
 IVERSON = "I"  # the book's I[z > 0], where the text has no variable of that name
 
-# Functions that the language names but that no op declares yet: never read as unknown functions.
-PLANNED = frozenset(["nuclear_norm", "spectral_norm", "cholesky"])
-
 _KINDS = {
     "size": "size",
     "sizes": "size",
@@ -58,7 +55,7 @@ class Parameter:
 
 def known_functions() -> frozenset[str]:
     """Every name that is a function of the language."""
-    return frozenset(SPELLINGS) | PLANNED
+    return frozenset(SPELLINGS)
 
 
 def unknown_in(nodes: Iterable[Node]) -> frozenset[str]:

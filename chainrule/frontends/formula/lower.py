@@ -151,9 +151,6 @@ class Lowering:
         part = replace(part, name=self.names.declared.functions.get(part.name, part.name))
         if part.name in SPELLINGS and not self.names.is_variable(part.name):
             return (yield self.known_call(part))
-        if part.name in functions.PLANNED:
-            error = UnsupportedOpError(f"function {part.name!r} is not declared yet")
-            raise located(error, self.source, part.position)
         self.names.refuse_function(part.name, part.position)
         return (yield self.unknown_call(part))
 

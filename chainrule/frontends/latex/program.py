@@ -54,7 +54,7 @@ def parse_latex(
     unknown = language.unknown_in(given.values())
     sizes = {n for node in toposort(given.values()) for n in _size_names(node)} | declared.dimensions
     symbols = Symbols([*given, *declared.shapes, *declared.functions], sizes)
-    called = (known | set(declared.functions)) - language.PLANNED
+    called = known | set(declared.functions)
     rows = [_equation(row) for row in _rows(tokenize(text))]
     rows = [r for r in rows if r[1]]
     if not rows:
