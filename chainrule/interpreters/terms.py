@@ -352,6 +352,8 @@ def _by_fact(term: Term, algebra: Algebra) -> Term | None:
                 return replace(others, summed=tuple(i for i in term.summed if i != index))
         if f.power == 1 and (found := _cancelled(f, others, algebra)) is not None:
             return found
+        if (found := _gram(f, others, algebra)) is not None:
+            return found
         if f.power != 1 and f.atom.inputs and f.atom.op.terms is not None:
             # x_i x_i / norm(x): the sum is there once as its elements and once as a factor.
             inner = collect(algebra.expand(f.atom, f.indices), algebra)
@@ -385,6 +387,29 @@ def _cancelled(f: Factor, others: Term, algebra: Algebra) -> Term | None:
         (tie,) = algebra.delta(eye(whole.shape[0], whole.type.dtype), (kept, image[k]))
         return Term(left.coefficient / inner[0].coefficient, (*left.factors, *tie.factors), left.summed)
     return None
+
+
+def _gram(f: Factor, others: Term, algebra: Algebra) -> Term | None:
+    """``L_ik L_jk`` summed over k as the matrix that L is a root of: ``L @ L' = S`` of its Cholesky factor."""
+    known = f.atom.op.gram(f.atom) if f.atom.op.gram is not None and len(f.indices) == 2 else None
+    if known is None or f.power not in (1, 2):
+        return None
+    matrix, axis = known
+    k, row = f.indices[axis], f.indices[1 - axis]
+    pairs = [g for g in others.factors if f.power == g.power == 1 and g.atom is f.atom and g.indices[axis] == k]
+    partner = f if f.power == 2 else pairs[0] if pairs else None
+    rest = tuple(g for g in others.factors if g is not partner)
+    column = None if partner is None else partner.indices[1 - axis]
+    if row is None or column is None or k not in others.summed or k in (row, column):
+        return None
+    if any(k in g.indices for g in rest):
+        return None
+    inner = collect(algebra.expand(matrix, (row, column)), algebra)
+    if len(inner) != 1:
+        return None
+    (m,) = inner
+    summed = (*(i for i in others.summed if i != k), *m.summed)
+    return Term(others.coefficient * m.coefficient, (*rest, *m.factors), summed)
 
 
 def _is_identity(f: Factor) -> bool:

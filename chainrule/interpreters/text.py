@@ -34,16 +34,29 @@ class TextPrinter(Printer):
 
     def fallback(self, node: Node, subscripts: str) -> str:
         """A contraction without matrix notation."""
-        single = _nested_sums(self, node)
+        single = _diagonals_of_stack(self, node) or _nested_sums(self, node)
         if single is not None:
             return single
         return f'einsum("{subscripts}", {", ".join(self.child(i, 0) for i in node.inputs)})'
+
+
+def _diagonals_of_stack(p: TextPrinter, node: Node) -> str | None:
+    """The diagonals, or the traces, of a stack of matrices."""
+    operands, result = node.params["operands"], node.params["result"]
+    if len(operands) != 1 or len(operands[0]) < 3:
+        return None
+    *batch, i, j = operands[0]
+    if i != j or len({*batch, i}) != len(batch) + 1 or result not in ((*batch,), (*batch, i)):
+        return None
+    return f"{'tr' if len(result) == len(batch) else 'diag'}({p.child(node.inputs[0], 0)})"
 
 
 def _nested_sums(p: TextPrinter, node: Node) -> str | None:
     """Sums over some dimensions of one tensor, the others in order."""
     operands, result = node.params["operands"], node.params["result"]
     if len(operands) != 1 or tuple(i for i in operands[0] if i in result) != result:
+        return None
+    if len(set(operands[0])) != len(operands[0]):  # along a diagonal
         return None
     text = p.child(node.inputs[0], 0)
     if not result:

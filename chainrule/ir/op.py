@@ -85,7 +85,9 @@ class Op:
         cancels: ``(node) -> matrix`` whose product with the node, on either side, is the identity (inv).
         opposite: ``(node) -> Node``: its negative, written as short as itself (a - b and b - a).
         keeps_symmetry: of a symmetric, triangular or diagonal matrix it makes another one (inv).
+        gram: ``(node) -> (matrix, axis)``: what the node's product with itself over that axis is (cholesky).
         structure: what matrix the result is, one of ``ir.structure.STRUCTURES`` ("lower triangular" for cholesky).
+        keeps_zeros: the operands of an elementwise op whose zeros are zeros of the result (both factors of a product).
         lift: ``(node, inputs, extra) -> Node``: the same linear op on a value with more dimensions behind its own.
         moments: first and second moments, forward and backward (see ``interpreters.moments``).
         cost: ``(type, *input types, **params) -> multiplications``; default 0 (movement).
@@ -127,7 +129,9 @@ class Op:
     cancels: Rule | None = None
     opposite: Rule | None = None
     keeps_symmetry: bool = False
+    gram: Rule | None = None
     structure: str = ""
+    keeps_zeros: tuple[int, ...] = ()
     moments: Any = None
     cost: Rule | None = None
     text: str | Rule = ""

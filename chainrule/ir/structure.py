@@ -6,7 +6,7 @@ from one program to another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ def known_facts(node: Node) -> frozenset[str]:
         return STRUCTURES[node.op.structure]
     if node.op.keeps_symmetry:
         return known_facts(node.inputs[0])
+    if node.op.keeps_zeros:
+        kept = [known_facts(node.inputs[k]) for k in node.op.keeps_zeros if node.inputs[k].shape == node.shape]
+        return _with_both(frozenset[str]().union(*kept) - {"symmetric"})
     operands, result = node.params.get("operands"), node.params.get("result")
     if (operands, result) == (((0, 1),), (1, 0)):
         return frozenset(_TRANSPOSED[fact] for fact in known_facts(node.inputs[0]))
@@ -54,7 +57,12 @@ def _of_contraction(node: Node) -> frozenset[str]:
             if fact in facts:
                 above.setdefault(i, set()).add(j)
     row, column = node.params["result"]
-    return frozenset(f for f, i, j in (("lower", row, column), ("upper", column, row)) if _reaches(above, i, j))
+    return _with_both({f for f, i, j in (("lower", row, column), ("upper", column, row)) if _reaches(above, i, j)})
+
+
+def _with_both(triangles: Set[str]) -> frozenset[str]:
+    """What is zero on both sides of the diagonal is symmetric too."""
+    return DIAGONAL if {"lower", "upper"} <= triangles else frozenset(triangles)
 
 
 def _reaches(above: Mapping[int, set[int]], start: int, end: int) -> bool:

@@ -22,8 +22,8 @@ from chainrule.ops import leaves as leaves
 from chainrule.ops import linear_algebra as linear_algebra
 from chainrule.ops import loops as loops
 from chainrule.ops import losses as losses
-from chainrule.ops import movement as movement
 from chainrule.ops import matrix_norms as matrix_norms
+from chainrule.ops import movement as movement
 from chainrule.ops import normalization as normalization
 from chainrule.ops import opaque as opaque
 from chainrule.ops import ordering as ordering

@@ -79,6 +79,7 @@ def _double_negation(node: Node) -> Node | None:
 NEG = elementwise(
     "neg",
     arity=1,
+    keeps_zeros=(0,),
     value=np.negative,
     derivative=lambda y, x: (as_node(-1.0, like=x),),
     vjp=lambda g, y, x: (-g,),
@@ -171,6 +172,7 @@ SUB = elementwise(
 MUL_OP = elementwise(
     "mul",
     arity=2,
+    keeps_zeros=(0, 1),
     value=np.multiply,
     derivative=lambda y, a, b: (b, a),
     terms=lambda algebra, node, indices: algebra.product(
@@ -191,6 +193,7 @@ MUL_OP = elementwise(
 DIV = elementwise(
     "div",
     arity=2,
+    keeps_zeros=(0,),
     value=np.divide,
     domain=("real", "positive"),
     undefined=lambda a, b: "division by zero" if b == 0 else "",

@@ -17,6 +17,7 @@ from chainrule.ir import (
     apply,
     constant,
     item,
+    known_facts,
     lowering,
     product,
     register,
@@ -129,6 +130,10 @@ def _cholesky_by_solves(g: Node, y: Node, a: Node) -> tuple[Node]:
     return (transpose(apply(SOLVE_TRIANGULAR, upper, transpose(right), upper=True, unitriangular=False)),)
 
 
+def _symmetric(a: Node) -> Node:
+    return a if "symmetric" in known_facts(a) else (a + transpose(a)) * 0.5
+
+
 def _of_symmetric_part(a: Any) -> Any:
     """The lower factor, or nan where there is none: like a division by zero, it is no exception."""
     a = np.asarray(a)
@@ -148,6 +153,7 @@ CHOLESKY = register(
         fused_vjp=_cholesky_by_solves,
         cost=lambda result, a: product([*a.shape, a.shape[-1]]),
         structure="lower triangular",
+        gram=lambda node: (_symmetric(node.inputs[0]), 1),
         torch="torch.linalg.cholesky(({0} + {0}.mT) / 2)",
         code="(lambda x: {np}.linalg.cholesky((x + {np}.swapaxes(x, -1, -2)) / 2))({0})",
         names=("cholesky",),

@@ -7,9 +7,22 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import ATOM, POSTFIX, Node, Op, Rewrite, Sample, TensorType, apply, product, register, shape_text
+from chainrule.ir import (
+    ATOM,
+    POSTFIX,
+    Node,
+    Op,
+    Rewrite,
+    Sample,
+    TensorType,
+    apply,
+    broadcast_shapes,
+    product,
+    register,
+    shape_text,
+)
 from chainrule.ops.contraction import matmul, sum_axes, transpose
-from chainrule.ops.movement import broadcast, expand_dims, reshape
+from chainrule.ops.movement import broadcast, expand_dims, reshape, squeeze
 
 _A = np.array([[2.0, 0.3, -0.1], [0.4, 1.5, 0.2], [-0.3, 0.1, 1.8]])
 
@@ -72,6 +85,13 @@ def _of_transpose(node: Node) -> Node | None:
     return apply(node.op, x.inputs[0]) if _is_transpose(x) else None
 
 
+def _gram_of_inverse(node: Node) -> tuple[Node, int] | None:
+    """``inv(L)' inv(L) = inv(L L')``: over the other axis."""
+    (x,) = node.inputs
+    found = x.op.gram(x) if x.op.gram is not None else None
+    return None if found is None else (apply(node.op, found[0]), 1 - found[1])
+
+
 INV = register(
     Op(
         "inv",
@@ -87,6 +107,7 @@ INV = register(
         code="{np}.linalg.inv({0})",
         keeps_symmetry=True,
         cancels=lambda node: node.inputs[0],
+        gram=_gram_of_inverse,
         terms=lambda algebra, node, indices: algebra.inverse(node, indices),
         rewrites=(Rewrite(_inverse_of_inverse), Rewrite(_inverse_of_transpose)),
         aten={"inverse": None, "linalg_inv": None},
@@ -124,8 +145,19 @@ def _solve_jvp(t: Any, y: Node, a: Node, b: Node) -> Node | None:
 def _solve_lift(node: Node, inputs: list[Node], extra: tuple[Any, ...]) -> Node:
     """All right-hand sides at once, as the columns of a matrix."""
     a, b = inputs
-    columns = reshape(b, (*node.inputs[1].shape[:1], product(b.shape[1:])))
+    rows = max(node.type.rank - 1, 1)  # of a stack the last dimension but one
+    columns = reshape(b, (*b.shape[:rows], product(b.shape[rows:])))
     return reshape(apply(SOLVE, a, columns), b.shape)
+
+
+def _solve_of(a: Node, b: Node) -> Node:
+    """As NumPy has it: a vector is one right-hand side, stacks of matrices broadcast against each other."""
+    columns = expand_dims(b, (1,)) if b.type.rank == 1 and a.type.rank > 2 else b
+    if min(a.type.rank, columns.type.rank) < 2 or a.shape[:-2] == columns.shape[:-2]:
+        return apply(SOLVE, a, b)
+    lead = broadcast_shapes(a.shape[:-2], columns.shape[:-2])
+    found = apply(SOLVE, *(broadcast(x, (*lead, *x.shape[-2:])) for x in (a, columns)))
+    return found if columns is b else squeeze(found, (found.type.rank - 1,))
 
 
 SOLVE = register(
@@ -145,6 +177,7 @@ SOLVE = register(
         torch="torch.linalg.solve({0}, {1})",
         code="{np}.linalg.solve({0}, {1})",
         names=("solve",),
+        build=_solve_of,
         samples=(Sample((_A, np.array([0.3, -0.2, 1.0]))), Sample((_A, _A.T[:, :2] + 0.1))),
         error_samples=(Sample((_A, np.array([1.0, 2.0]))),),
         source="A x = b; x, and -A^{-T} g x' back",

@@ -40,6 +40,17 @@ def _per_matrix(g: Node, x: Node) -> Node:
     return broadcast(expand_dims(g, (x.type.rank - 2, x.type.rank - 1)), x.shape)
 
 
+def _or_nan(rule: Any) -> Any:
+    """The rule, with nan where an operand is not finite: as elsewhere that is no exception."""
+
+    def value(*arrays: Any) -> Any:
+        if all(np.all(np.isfinite(x)) for x in arrays):
+            return rule(*arrays)
+        return np.full(np.shape(rule(*map(np.zeros_like, arrays))), np.nan)
+
+    return value
+
+
 def _svd_cost(_: TensorType, x: TensorType) -> Any:
     return product([*x.shape, x.shape[-1]])
 
@@ -88,14 +99,15 @@ def _sylvester_lift(node: Node, inputs: list[Node], extra: tuple[Any, ...]) -> N
 
 _SYLVESTER = (
     "(lambda e, f, c: e[1] @ (({np}.swapaxes(e[1], -1, -2) @ c @ f[1]) / (e[0][..., :, None] + f[0][..., None, :]))"
-    " @ {np}.swapaxes(f[1], -1, -2))(*(({np}.linalg.eigh((x + {np}.swapaxes(x, -1, -2)) / 2)) for x in ({0}, {1})), {2})"
+    " @ {np}.swapaxes(f[1], -1, -2))"
+    "(*({np}.linalg.eigh((x + {np}.swapaxes(x, -1, -2)) / 2) for x in ({0}, {1})), {2})"
 )
 SYLVESTER = register(
     Op(
         "sylvester",
         "linear_algebra",
         shape=_sylvester_shape,
-        value=_sylvester,
+        value=_or_nan(_sylvester),
         vjp=_sylvester_vjp,
         lift=_sylvester_lift,
         cost=lambda result, a, b, c: product([*c.shape, c.shape[-1]]),
@@ -134,7 +146,7 @@ POLAR = register(
         "polar",
         "linear_algebra",
         shape=_matrix,
-        value=_polar,
+        value=_or_nan(_polar),
         vjp=_polar_vjp,
         cost=_svd_cost,
         **written_as_call("polar"),
@@ -143,7 +155,7 @@ POLAR = register(
         names=("polar",),
         samples=_SAMPLES,
         error_samples=(Sample((_TALL[0],)),),
-        source="U V' over the nonzero singular values: the partial isometry of the polar decomposition (Higham 2008, 8.1)",
+        source="U V' over the nonzero singular values: the partial isometry of X (Higham 2008, 8.1)",
     )
 )
 NUCLEAR_NORM = register(
@@ -151,7 +163,7 @@ NUCLEAR_NORM = register(
         "nuclear_norm",
         "linear_algebra",
         shape=_number_per_matrix,
-        value=lambda x: np.linalg.svd(x, compute_uv=False).sum(-1),
+        value=_or_nan(lambda x: np.linalg.svd(x, compute_uv=False).sum(-1)),
         vjp=lambda g, y, x: (_per_matrix(g, x) * apply(POLAR, x),),
         cost=_svd_cost,
         kinks=(Kink(0.0, 0.0),),
@@ -205,7 +217,7 @@ TOP_SINGULAR = register(
         "top_singular",
         "linear_algebra",
         shape=_matrix,
-        value=_top,
+        value=_or_nan(_top),
         vjp=_top_vjp,
         cost=_svd_cost,
         **written_as_call("top_singular"),
@@ -222,7 +234,7 @@ SPECTRAL_NORM = register(
         "spectral_norm",
         "linear_algebra",
         shape=_number_per_matrix,
-        value=lambda x: np.linalg.svd(x, compute_uv=False)[..., 0],
+        value=_or_nan(lambda x: np.linalg.svd(x, compute_uv=False)[..., 0]),
         vjp=lambda g, y, x: (_per_matrix(g, x) * apply(TOP_SINGULAR, x),),
         cost=_svd_cost,
         kinks=(Kink(0.0, 0.0),),

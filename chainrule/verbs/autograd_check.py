@@ -102,7 +102,7 @@ def example_sizes(inputs: Sequence[Node]) -> dict[str, int]:
 
 def _recipes(plan: ResidualPlan, sizes: dict[str, int]) -> list[int]:
     """For each input the number of the recipe by which values are finite and of moderate size."""
-    square = [len(i.shape) == 2 and i.shape[0] == i.shape[1] for i in plan.inputs]
+    square = [len(i.shape) >= 2 and i.shape[-1] == i.shape[-2] for i in plan.inputs]
     ways = [[k] * len(plan.inputs) for k in range(3)]
     if any(square):
         ways += [[3 if s else k for s in square] for k in range(3)]

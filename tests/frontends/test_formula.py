@@ -513,8 +513,6 @@ def test_other_refusals():
             parse(text)  # pyright: ignore[reportArgumentType]
     with pytest.raises(FormulaError, match="is a power"):
         parse("A^T @ A", {"A": "n,n"})
-    with pytest.raises(UnsupportedOpError, match="nuclear_norm"):
-        parse("nuclear_norm(A)", {"A": "n,n"})
     with pytest.raises(FormulaError, match="not clear"):
         parse("dl/df + l(f, g) + l(f, h)")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from chainrule.errors import ChainruleError, FormulaError, ShapeError, UnsupportedOpError
+from chainrule.errors import ChainruleError, FormulaError, ShapeError
 from chainrule.frontends.formula import functions, tree
 from chainrule.frontends.formula.messages import located, short
 from chainrule.frontends.formula.names import Names
