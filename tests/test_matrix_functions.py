@@ -165,6 +165,7 @@ def test_equal_singular_values_are_as_in_torch(formula):
     graph = parse(formula, {"X": (3, 3)})
     at = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0] * 2.0
     (slope,) = gradient(graph.outputs[0], graph.inputs)
+    assert slope is not None
     found = evaluate([slope], {graph.inputs[0]: at})[0]
     assert np.allclose(found, at / 2.0 if "nuclear" in formula else at / 6.0, atol=1e-14)
     (emitted,) = compile(Graph(graph.inputs, (slope,)))(torch.tensor(at))
