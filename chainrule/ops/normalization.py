@@ -9,6 +9,7 @@ import numpy as np
 
 from chainrule.errors import ShapeError
 from chainrule.ir import OPS, Node, Sample, apply, as_node, product, shape_text
+from chainrule.ops.contraction import sum_axes
 from chainrule.ops.families import composite
 from chainrule.ops.kernels import LAYER_NORM_RECORDED, layer_norm_vjp
 from chainrule.ops.reductions import mean
@@ -34,6 +35,18 @@ def _expansion(x: Node, *affine: Node, rank: int, eps: float) -> Node:
     return y
 
 
+def _vjp(g: Node, y: Node, x: Node, *affine: Node, rank: int, eps: float) -> tuple[Node, ...]:
+    axes = tuple(range(x.type.rank - rank, x.type.rank))
+    centred = x - mean(x, axes, keepdims=True)
+    deviation = apply(OPS["sqrt"], mean(centred**2.0, axes, keepdims=True) + as_node(eps, like=x))
+    normal = centred / deviation
+    scaled = g * affine[0] if affine else g
+    inner = scaled - mean(scaled, axes, keepdims=True) - normal * mean(scaled * normal, axes, keepdims=True)
+    batch = tuple(range(x.type.rank - rank))
+    others = (sum_axes(part, batch) for part in (g * normal, g))
+    return inner / deviation, *(part for part, _ in zip(others, affine, strict=False))
+
+
 def _torch(node: Node, x: list[str]) -> str:
     rank, eps = node.params["rank"], node.params["eps"]
     sizes = tuple(node.inputs[0].shape[-rank:])
@@ -51,6 +64,7 @@ def _lowered(
 LAYER_NORM = composite(
     "layer_norm_affine",
     expansion=_expansion,
+    vjp=_vjp,
     names=(),
     text=lambda p, node: f"layer_norm_affine({', '.join(p.child(i, 0) for i in node.inputs)})",
     latex=lambda p, node: rf"\operatorname{{layernorm}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",

@@ -15,7 +15,7 @@ from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.interpreters.differentiate import vjp
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Node, TensorType, constant, tree_size, variable
+from chainrule.ir import Node, TensorType, constant, substitute_nodes, tree_size, variable
 from chainrule.ops.contraction import einsum
 from chainrule.ops.families import sum_nodes
 from chainrule.ops.movement import broadcast
@@ -46,6 +46,8 @@ class Derivation:
         # Closed forms of very long programs would grow with every step: they stay in known derivatives.
         self.substitutes = factors and len(program.order) <= _MAX_SUBSTITUTED
         scalars = [program.symbol[n] for n in program.order]
+        # What the rules build of a model's forward values is written by their names.
+        self._symbols = {} if factors else {local: program.symbol[n] for n, local in program.local.items()}
         self.scalar = all(s.shape == () for s in [*scalars, *program.variables.values()])
 
     # ---- reverse -------------------------------------------------------------------------------------------
@@ -56,6 +58,7 @@ class Derivation:
         needed = set().union(*(program.depends_on(w) for w in wrt)) & program.ancestors(y)
         order = [n for n in reversed(program.order) if n in needed and n != y]
         order += [w for w in wrt if w not in order and w != y]
+        order = order if self.with_factors else _layer_by_layer(order, program)
         steps = []
         for name in order:
             children = [c for c in reversed(program.children(name)) if c in needed or c == y]
@@ -74,6 +77,7 @@ class Derivation:
             # The seed of the output itself is the number one, or the cotangent that was given.
             seed = known if child == y and known is not None else self._derivative_symbol(y, child)
             (moved,) = vjp([local], [seed], [x])
+            moved = None if moved is None else self._in_symbols(moved)
         elif tensor is None:
             moved = None
         else:
@@ -86,13 +90,19 @@ class Derivation:
             self._shape(name, child),
         )
         if child == y and cotangent is None and (known_is_one or not scalar_output):
-            return Term((own,), self._expression(simplify(moved)), moved)
+            return Term((own,), self._expression(simplify(moved, exact=not self.with_factors)), moved)
         symbol = "g" if child == y and cotangent is not None and cotangent.is_leaf else f"d{y}/d{child}"
         if child == y and cotangent is not None:
             symbol = text(cotangent)
         before = Factor(symbol, self._closed_expression(y, child, cotangent), self._shape(child, y, cotangent))
         pair = (before, own) if self.scalar or self.layout == "numerator" else (own, before)
-        return Term(pair, self._expression(simplify(moved)), moved)
+        return Term(pair, self._expression(simplify(moved, exact=not self.with_factors)), moved)
+
+    def _in_symbols(self, node: Node) -> Node:
+        """With names for what the rules build of forward values; a name may stand in the meaning of the next."""
+        while (named := substitute_nodes([node], self._symbols)[0]) is not node:
+            node = named
+        return node
 
     def _local_factor(self, child: str, name: str, needed: bool) -> Node | None:
         """The local Jacobian; without matrix form None, unless there is no other way on."""
@@ -226,7 +236,7 @@ class Derivation:
             total = broadcast(constant(0.0), shape)
         # A model's equations stay in the derivatives already known; a formula's are put in.
         substituted = resolve(total, self.derivatives) if self.substitutes else total
-        closed = simplify(substituted)
+        closed = simplify(substituted) if self.with_factors else _plainest(substituted)
         if self.substitutes and len(self.program.order) <= _MAX_NAMES:
             named = useful_names(self.program.definitions, of)
             written_out = resolve(substituted, self.program.definitions)
@@ -342,6 +352,25 @@ class Derivation:
         if cotangent is not None and of == self.program.output:
             return x  # the cotangent has been contracted with the output
         return (*x, *f) if self.layout == "denominator" else (*f, *x)
+
+
+def _layer_by_layer(order: Sequence[str], program: NamedProgram) -> list[str]:
+    """The same order with every variable right after the last quantity that reads it."""
+    found = [n for n in order if n in program.local]
+    place = {n: k for k, n in enumerate(found)}
+    last = len(found)
+    behind: dict[int, list[str]] = {}
+    for name in order:
+        if name not in place:
+            behind.setdefault(max((place.get(c, -1) for c in program.children(name)), default=last), []).append(name)
+    return [*behind.get(-1, []), *(n for k, name in enumerate(found) for n in (name, *behind.get(k, [])))]
+
+
+def _plainest(node: Node) -> Node:
+    """A model's equation: as the rules give it, unless the algebra finds a shorter form."""
+    exact = simplify(node, exact=True)
+    short = simplify(exact)
+    return short if tree_size(short) <= tree_size(exact) else exact
 
 
 def _as_partial(term: Term, symbol: str) -> Term:

@@ -24,7 +24,7 @@ from chainrule.verbs.bracketing import MAX_COUNTED, Bracketing, best_order, brac
 from chainrule.verbs.code import code
 from chainrule.verbs.derivation import Derivation
 from chainrule.verbs.direct import ORDERS, direct_step
-from chainrule.verbs.equations import as_html, as_latex, as_text
+from chainrule.verbs.equations import as_html, as_latex, as_text, model_lines
 from chainrule.verbs.expression import NOTATIONS, Expression, resolve
 from chainrule.verbs.function import CompiledDerivative
 from chainrule.verbs.known_quantities import known_quantities
@@ -129,16 +129,18 @@ class DeriveResult:
         """Why a derivative is exactly zero, by variable; those that are not zero are not in it."""
         return {s.wrt: s.note for s in self.steps if s.note and s.of == self.of and s.wrt in self.wrt}
 
-    def text(self, notation: str = "matrix", lines: bool = False) -> str:
+    def text(self, notation: str = "matrix", lines: bool = False, blocks: bool = True) -> str:
         """Definitions and steps, one line each, with the factors of every term below it.
 
         Args:
             notation: ``"matrix"``, or ``"index"`` for the element first and then the matrix it forms:
                 ``dz_i/dh_j = Omega_ij, hence dz/dh = Omega'``.
             lines: below each step its lines from the chain rule to the simplified form, each with its rule.
+            blocks: equations of a model that repeat are written once, with an index k; ``False`` writes all of them,
+                and the text is then a program of the formula language.
         """
         _choice("notation", notation, NOTATIONS)
-        return as_text(self, notation, lines)
+        return as_text(self, notation, lines, blocks)
 
     def latex(self, notation: str = "matrix") -> str:
         """An ``aligned`` environment: one line per step; ``notation`` as in :meth:`text`."""
@@ -195,6 +197,11 @@ class DeriveResult:
         """
         return CompiledDerivative(self, backend)
 
+    def _blocks(self) -> list[dict[str, Any]]:
+        """The equations of a model that repeat, each block once."""
+        lines = model_lines(self, blocks=True) if self.from_model and self.definitions else []
+        return [part.to_dict() for part in lines if not isinstance(part, str)]
+
     def __str__(self) -> str:
         return self.text()
 
@@ -216,6 +223,7 @@ class DeriveResult:
             "definitions": [[name, e.text] for name, e in self.definitions],
             "steps": [s.to_dict() for s in self.steps],
             "derivatives": {name: e.to_dict() for name, e in self.derivatives.items()},
+            "blocks": self._blocks(),
             "notes": dict(self.notes),
             "multiplications": self.bracketing.to_dict() if self.is_counted else None,
             "assumptions": dict(self.assumptions),

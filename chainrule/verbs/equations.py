@@ -11,6 +11,7 @@ from chainrule.interpreters.latex import LatexPrinter
 from chainrule.interpreters.mathml import mathml
 from chainrule.ir import shape_text
 from chainrule.verbs.assumptions import assumption_lines
+from chainrule.verbs.blocks import Block, grouped
 from chainrule.verbs.expression import Expression
 from chainrule.verbs.index_lines import IndexLines
 from chainrule.verbs.steps import Step
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
     from chainrule.verbs.derive import DeriveResult
 
 
-def as_text(result: DeriveResult, notation: str, lines_too: bool = False) -> str:
+def as_text(result: DeriveResult, notation: str, lines_too: bool = False, blocks: bool = True) -> str:
     """Definitions and steps, one line each, with the factors of every term below it.
 
-    ``lines_too``: and the lines that lead from the chain rule to the closed form, each with its rule.
+    ``lines_too``: and the lines that lead from the chain rule to the closed form, each with its rule. ``blocks``: a
+    model's repeated blocks are written once.
     """
     index = IndexLines(result.program.symbol, result.layout)
     indexed = notation == "index"
+    if result.from_model and result.definitions and not indexed and not lines_too:
+        return "\n".join(str(part) for part in model_lines(result, blocks))
     lines = [index.definition(n, e) if indexed else f"{n} = {e.text}" for n, e in result.definitions]
     lines += [""] if lines else []
     for step in result.steps:
@@ -35,6 +39,24 @@ def as_text(result: DeriveResult, notation: str, lines_too: bool = False) -> str
         lines += [f"    = {line}   ({rule})" for line, rule in step.lines] if lines_too else []
         lines += [] if step.value is None else [f"    value: {_shown(step.value)}"]
     return "\n".join([*lines, *_named_answers(result, indexed), *_conventions(result)])
+
+
+def model_lines(result: DeriveResult, blocks: bool) -> list[str | Block]:
+    """The forward and the backward pass of a model, each line an equation of the formula language; shapes beside.
+
+    ``blocks``: what repeats is written once, with an index.
+    """
+    forward = [_with_shape(f"{n} = {e.text}", e.shape) for n, e in result.definitions]
+    backward = [_with_shape(f"{s.symbol} = {s.closed_form.text}", s.shape, s.note, s.value) for s in result.steps]
+    parts = [grouped(lines) if blocks else lines for lines in (forward, backward)]
+    return [*parts[0], "", *parts[1], *(f"# {line}" for line in _conventions(result))]
+
+
+def _with_shape(line: str, shape: tuple[Any, ...], note: str = "", value: Any = None) -> str:
+    sizes = f"({shape_text(shape)})" if shape else ""
+    given = "" if value is None else f"value: {np.array2string(np.asarray(value), precision=8, separator=', ')}"
+    remarks = "; ".join(" ".join(part.split()) for part in (sizes, note, given) if part)
+    return f"{line}   # {remarks}" if remarks else line
 
 
 def as_latex(result: DeriveResult, notation: str) -> str:

@@ -146,6 +146,13 @@ def _with_targets(
     return named, list(inputs), [i.params["name"] for i in inputs if i.type.is_float]
 
 
+def identifier_of(path: str) -> str:
+    """A dotted path as the name that its parameter has: ``0.weight`` -> ``weight_0``, ``net.0.weight`` -> ``net_0_...``."""
+    parts = path.split(".")
+    numbers = next((k for k, part in enumerate(parts) if not part[:1].isdigit()), len(parts))
+    return "_".join([*parts[numbers:], *parts[:numbers]])
+
+
 def free_name(name: str, graph: Graph) -> str:
     """``name``, or ``name_`` and so on, that the graph does not use."""
     taken = {i.params["name"] for i in graph.inputs} | set(graph.names)
@@ -184,8 +191,10 @@ def target_names(wrt: str | Sequence[str], program: NamedProgram) -> list[str]:
     """
     names = [w.strip() for w in wrt.split(",")] if isinstance(wrt, str) else list(wrt)
     known = {**program.variables, **dict.fromkeys(program.order)}
-    for name in names:
-        if name not in known:
+    for k, name in enumerate(names):
+        if name not in known and identifier_of(name) in known:
+            names[k] = identifier_of(name)  # a parameter by its dotted path
+        elif name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise FormulaError(
                 f"cannot derive by {name!r}: it does not occur in the formula",

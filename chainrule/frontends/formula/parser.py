@@ -33,11 +33,20 @@ def assigned_names(tokens: Sequence[Token]) -> dict[str, int]:
     """The names that a text assigns, each with the position of its first assignment."""
     names: dict[str, int] = {}
     starts = True
-    for token, following in pairwise(tokens):
+    for k, (token, following) in enumerate(pairwise(tokens)):
         if starts and token.kind == "name" and following.kind == "=":
             names.setdefault(token.text, token.start)
+        elif starts and is_derivative(tokens[k : k + 4], "="):
+            names.setdefault(f"{token.text}/{tokens[k + 2].text}", token.start)
         starts = token.kind == "separator"
     return names
+
+
+def is_derivative(tokens: Sequence[Token], after: str = "") -> bool:
+    """Whether these begin with the name of a derivative, ``dy/dx`` (and then ``after``)."""
+    kinds = [t.kind for t in tokens[:3]]
+    named = kinds == ["name", "/", "name"] and tokens[0].text[0] == tokens[2].text[0] == "d"
+    return named and (not after or (len(tokens) > 3 and tokens[3].kind == after))
 
 
 def unknown_functions(tokens: Sequence[Token], known: Container[str]) -> frozenset[str]:
@@ -59,7 +68,8 @@ def parse_tokens(
     """The statements of a text, in order.
 
     ``functions`` are the unknown functions: ``dl/df`` is read as a derivative of ``l`` only where ``l`` is
-    one of them and neither ``dl`` nor ``df`` is one of the ``variables``. Everywhere else it is a division.
+    one of them and neither ``dl`` nor ``df`` is one of the ``variables``. Where ``dl/df`` itself is a variable
+    (assigned before, ``dl/df = ...``, or given) it is that name. Everywhere else it is a division.
 
     Raises:
         FormulaError: anything that is not in the grammar.
@@ -120,6 +130,9 @@ class _Parser:
         if first.kind == "name" and self.following.kind == "=":
             name = self.advance().text
             self.advance()
+        elif is_derivative(self.tokens[self.at : self.at + 4], "="):
+            name = f"{first.text}/{self.tokens[self.at + 2].text}"
+            self.at += 4
         expression: tree.Tree = run(self.expression(0))
         if self.token.kind not in _ENDS:
             self.unexpected(expression, named=bool(name))
@@ -294,8 +307,12 @@ class _Parser:
     def partial(self, name: Token) -> Steps:
         """``dl/df`` where ``l`` is an unknown function of the text; else the name of a division."""
         plain = tree.Name(name.start, name.start, name.end, name.text)
-        match = _DERIVED.fullmatch(name.text)
         below = self.following
+        whole = f"{name.text}/{below.text}"
+        if below.kind == "name" and whole in self.variables:  # the name of a derivative that is known
+            self.at += 2
+            return tree.Name(name.start, name.start, below.end, whole)
+        match = _DERIVED.fullmatch(name.text)
         if not match or match[2] not in self.functions or below.kind != "name" or not below.text.startswith("d"):
             return plain
         if name.text in self.variables or below.text in self.variables:
