@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import ATOM, OPS, Code, Node, Sample, TensorType, apply, as_node, constant, shape_text
+from chainrule.ir import ATOM, OPS, Code, Node, Sample, TensorType, apply, as_node, constant, shape_text, spelling
 from chainrule.ops.arithmetic import compare, iverson, where
 from chainrule.ops.composites import LOG_SOFTMAX, SOFTMAX
 from chainrule.ops.contraction import einsum, sum_axes
@@ -153,6 +153,12 @@ ONE_HOT = leaf(
 def one_hot(labels: Node, classes: Any, dtype: str = "float64") -> Node:
     """Class numbers as rows of the identity matrix."""
     return apply(ONE_HOT, labels, classes=classes, dtype=dtype)
+
+
+@spelling("one_hot")
+def one_hot_of(labels: Node, size: Any) -> Node:
+    """Class numbers, counted from 0, as rows of the identity matrix of a size."""
+    return one_hot(labels, size)
 
 
 def _class_axis(x: Node) -> int:

@@ -15,12 +15,13 @@ from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.interpreters.differentiate import vjp
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Node, TensorType, constant, substitute_nodes, tree_size, variable
+from chainrule.ir import Node, TensorType, constant, tree_size, variable
 from chainrule.ops.contraction import einsum
 from chainrule.ops.families import sum_nodes
 from chainrule.ops.movement import broadcast
 from chainrule.verbs.bracketing import source_of
 from chainrule.verbs.expression import Expression, resolve
+from chainrule.verbs.inner_names import in_symbols
 from chainrule.verbs.named_program import NamedProgram
 from chainrule.verbs.naming import shortest, useful_names
 from chainrule.verbs.steps import Factor, Step, Term
@@ -47,7 +48,7 @@ class Derivation:
         self.substitutes = factors and len(program.order) <= _MAX_SUBSTITUTED
         scalars = [program.symbol[n] for n in program.order]
         # What the rules build of a model's forward values is written by their names.
-        self._symbols = {} if factors else {local: program.symbol[n] for n, local in program.local.items()}
+        self._symbols = {} if factors else program.symbols
         self.scalar = all(s.shape == () for s in [*scalars, *program.variables.values()])
 
     # ---- reverse -------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ class Derivation:
             # The seed of the output itself is the number one, or the cotangent that was given.
             seed = known if child == y and known is not None else self._derivative_symbol(y, child)
             (moved,) = vjp([local], [seed], [x])
-            moved = None if moved is None else self._in_symbols(moved)
+            moved = None if moved is None else in_symbols(moved, self._symbols)
         elif tensor is None:
             moved = None
         else:
@@ -97,12 +98,6 @@ class Derivation:
         before = Factor(symbol, self._closed_expression(y, child, cotangent), self._shape(child, y, cotangent))
         pair = (before, own) if self.scalar or self.layout == "numerator" else (own, before)
         return Term(pair, self._expression(simplify(moved, exact=not self.with_factors)), moved)
-
-    def _in_symbols(self, node: Node) -> Node:
-        """With names for what the rules build of forward values; a name may stand in the meaning of the next."""
-        while (named := substitute_nodes([node], self._symbols)[0]) is not node:
-            node = named
-        return node
 
     def _local_factor(self, child: str, name: str, needed: bool) -> Node | None:
         """The local Jacobian; without matrix form None, unless there is no other way on."""

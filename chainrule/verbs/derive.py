@@ -27,6 +27,7 @@ from chainrule.verbs.direct import ORDERS, direct_step
 from chainrule.verbs.equations import as_html, as_latex, as_text, model_lines
 from chainrule.verbs.expression import NOTATIONS, Expression, resolve
 from chainrule.verbs.function import CompiledDerivative
+from chainrule.verbs.inner_names import in_the_language
 from chainrule.verbs.known_quantities import known_quantities
 from chainrule.verbs.named_program import (
     MAX_PARTS,
@@ -303,7 +304,9 @@ def derive(
             steps = [s for w in targets for s in derivation.forward(w)]
         else:
             steps = derivation.eliminating(targets, best_order(chain_of(program, targets), _sizes(at)))
-        definitions = tuple((n, Expression(program.local[n])) for n in program.order)
+        symbols = program.symbols
+        local = program.local if from_text else {n: in_the_language(e, symbols) for n, e in program.local.items()}
+        definitions = tuple((n, Expression(local[n])) for n in program.order)
     found = {s.wrt: s.closed_form for s in steps if s.of == program.output and s.wrt in targets}
     if is_single_formula(source, shapes):
         # The names of a single formula's parts are ours, for the steps; the answer is in the user's own.

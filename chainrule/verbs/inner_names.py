@@ -33,6 +33,25 @@ def opened(roots: Iterable[Node]) -> dict[Node, Node]:
     return rebuild(list(roots), replace_node)
 
 
+def in_the_language(node: Node, symbols: Mapping[Node, Node]) -> Node:
+    """A definition with kernels that the formula language has no function for written out, in the names at hand."""
+
+    def replace_node(n: Node, inputs: tuple[Node, ...]) -> Node:
+        if n.op.expansion is not None and not n.op.names:
+            return in_symbols(n.op.expansion(*inputs, **n.params), symbols)
+        return n if inputs == n.inputs else apply(n.op, *inputs, **n.params)
+
+    symbols = {meaning: symbol for meaning, symbol in symbols.items() if meaning is not node}
+    return simplify(rebuild([node], replace_node)[node], exact=True)
+
+
+def in_symbols(node: Node, symbols: Mapping[Node, Node]) -> Node:
+    """With names for what they mean; a name may stand in the meaning of the next."""
+    while (named := substitute_nodes([node], symbols)[0]) is not node:
+        node = named
+    return node
+
+
 def forward_parts(root: Node, named: Mapping[Node, str]) -> list[Node]:
     """Values inside of modules that deserve a name, in order of computation."""
     order = toposort([root])

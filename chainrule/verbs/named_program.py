@@ -59,6 +59,11 @@ class NamedProgram:
         self.leaves = tuple(variables)
         self._jacobians: dict[tuple[str, str, str], Node | None] = {}
 
+    @property
+    def symbols(self) -> dict[Node, Node]:
+        """What a name means, in names -> the name."""
+        return {local: self.symbol[name] for name, local in reversed(self.local.items()) if local.inputs}
+
     def without(self, name: str) -> dict[Node, Node]:
         """The definitions with ``name`` cut free of what it means, as a variable to derive by is."""
         return {s: n for s, n in self.definitions.items() if s is not self.symbol[name]}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import chainrule as cr
+from chainrule.errors import FormulaError
 from chainrule.frontends.formula import parse_program
 from chainrule.interpreters.evaluate import evaluate_all
 from chainrule.verbs.blocks import Block, grouped
@@ -182,7 +183,7 @@ def test_gpt2_with_tied_embeddings() -> None:
     model(input_ids=tokens, labels=tokens).loss.backward()
     for path, parameter in model.named_parameters():
         leaf = case.trace.parameters[path].params["name"]
-        np.testing.assert_allclose(values[f"dloss/d{leaf}"], parameter.grad.numpy(), rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(values[f"dloss/d{leaf}"], parameter.grad.numpy(), rtol=1e-5, atol=1e-6)  # its loss is computed in float32
     # Four blocks are written once, forward and backward.
     assert len(d.to_dict()["blocks"]) == 2
     assert len(d.text().splitlines()) < 0.5 * len(d.text(blocks=False).splitlines())
@@ -219,7 +220,7 @@ def test_by_dotted_path() -> None:
     model, batch, loss = CASES["mlp"]()
     d = cr.derive(model, batch, loss, wrt="0.weight, 2.bias")
     assert d.wrt == ("weight_0", "bias_2")
-    with pytest.raises(cr.FormulaError, match=r"1\.weight"):
+    with pytest.raises(FormulaError, match="1.weight"):
         cr.derive(model, batch, loss, wrt="1.weight")
 
 
