@@ -194,7 +194,9 @@ def _without_numbers(tokens: Tokens) -> Tokens:
 
 def _moves(a: Tokens, b: Tokens) -> list[int]:
     """By how much each number in a name moves."""
-    pairs = [(p, q) for s, t in zip(a, b, strict=True) if _is_name(s) for p, q in zip(_parts(s), _parts(t), strict=True)]
+    pairs = [
+        (p, q) for s, t in zip(a, b, strict=True) if _is_name(s) for p, q in zip(_parts(s), _parts(t), strict=True)
+    ]
     return [int(q) - int(p) for p, q in pairs if p.isdigit()]
 
 
@@ -207,11 +209,7 @@ def _step(pairs: Sequence[tuple[Tokens, Tokens]]) -> int:
 def _moving(a: Tokens, b: Tokens) -> int:
     """The smallest number that moves."""
     found = [
-        int(p)
-        for s, t in zip(a, b, strict=True)
-        if s != t
-        for p, q in zip(_parts(s), _parts(t), strict=True)
-        if p != q
+        int(p) for s, t in zip(a, b, strict=True) if s != t for p, q in zip(_parts(s), _parts(t), strict=True) if p != q
     ]
     return min(found)
 

@@ -15,7 +15,7 @@ from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.interpreters.differentiate import vjp
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Node, TensorType, constant, tree_size, variable
+from chainrule.ir import Node, TensorType, constant, substitute_nodes, toposort, tree_size, variable
 from chainrule.ops.contraction import einsum
 from chainrule.ops.families import sum_nodes
 from chainrule.ops.movement import broadcast
@@ -364,8 +364,13 @@ def _layer_by_layer(order: Sequence[str], program: NamedProgram) -> list[str]:
 def _plainest(node: Node) -> Node:
     """A model's equation: as the rules give it, unless the algebra finds a shorter form."""
     exact = simplify(node, exact=True)
-    short = simplify(exact)
-    return short if tree_size(short) <= tree_size(exact) else exact
+    # In names by place: equations of repeated blocks, which differ in names alone, come out alike (and are met again).
+    leaves = [n for n in toposort([exact]) if n.is_leaf and n is variable(str(n.params.get("name")), n.type)]
+    placed = {leaf: variable(f"v{k:03}", leaf.type) for k, leaf in enumerate(leaves)}
+    short = simplify(substitute_nodes([exact], placed)[0])
+    if tree_size(short) >= tree_size(exact):
+        return exact
+    return substitute_nodes([short], {placed[leaf]: leaf for leaf in leaves})[0]
 
 
 def _as_partial(term: Term, symbol: str) -> Term:
