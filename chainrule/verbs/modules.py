@@ -42,7 +42,7 @@ def case_program(traced: Trace) -> tuple[Named, list[Node], list[str]]:
             required="ops of chainrule/ops",
             instead="the same in declared ops, or a declaration (docs/adding-an-op.md)",
         )
-    names = {node: name for name, node in reversed(traced.graph.names.items())}
+    names = {node: name for name, node in reversed(list(traced.graph.names.items()))}
     image = opened([root])
     modules = _modules(traced, image)
     named = _named({image[n]: name for n, name in names.items() if n in image}, image[root], modules)
@@ -72,13 +72,12 @@ def _named(names: Mapping[Node, str], root: Node, modules: Mapping[Node, str]) -
 def _with_repeated(named: Named, variables: list[Node], modules: Mapping[Node, str]) -> Named:
     """The same with names for what the equations of the backward pass would write more than once."""
     program = dict(named)
-    owners = {name: node for name, node in named}
     taken = {*program, *(v.params["name"] for v in variables)}
     parts: dict[Node, str] = {}
     for part, owner in backward_parts(named, variables):
         if part in parts or part in program.values():
             continue
-        parts[part] = inner_name(part, _path(modules.get(owners[owner], "")), taken.__contains__)
+        parts[part] = inner_name(part, _path(modules.get(program[owner], "")), taken.__contains__)
         taken.add(parts[part])
     root_name, root = named[-1]
     both = {node: name for name, node in reversed(named)} | parts

@@ -62,7 +62,7 @@ class NamedProgram:
     @property
     def symbols(self) -> dict[Node, Node]:
         """What a name means, in names -> the name."""
-        return {local: self.symbol[name] for name, local in reversed(self.local.items()) if local.inputs}
+        return {local: self.symbol[name] for name, local in reversed(list(self.local.items())) if local.inputs}
 
     def without(self, name: str) -> dict[Node, Node]:
         """The definitions with ``name`` cut free of what it means, as a variable to derive by is."""
@@ -152,7 +152,7 @@ def _with_targets(
 
 
 def identifier_of(path: str) -> str:
-    """A dotted path as the name that its parameter has: ``0.weight`` -> ``weight_0``, ``net.0.weight`` -> ``net_0_...``."""
+    """A dotted path as the name that its parameter has: ``0.weight`` -> ``weight_0``, ``a.0.b`` -> ``a_0_b``."""
     parts = path.split(".")
     numbers = next((k for k, part in enumerate(parts) if not part[:1].isdigit()), len(parts))
     return "_".join([*parts[numbers:], *parts[:numbers]])
