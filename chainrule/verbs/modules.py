@@ -108,4 +108,7 @@ def function_program(traced: Trace) -> tuple[Named, list[Node], list[str]]:
     variables = [leaf for leaf in toposort([root]) if leaf.is_leaf and "name" in leaf.params]
     active = [n for n, leaf in traced.batch_inputs.items() if leaf.type.is_float]
     missing = [leaf for leaf in traced.batch_inputs.values() if leaf not in variables]
-    return [("y", root)], [*variables, *missing], [traced.batch_inputs[n].params["name"] for n in active]
+    name, taken = "y", {v.params["name"] for v in (*variables, *traced.batch_inputs.values())}
+    while name in taken:
+        name += "_"
+    return [(name, root)], [*variables, *missing], [traced.batch_inputs[n].params["name"] for n in active]
