@@ -177,3 +177,24 @@ def test_diagonals_of_stacks_print_as_such(formula):
     node = parse(formula, {"X": "b,n,n"}).outputs[0]
     assert text(node) == formula
     assert parse(text(node), {"X": "b,n,n"}).outputs[0] is node
+
+
+@pytest.mark.parametrize(
+    "formula, program",
+    [
+        ("norm(X)", lambda X: torch.linalg.norm(X)),
+        ("sum(norm(X, 1)^3 + norm(X, 1))", lambda X: (X.norm(dim=1) ** 3 + X.norm(dim=1)).sum()),
+        ("D = X[:, None] - X[None, :]; f = sum(norm(D, 2))", lambda X: (X[:, None] - X[None]).norm(dim=2).sum()),
+        ("r = X - X; f = sum(X) + norm(r)", lambda X: X.sum() + torch.linalg.norm(X - X)),
+    ],
+)
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_derivative_of_a_norm_at_zero_is_zero(formula, program, scale):
+    """As in torch: of a whole norm, of a row of zeros, and of a distance of a point from itself however it is named."""
+    at = scale * np.array([[0.3, -1.0], [0.0, 0.0], [2.0, 0.5]])
+    tensor = torch.tensor(at, requires_grad=True)
+    program(tensor).backward()
+    derived = cr.derive(formula, wrt="X", shapes={"X": "m,n"})
+    with np.errstate(all="raise"):
+        for expression in (derived.steps[-1].expression, derived.steps[-1].closed_form):
+            assert np.allclose(expression.evaluate(X=at), tensor.grad.numpy(), atol=1e-13)

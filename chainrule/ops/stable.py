@@ -57,8 +57,8 @@ def stable_power(node: Node) -> Node | None:
     return None
 
 
-# ---- norms of many rows, in derivatives --------------------------------------------------------------------
-# Of the norms along an axis one may be 0 (a point's distance from itself). Its derivative is 0 by convention, as that
+# ---- norms, in derivatives ---------------------------------------------------------------------------------
+# A norm may be 0 (a point's distance from itself). Its derivative is 0 by convention, as that
 # of torch's norm, and must not become 0 * inf; the value of a formula is left as it is.
 LIMIT = "limit"
 
@@ -91,11 +91,11 @@ def _positive(base: Node) -> Node:
 
 
 def _sums_of_squares(x: Node) -> bool:
-    """Whether ``x`` is an array of sums of squares."""
+    """Whether ``x`` is a sum of squares, or an array of them."""
     while x.op.family == "linear":
         x = x.inputs[0]
     operands = x.params.get("operands")
-    if operands is None or not x.shape:
+    if operands is None:
         return False
     square = x.inputs[0]
     if len(operands) == 1:

@@ -340,7 +340,7 @@ class Derivation:
         return self._expression(node if node is not None else cotangent)  # type: ignore[arg-type]
 
     def _expression(self, node: Node) -> Expression:
-        return Expression(node, self.meanings, self.program.leaves)
+        return Expression(node, self.meanings, self.program.leaves, derivative=True)
 
     def _shape(self, wrt: str, of: str, cotangent: Node | None = None) -> tuple[Any, ...]:
         x, f = self.program.symbol[wrt].shape, self.program.symbol[of].shape

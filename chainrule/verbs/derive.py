@@ -353,7 +353,7 @@ def _in_names(expression: Expression, own: Mapping[Node, Node], wrt: str, progra
     """An answer in the variables and in the name that its formula was given."""
     named = [(s, n) for s, n in useful_names(own, program.output) if s.params["name"] != wrt]
     node = shortest(simplify(expression.full), None, named)
-    return Expression(node, {**program.definitions, **dict(named)}, program.leaves)
+    return Expression(node, {**program.definitions, **dict(named)}, program.leaves, derivative=True)
 
 
 def _sizes(at: Mapping[str, Any] | None) -> dict[str, int]:

@@ -51,7 +51,7 @@ def direct_step(program: NamedProgram, wrt: str, layout: str, seed: Node | None,
     node = found if found is not None else broadcast(constant(0.0), shape)
     if order > 1 and len(definitions) <= _MAX_NAMED:
         node = shortest(node, None, useful_names(definitions, of))
-    expression = Expression(node, definitions, program.leaves)
+    expression = Expression(node, definitions, program.leaves, derivative=True)
     return Step(
         of,
         wrt,

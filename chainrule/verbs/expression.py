@@ -17,6 +17,7 @@ from chainrule.errors import ChainruleError
 from chainrule.frontends.formula import parse
 from chainrule.frontends.latex import is_latex, parse_latex
 from chainrule.interpreters import simplify as simplification
+from chainrule.interpreters.declared_limits import with_limits
 from chainrule.interpreters.evaluate import evaluate
 from chainrule.interpreters.index_languages import IndexLatex, IndexText
 from chainrule.interpreters.index_notation import IndexPrinter, index_letters
@@ -42,6 +43,7 @@ class Expression:
         definitions: those leaves -> what they mean.
         variables: of the formula it comes from; a derivative may have lost some, whose arrays still give sizes.
         known: names for parts of it that it repeats, :attr:`where`.
+        derivative: it is one, whose value where it reads 0/0 (``x / norm(x)`` at 0) is the declared one.
 
     >>> import chainrule as cr
     >>> e = cr.formula("(x + 1)^2 - x^2")
@@ -53,6 +55,7 @@ class Expression:
     definitions: Mapping[Node, Node] = field(default_factory=dict)
     variables: tuple[Node, ...] = ()
     known: Mapping[Node, str] = field(default_factory=dict)
+    derivative: bool = False
 
     # ---- reading -------------------------------------------------------------------------------------------
     @property
@@ -161,7 +164,8 @@ class Expression:
         values = {n: arrays[n.params["name"]] for n in leaves if n.params["name"] in arrays}
         for leaf, array in values.items():
             refuse_other_structure(leaf, array)
-        return evaluate(graph.outputs, values, sizes)[0]
+        roots = with_limits(graph.outputs) if self.derivative else graph.outputs
+        return evaluate(roots, values, sizes)[0]
 
     def simplified(self) -> Expression:
         """The same function, shorter."""
