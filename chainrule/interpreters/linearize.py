@@ -44,7 +44,10 @@ def jacobian(output: Node, wrt: Node, layout: str = "denominator") -> Node | Non
 
 def jacobian_of_linear(value: Node, g: Node) -> Node:
     """The tensor J (value.shape + g.shape) with value = J : g, for a value that is linear in the leaf ``g``."""
-    depends = {n for n in toposort([value]) if n is g or _reaches(n, g)}
+    depends: set[Node] = set()
+    for n in toposort([value]):
+        if n is g or any(i in depends for i in n.inputs):
+            depends.add(n)
     return _jacobian(value, g, depends)
 
 

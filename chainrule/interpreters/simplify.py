@@ -16,11 +16,14 @@ from typing import overload
 import numpy as np
 
 from chainrule.interpreters.rebuild_terms import Builder
+from chainrule.interpreters.terms import MAX_DEPTH as MAX_DEPTH
 from chainrule.interpreters.terms import Algebra, Factor, Number, Term, collect, distribute
-from chainrule.ir import Graph, Node, Rewrite, TensorType, algebraic_depth, apply, constant, rebuild, tree_size
+from chainrule.ir import Graph, Node, Rewrite, TensorType, algebraic_depth, apply, constant, rebuild, toposort, tree_size
 
-MAX_DEPTH = 120  # nested sums and products; the algebra walks them recursively
 _MAX_ROUNDS = 6
+# Beyond these the answer stays as the rules give it: right, with only the rewrites that keep every bit.
+_MAX_NODES = 1500  # of a program
+_MAX_FACTORS = 40  # of one product
 
 
 @overload
@@ -48,6 +51,7 @@ def simplify(program: Node | Graph, exact: bool = False) -> Node | Graph:
 
 def simplify_all(nodes: Sequence[Node], exact: bool = False) -> list[Node]:
     """Each node simplified; shared work is done once."""
+    exact = exact or len(toposort(nodes)) > _MAX_NODES
     results = _stable(nodes, exact)
     return results if exact else [_shorter_of_expanded(n) for n in results]
 
@@ -174,7 +178,10 @@ def _normal_form(node: Node, distributed: bool = False) -> Node | None:
     algebra = Algebra()
     algebra.splits_inverses = distributed
     free = algebra.indices_of(node.type)
-    terms = collect(algebra.expand(node, free), algebra)
+    read = algebra.expand(node, free)
+    if any(len(t.factors) > _MAX_FACTORS for t in read):
+        return None
+    terms = collect(read, algebra)
     if distributed:
         multiplied = distribute(terms, algebra)
         if multiplied is None:

@@ -12,6 +12,7 @@ Jacobian off the terms of a linear function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -29,10 +30,13 @@ from chainrule.interpreters.factors import (
     order_key,
     rename,
 )
-from chainrule.ir import Dim, Node, TensorType, apply, as_node, is_diagonal, known_facts
+from chainrule.ir import Dim, Node, TensorType, algebraic_depth, apply, as_node, is_diagonal, known_facts
 from chainrule.ops.contraction import eye
 from chainrule.ops.recognition import recognise
 
+_MAX_POWER = 10**6  # of a factor; powers of powers beyond this stay nested
+_MAX_LOG = 700  # of a number; exp(709) is the largest that float64 holds
+MAX_DEPTH = 120  # nested sums and products; the algebra walks them recursively
 _MAX_DISTRIBUTED = 64  # terms; multiplying out beyond this has not made a formula shorter
 
 
@@ -47,7 +51,7 @@ def exact(value: float) -> Number:
 @lru_cache(maxsize=4096)
 def symmetric(node: Node) -> bool:
     """Whether a matrix is its own transpose: as declared, or by its form: an identity, ``X' @ X``, ``inv(A + A')``."""
-    if node.type.rank != 2 or node.shape[0] != node.shape[1]:
+    if node.type.rank != 2 or node.shape[0] != node.shape[1] or algebraic_depth(node) > MAX_DEPTH:
         return False
     if "symmetric" in known_facts(node):
         return True
@@ -67,7 +71,7 @@ def symmetric(node: Node) -> bool:
 @lru_cache(maxsize=4096)
 def exchanges(node: Node) -> tuple[tuple[int, int, int], ...]:
     """Pairs of dimensions of a sum that may be exchanged, with the sign that this costs: ``X[:, None] - X`` has -1."""
-    if node.op.terms is None or not node.inputs or node.type.rank not in (2, 3):
+    if node.op.terms is None or not node.inputs or node.type.rank not in (2, 3) or algebraic_depth(node) > MAX_DEPTH:
         return ((0, 1, 1),) if node.type.rank == 2 and symmetric(node) else ()
     found = []
     for p, q in combinations(range(node.type.rank), 2):
@@ -113,7 +117,7 @@ class Algebra:
     # ---- what the ``terms`` rules call ---------------------------------------------------------------------
     def expand(self, node: Node, indices: Sequence[Index]) -> Sum:
         """The terms of ``node`` at ``indices``."""
-        rule = node.op.terms
+        rule = node.op.terms if algebraic_depth(node) <= MAX_DEPTH else None
         found = rule(self, node, tuple(indices)) if rule is not None else None
         return found if found is not None else self.atom(node, tuple(indices))
 
@@ -283,8 +287,18 @@ def _raise(term: Term, power: Number) -> Term | None:
         return None
     if term.coefficient == 0 and power < 0:
         return None
+    if any(abs(f.power * power) > _MAX_POWER for f in term.factors) or not _is_float(term.coefficient, power):
+        return None
     coefficient = term.coefficient ** int(power) if whole else exact(float(term.coefficient) ** float(power))
     return Term(coefficient, tuple(replace(f, power=f.power * power) for f in term.factors))
+
+
+def _is_float(base: Number, power: Number) -> bool:
+    """Whether a number to a power has a value in float64: as an exact fraction it would grow without end."""
+    try:
+        return base in (0, 1, -1) or abs(power) * abs(math.log(abs(float(base)))) < _MAX_LOG
+    except (OverflowError, ValueError):
+        return False
 
 
 # ---- normal form -------------------------------------------------------------------------------------------

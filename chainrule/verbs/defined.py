@@ -17,27 +17,34 @@ from chainrule.frontends.formula.lexer import tokenize
 from chainrule.interpreters.evaluate import evaluate
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
-from chainrule.ir import Node, TensorType, toposort
+from chainrule.ir import Node, TensorType, toposort, tree_size
+
+
+_SIMPLIFIED = 1000  # operators and operands of a divisor that is looked through
 
 
 def _constant(node: Node) -> float | None:
     """The number that a node always is, such as ``1 - 1`` or ``x - x``; None if it varies."""
     if not isinstance(node.type, TensorType):
         return None
-    short = node if node.is_leaf else simplify(node)
+    short = node if node.is_leaf or tree_size(node) > _SIMPLIFIED else simplify(node)
     while short.number is None and len(short.inputs) == 1 and short.inputs[0].number is not None:
         short = short.inputs[0]  # the same number everywhere
     if short.number is not None:
         return float(short.number)
-    if short.shape != () or _varies(short):
+    if short.shape != () or short in _varying([short]):
         return None
     return float(evaluate([short], {})[0])
 
 
-def _varies(node: Node) -> bool:
-    leaves = [n for n in toposort([node]) if n.is_leaf]
-    unknown = any(n.op.family == "unknown" or not n.op.pure for n in toposort([node]))
-    return unknown or any("name" in n.params or "size" in n.params for n in leaves)
+def _varying(nodes: Iterable[Node]) -> set[Node]:
+    """Of everything that ``nodes`` need, what is not the same number always. One walk: programs may be long."""
+    found: set[Node] = set()
+    for n in toposort(nodes):
+        leaf = n.is_leaf and ("name" in n.params or "size" in n.params)
+        if leaf or n.op.family == "unknown" or not n.op.pure or any(i in found for i in n.inputs):
+            found.add(n)
+    return found
 
 
 def refuse_division_by_zero(program: Program) -> None:
@@ -55,12 +62,14 @@ def refuse_division_by_zero(program: Program) -> None:
       given:    x / 0
       required: a divisor that is not zero
     """
-    for node in toposort([statement.node for statement in program.statements]):
+    roots = [statement.node for statement in program.statements]
+    varying = _varying(roots)
+    for node in toposort(roots):
         if node.op.undefined is not None:
             what = node.op.undefined(*(_constant(i) for i in node.inputs))
             if what:
                 raise _refusal(program, node, what, "a divisor that is not zero")
-        if node.inputs and node.shape == () and node.type.is_float and not _varies(node):
+        if node.inputs and node.shape == () and node.type.is_float and node not in varying:
             if not np.isfinite(evaluate([node], {})[0]):
                 raise _refusal(program, node, f"the value of {text(node)} is not finite", "a finite value")
 

@@ -171,7 +171,11 @@ def split_formula(root: Node, name: str) -> list[tuple[str, Node]]:
 
     Movement and products with numbers stay inside the expression that uses them, so the steps are the chapter's.
     """
-    order = [n for n in toposort([root]) if n.inputs and _depends_on_input(n)]
+    varying: set[Node] = set()
+    for n in toposort([root]):
+        if (n.is_leaf and "name" in n.params) or any(i in varying for i in n.inputs):
+            varying.add(n)
+    order = [n for n in toposort([root]) if n.inputs and n in varying]
     taken = {n.params["name"] for n in toposort([root]) if "name" in n.params} | {name}
     named: list[tuple[str, Node]] = []
     for node in order:
@@ -182,10 +186,6 @@ def split_formula(root: Node, name: str) -> list[tuple[str, Node]]:
             fresh += "_"
         named.append((fresh, node))
     return [*named, (name, root)]
-
-
-def _depends_on_input(node: Node) -> bool:
-    return any("name" in n.params and n.is_leaf for n in toposort([node]))
 
 
 def target_names(wrt: str | Sequence[str], program: NamedProgram) -> list[str]:

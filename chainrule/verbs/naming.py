@@ -18,6 +18,7 @@ from chainrule.interpreters.terms import Algebra, collect, distribute, symmetric
 from chainrule.ir import Node, TensorType, algebraic_depth, apply, rebuild, substitute_nodes, tree_size
 
 _WORTH_TRYING = 5  # operators and operands
+_SEARCHED = 5000  # operators and operands of an answer or a definition in which names are looked for
 _WORTH_ITS_OWN = (
     5  # of a definition whose name is to stand in its own derivative: r = (x' @ A @ x)/(x' @ x), not exp(x)
 )
@@ -40,7 +41,7 @@ def shortest(closed: Node, resolved: Node | None, named: Sequence[tuple[Node, No
             cancellations show that names hide; None to leave it out.
         named: (symbol, definition in earlier symbols), in order of computation.
     """
-    if tree_size(closed) < _WORTH_TRYING or not named:
+    if not _WORTH_TRYING <= tree_size(closed) <= _SEARCHED or not named:
         return closed
     patterns = _patterns(named)
     best = closed
@@ -67,6 +68,8 @@ def _patterns(named: Sequence[tuple[Node, Node]]) -> list[_Pattern]:
     plain: dict[Node, Node] = {}  # names that are not worth writing: they are seen through
     found = []
     for symbol, definition in named:
+        if tree_size(definition) > _SEARCHED:
+            continue
         definition = simplify(substitute_nodes([definition], plain)[0])
         if not _worth_a_name(definition):
             plain[symbol] = definition

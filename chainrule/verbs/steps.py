@@ -15,6 +15,7 @@ from chainrule.ir import Node, tree_size
 from chainrule.verbs.expression import Expression, resolve
 
 _CHAIN_RULE = {False: "chain rule", True: "chain rule, sum over paths"}
+_SHOWN = 4000  # operators and operands of a form that is written in full
 _WRITTEN_OUT = 150  # operators and operands of a form with no names in it that is shown
 
 
@@ -90,6 +91,8 @@ class Step:
         found = [(" + ".join(map(str, self.terms)), _CHAIN_RULE[len(self.terms) > 1])] if self.terms else []
         rule = "local derivatives and known ones put in" if self.terms else "differentiated"
         end = self.closed_form.node
+        if max(0 if self.raw is None else tree_size(self.raw), tree_size(end)) > _SHOWN:
+            return (*found, (self.closed_form.text, rule))  # with names for its parts: in full it has no end
         for node, why in [] if self.raw is None else self._stages(self.raw, rule):
             shown = text(node)
             if not found or found[-1][0] != shown:
