@@ -35,11 +35,37 @@ class TooLong(BaseException):
 
 # ---- texts -------------------------------------------------------------------------------------------------
 _SCALAR = ("sum({v})", "norm({v})^2", "{v}' @ {v}", "tr({m})", "{v}' @ {m} @ {v}", "{s} * {s}", "{s} + {s}", "{s}^2")
-_SCALAR += ("{s} / (1 + {s}^2)", "{u}({s})", "logsumexp({v})", "logdet({m})", "{v}[0]", "mean({v})", "where({s} > 0, {s}, 0)")
+_SCALAR += (
+    "{s} / (1 + {s}^2)",
+    "{u}({s})",
+    "logsumexp({v})",
+    "logdet({m})",
+    "{v}[0]",
+    "mean({v})",
+    "where({s} > 0, {s}, 0)",
+)
 _SCALAR += ("max({v})", "l({s})", "I[{s} > 0] * {s}", 'einsum("i,i->", {v}, {v})', "sum({m} * {m})", "-({s})")
 _VECTOR = ("{m} @ {v}", "{u}({v})", "{v} + {v}", "{v} * {v}", "{s} * {v}", "softmax({v})", "{v} / (1 + {v}^2)", "C @ w")
-_VECTOR += ("solve({m}, {v})", "{m}[0]", "{m}[:, -1]", "diag({m})", "maximum({v}, 0)", "-({v})", 'einsum("ij,j->i", {m}, {v})')
-_MATRIX = ("{m} @ {m}", "({m})'", "{v} @ ({v})'", "{m} + {m}", "{m} * {m}", "{u}({m})", "inv({m})", "{s} * {m}", "diag({v})")
+_VECTOR += (
+    "solve({m}, {v})",
+    "{m}[0]",
+    "{m}[:, -1]",
+    "diag({m})",
+    "maximum({v}, 0)",
+    "-({v})",
+    'einsum("ij,j->i", {m}, {v})',
+)
+_MATRIX = (
+    "{m} @ {m}",
+    "({m})'",
+    "{v} @ ({v})'",
+    "{m} + {m}",
+    "{m} * {m}",
+    "{u}({m})",
+    "inv({m})",
+    "{s} * {m}",
+    "diag({v})",
+)
 _MATRIX += ("C @ B", "eye(n)", "outer({v}, {v})", "tril({m})", "softmax({m}, 1)", 'einsum("ij,kj->ik", {m}, {m})')
 _FUNCTIONS = ("exp", "tanh", "sin", "sigmoid", "relu", "log", "sqrt", "softplus", "abs", "gelu", "erf", "cos", "atan")
 

@@ -18,7 +18,18 @@ import numpy as np
 from chainrule.interpreters.rebuild_terms import Builder
 from chainrule.interpreters.terms import MAX_DEPTH as MAX_DEPTH
 from chainrule.interpreters.terms import Algebra, Factor, Number, Term, collect, distribute
-from chainrule.ir import Graph, Node, Rewrite, TensorType, algebraic_depth, apply, constant, rebuild, toposort, tree_size
+from chainrule.ir import (
+    Graph,
+    Node,
+    Rewrite,
+    TensorType,
+    algebraic_depth,
+    apply,
+    constant,
+    rebuild,
+    toposort,
+    tree_size,
+)
 
 _MAX_ROUNDS = 6
 # Beyond these the answer stays as the rules give it: right, with only the rewrites that keep every bit.

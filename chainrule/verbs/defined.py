@@ -19,7 +19,6 @@ from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
 from chainrule.ir import Node, TensorType, toposort, tree_size
 
-
 _SIMPLIFIED = 1000  # operators and operands of a divisor that is looked through
 
 
