@@ -86,6 +86,8 @@ class Builder:
             return einsum("ij->ji", self.sum(terms, free[::-1]))
         if 1 < len(terms) <= _MAX_FACTORED:
             terms = self._take_out(terms, free)
+        if not terms:  # choices put together, or factors taken out, showed that everything cancels
+            return broadcast(constant(0.0, self.dtype), tuple(self.algebra.sizes[i] for i in free))
         if len(terms) == 1:
             return self._term(terms[0], free)
         content, terms = _content(terms)
