@@ -18,6 +18,7 @@ from chainrule.ops import gamma_bessel as gamma_bessel
 from chainrule.ops import gathering as gathering
 from chainrule.ops import group_normalization as group_normalization
 from chainrule.ops import indexing as indexing
+from chainrule.ops import layout as layout
 from chainrule.ops import leaves as leaves
 from chainrule.ops import linear_algebra as linear_algebra
 from chainrule.ops import loops as loops

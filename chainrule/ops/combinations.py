@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from chainrule.errors import UnsupportedOpError
 from chainrule.ir import OPS, Node, Op, Sample, apply, as_node, lowering
 from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.contraction import einsum
@@ -72,6 +73,39 @@ def is_nan(x: Node) -> Node:
 def negated(x: Node) -> Node:
     """Whether it is zero."""
     return compare("eq", x, as_node(False) if x.type.dtype == "bool" else as_node(0, like=x))
+
+
+@lowering("logical_and", "bitwise_and.Tensor")
+def both(x: Node, y: Node) -> Node:
+    """Whether both are true."""
+    _truths("and", x, y)
+    return x * y
+
+
+@lowering("logical_or", "bitwise_or.Tensor")
+def either(x: Node, y: Node) -> Node:
+    """Whether one is true, or both."""
+    _truths("or", x, y)
+    return where(x, as_node(True), y)
+
+
+@lowering("logical_xor", "bitwise_xor.Tensor")
+def differing(x: Node, y: Node) -> Node:
+    """Whether exactly one is true."""
+    _truths("xor", x, y)
+    return compare("ne", x, y)
+
+
+@lowering("bitwise_not")
+def opposite(x: Node) -> Node:
+    """Whether it is false."""
+    _truths("not", x)
+    return compare("eq", x, as_node(False))
+
+
+def _truths(name: str, *xs: Node) -> None:
+    if any(x.type.dtype != "bool" for x in xs):
+        raise UnsupportedOpError(f"{name} of numbers, bit by bit", required="booleans")
 
 
 @lowering("ldexp.Tensor")

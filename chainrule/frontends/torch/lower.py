@@ -111,8 +111,15 @@ def rule_for(func: Any) -> Callable[..., Any] | None:
     return found
 
 
-def decomposes(func: Any) -> bool:
-    """Whether torch composes the op of others and it is not declared here as a whole."""
+def decomposes(func: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Whether torch composes the op of others and it is not declared here as a whole (for these arguments)."""
+    name, _ = key_of(func)
+    if name == "_scaled_dot_product_attention_math":
+        return True
+    if name == "scaled_dot_product_attention":
+        # With dropout there is no kernel on the CPU: torch runs the formula, op by op, with its draw in the middle.
+        dropout = args[4] if len(args) > 4 else (kwargs or {}).get("dropout_p", 0.0)
+        return dropout > 0 and args[0].device.type == "cpu"
     if rule_for(func) is not None or torch.Tag.nondeterministic_seeded in func.tags:
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")

@@ -29,6 +29,7 @@ from chainrule.frontends.torch import lower as lowering
 from chainrule.frontends.torch.calls import opaque_call, opaque_function
 from chainrule.frontends.torch.draws import drawn, generator_state
 from chainrule.frontends.torch.meanings import FOLDED, Meanings, Refused, memory_of
+from chainrule.frontends.torch.memory import of_the_same_bits
 from chainrule.frontends.torch.modules import ModuleStack
 from chainrule.frontends.torch.python_side import PythonSide, custom_calls
 from chainrule.frontends.torch.source import custom_function, here
@@ -107,7 +108,9 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         depends = any(m is not FOLDED for m in meanings) and name not in lowering.VALUE_FREE
         origin = self._origin(func)
         self._refuse_writes(func, args, kwargs)
-        if depends and name not in _READS and lowering.decomposes(func):
+        if depends and func._schema.is_mutable and not lowering.is_in_place(func):
+            return self._written_out(func, args, kwargs)
+        if depends and name not in _READS and lowering.decomposes(func, args, kwargs):
             return self._decomposed(func, args, kwargs, origin)
         if depends:
             self._refuse_reads(func, name, operands)
@@ -156,6 +159,26 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
                 self._meaning[tensor] = result
         return out
 
+    def _written_out(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An ``out=`` variant: the same op without it, and its results copied to where they belong."""
+        places = [a.name for a in func._schema.arguments if a.is_out]
+        if not places or any(key not in kwargs for key in places):
+            self.fail(
+                f"{func} writes into its arguments and is not declared", required="an op that returns new tensors"
+            )
+        packet = getattr(getattr(torch.ops, func.namespace), lowering.key_of(func)[0].split("::")[-1])
+        with self:
+            found = packet(*args, **{key: value for key, value in kwargs.items() if key not in places})
+            for place, result in zip((kwargs[key] for key in places), _tensors((found,)), strict=True):
+                if place.shape != result.shape:
+                    self.fail(
+                        f"{func} changes the size of what it writes into",
+                        required=f"out= of shape {tuple(result.shape)}",
+                    )
+                place.copy_(result)
+        outs = tuple(kwargs[key] for key in places)
+        return outs[0] if len(outs) == 1 else outs
+
     def _prepared(self, args: Any, kwargs: Mapping[str, Any], meanings: Sequence[Any]) -> Any:
         """Arguments with nodes for tensors, or the Refused among them."""
         refused = next((m for m in meanings if isinstance(m, Refused)), None)
@@ -179,6 +202,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         try:
             if stream is None:
                 found = _lowered(func, args, kwargs, outputs)
+                found = of_the_same_bits(lowering.key_of(func)[0], given[0], args, found, outputs[0])
             else:
                 node = drawn(func, given[0], given[1], args, outputs[0], stream)
                 found = None if node is None else [node]
