@@ -178,7 +178,9 @@ def _encoders(masked: Mapping[str, Any], classes: Mapping[str, Any], four: Mappi
     roberta = {**_BERT, "max_position_embeddings": 20}
     return {
         "bert-eager": _made("BertForMaskedLM", bert, masked, "eager", **_BERT),
-        "bert-types": _made("BertForSequenceClassification", bert, {**classes, "token_type_ids": _TYPES}, **_BERT, **four),
+        "bert-types": _made(
+            "BertForSequenceClassification", bert, {**classes, "token_type_ids": _TYPES}, **_BERT, **four
+        ),
         "bert-regression": _made(
             "BertForSequenceClassification", bert, {**classes, "labels": torch.randn(2)}, **_BERT, num_labels=1
         ),
@@ -193,27 +195,52 @@ def _encoders(masked: Mapping[str, Any], classes: Mapping[str, Any], four: Mappi
         "bert-tokens": _made("BertForTokenClassification", bert, {**masked, "labels": IDS % 4}, **_BERT, **four),
         "bert-span": _made("BertForQuestionAnswering", bert, {"input_ids": IDS, **_SPAN}, **_BERT),
         "bert-choice": _made(
-            "BertForMultipleChoice", bert, {"input_ids": IDS[None].expand(2, -1, -1).clone(), "labels": torch.tensor([0, 1])}, **_BERT
+            "BertForMultipleChoice",
+            bert,
+            {"input_ids": IDS[None].expand(2, -1, -1).clone(), "labels": torch.tensor([0, 1])},
+            **_BERT,
         ),
         "bert-pretraining": _made(
             "BertForPreTraining", bert, {**masked, "next_sentence_label": torch.tensor([0, 1])}, **_BERT
         ),
-        "bert-ignored": _made("BertForMaskedLM", bert, {**masked, "labels": torch.where(IDS % 3 == 0, IDS, -100)}, **_BERT),
+        "bert-ignored": _made(
+            "BertForMaskedLM", bert, {**masked, "labels": torch.where(IDS % 3 == 0, IDS, -100)}, **_BERT
+        ),
         "bert-chunked": _made("BertModel", bert, {"input_ids": IDS}, **_BERT, chunk_size_feed_forward=5),
         "bert-decoder": _made("BertLMHeadModel", bert, masked, **_BERT, is_decoder=True),
         "roberta": _made("RobertaForMaskedLM", "RobertaConfig", masked, **roberta),
         "distilbert": _made("DistilBertForMaskedLM", "DistilBertConfig", masked, **distil),
         "albert": _made("AlbertForMaskedLM", "AlbertConfig", masked, **albert),
-        "electra": _made("ElectraForPreTraining", "ElectraConfig", {**masked, "labels": IDS % 2}, **_BERT, embedding_size=8),
-        "deberta": _made("DebertaForMaskedLM", "DebertaConfig", masked, **_BERT, relative_attention=True, pos_att_type="c2p|p2c"),
-        "deberta-v2": _made(
-            "DebertaV2ForMaskedLM", "DebertaV2Config", masked, **_BERT, relative_attention=True, pos_att_type="c2p|p2c", position_buckets=4
+        "electra": _made(
+            "ElectraForPreTraining", "ElectraConfig", {**masked, "labels": IDS % 2}, **_BERT, embedding_size=8
         ),
-        "xlnet": _made("XLNetLMHeadModel", "XLNetConfig", _WORDS, **_TOKENS, d_model=16, n_layer=2, n_head=2, d_inner=24),
+        "deberta": _made(
+            "DebertaForMaskedLM", "DebertaConfig", masked, **_BERT, relative_attention=True, pos_att_type="c2p|p2c"
+        ),
+        "deberta-v2": _made(
+            "DebertaV2ForMaskedLM",
+            "DebertaV2Config",
+            masked,
+            **_BERT,
+            relative_attention=True,
+            pos_att_type="c2p|p2c",
+            position_buckets=4,
+        ),
+        "xlnet": _made(
+            "XLNetLMHeadModel", "XLNetConfig", _WORDS, **_TOKENS, d_model=16, n_layer=2, n_head=2, d_inner=24
+        ),
         "mpnet": _made("MPNetForMaskedLM", "MPNetConfig", masked, **roberta),
-        "modernbert": _made("ModernBertForMaskedLM", "ModernBertConfig", masked, "sdpa", **_BERT, attention_dropout=0.1),
-        "longformer": _made("LongformerForMaskedLM", "LongformerConfig", _WORDS, **{**_BERT, "max_position_embeddings": 40}, attention_window=4),
-    }  # fmt: skip
+        "modernbert": _made(
+            "ModernBertForMaskedLM", "ModernBertConfig", masked, "sdpa", **_BERT, attention_dropout=0.1
+        ),
+        "longformer": _made(
+            "LongformerForMaskedLM",
+            "LongformerConfig",
+            _WORDS,
+            **{**_BERT, "max_position_embeddings": 40},
+            attention_window=4,
+        ),
+    }
 
 
 def _pairs(masked: Mapping[str, Any]) -> dict[str, Make]:
@@ -248,9 +275,11 @@ def _pairs(masked: Mapping[str, Any]) -> dict[str, Make]:
         "pegasus": _made("PegasusForConditionalGeneration", "PegasusConfig", masked, **bart),
         "clip-masked": _made("CLIPModel", "CLIPConfig", both, **_CLIP),
         "clip-eager": _made("CLIPModel", "CLIPConfig", both, "eager", **_CLIP),
-        "siglip": _made("SiglipModel", "SiglipConfig", _PAIR, text_config=_CLIP["text_config"], vision_config=_CLIP["vision_config"]),
+        "siglip": _made(
+            "SiglipModel", "SiglipConfig", _PAIR, text_config=_CLIP["text_config"], vision_config=_CLIP["vision_config"]
+        ),
         "blip": _made("BlipModel", "BlipConfig", _PAIR, **blip, projection_dim=8),
-    }  # fmt: skip
+    }
 
 
 def _images() -> dict[str, Make]:
@@ -268,26 +297,115 @@ def _images() -> dict[str, Make]:
     return {
         "vit-eager": _made(f"ViT{image}", "ViTConfig", _IMAGE, "eager", **_PATCHES, **_DROPPED),
         "vit-pooled": _made("ViTModel", "ViTConfig", {"pixel_values": PIXELS}, **_PATCHES, **_DROPPED),
-        "vit-masked": _made("ViTForMaskedImageModeling", "ViTConfig", {"pixel_values": PIXELS, "bool_masked_pos": torch.arange(32).reshape(2, 16) % 3 == 0}, **_PATCHES, encoder_stride=8),
-        "vit-mae": _made("ViTMAEForPreTraining", "ViTMAEConfig", {"pixel_values": PIXELS}, **_PATCHES, decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2, decoder_intermediate_size=24),
+        "vit-masked": _made(
+            "ViTForMaskedImageModeling",
+            "ViTConfig",
+            {"pixel_values": PIXELS, "bool_masked_pos": torch.arange(32).reshape(2, 16) % 3 == 0},
+            **_PATCHES,
+            encoder_stride=8,
+        ),
+        "vit-mae": _made(
+            "ViTMAEForPreTraining",
+            "ViTMAEConfig",
+            {"pixel_values": PIXELS},
+            **_PATCHES,
+            decoder_hidden_size=16,
+            decoder_num_hidden_layers=1,
+            decoder_num_attention_heads=2,
+            decoder_intermediate_size=24,
+        ),
         "deit": _made(f"DeiT{image}", "DeiTConfig", _IMAGE, **_PATCHES, **_DROPPED),
-        "beit": _made(f"Beit{image}", "BeitConfig", _IMAGE, **_PATCHES, **_DROPPED, use_relative_position_bias=True, layer_scale_init_value=0.1, drop_path_rate=0.2),
+        "beit": _made(
+            f"Beit{image}",
+            "BeitConfig",
+            _IMAGE,
+            **_PATCHES,
+            **_DROPPED,
+            use_relative_position_bias=True,
+            layer_scale_init_value=0.1,
+            drop_path_rate=0.2,
+        ),
         "dinov2": _made(f"Dinov2{image}", "Dinov2Config", _IMAGE, **_PATCHES, drop_path_rate=0.2),
         "swin": _made(f"Swin{image}", "SwinConfig", _IMAGE, **swin),
         "swinv2": _made(f"Swinv2{image}", "Swinv2Config", _IMAGE, **swin),
         "resnet-bottleneck": _made(f"ResNet{image}", "ResNetConfig", _IMAGE, **bottle),
-        "resnet-downsample": _made(f"ResNet{image}", "ResNetConfig", _IMAGE, **bottle, downsample_in_bottleneck=True, downsample_in_first_stage=True),
+        "resnet-downsample": _made(
+            f"ResNet{image}",
+            "ResNetConfig",
+            _IMAGE,
+            **bottle,
+            downsample_in_bottleneck=True,
+            downsample_in_first_stage=True,
+        ),
         "convnextv2": _made(f"ConvNextV2{image}", "ConvNextV2Config", _IMAGE, **_CONVNEXT),
-        "convnext-plain": _made(f"ConvNext{image}", "ConvNextConfig", _IMAGE, **{**_CONVNEXT, "drop_path_rate": 0.0}, layer_scale_init_value=0.0),
+        "convnext-plain": _made(
+            f"ConvNext{image}",
+            "ConvNextConfig",
+            _IMAGE,
+            **{**_CONVNEXT, "drop_path_rate": 0.0},
+            layer_scale_init_value=0.0,
+        ),
         "mobilenet-v1": _made(f"MobileNetV1{image}", "MobileNetV1Config", _IMAGE, depth_multiplier=0.25, num_labels=4),
         "mobilenet-v2": _made(f"MobileNetV2{image}", "MobileNetV2Config", _IMAGE, depth_multiplier=0.25, num_labels=4),
-        "mobilevit": _made(f"MobileViT{image}", "MobileViTConfig", _IMAGE, num_labels=4, image_size=32, hidden_sizes=[16, 16, 16], neck_hidden_sizes=[8, 8, 8, 8, 8, 8, 16]),
-        "regnet": _made(f"RegNet{image}", "RegNetConfig", _IMAGE, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=4, layer_type="y", num_labels=4),
-        "poolformer": _made(f"PoolFormer{image}", "PoolFormerConfig", _IMAGE, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_labels=4),
-        "segformer": _made(f"Segformer{image}", "SegformerConfig", _IMAGE, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 2], num_labels=4),
-        "levit": _made(f"Levit{image}", "LevitConfig", _IMAGE, image_size=32, hidden_sizes=[8, 12, 16], num_attention_heads=[2, 2, 2], depths=[1, 1, 1], key_dim=[4, 4, 4], num_labels=4),
-        "pvt": _made(f"Pvt{image}", "PvtConfig", _IMAGE, image_size=32, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], num_labels=4),
-    }  # fmt: skip
+        "mobilevit": _made(
+            f"MobileViT{image}",
+            "MobileViTConfig",
+            _IMAGE,
+            num_labels=4,
+            image_size=32,
+            hidden_sizes=[16, 16, 16],
+            neck_hidden_sizes=[8, 8, 8, 8, 8, 8, 16],
+        ),
+        "regnet": _made(
+            f"RegNet{image}",
+            "RegNetConfig",
+            _IMAGE,
+            embedding_size=8,
+            hidden_sizes=[8, 16],
+            depths=[1, 1],
+            groups_width=4,
+            layer_type="y",
+            num_labels=4,
+        ),
+        "poolformer": _made(
+            f"PoolFormer{image}",
+            "PoolFormerConfig",
+            _IMAGE,
+            hidden_sizes=[8, 8, 8, 8],
+            depths=[1, 1, 1, 1],
+            num_labels=4,
+        ),
+        "segformer": _made(
+            f"Segformer{image}",
+            "SegformerConfig",
+            _IMAGE,
+            hidden_sizes=[8, 8, 8, 8],
+            depths=[1, 1, 1, 1],
+            num_attention_heads=[1, 2, 2, 2],
+            num_labels=4,
+        ),
+        "levit": _made(
+            f"Levit{image}",
+            "LevitConfig",
+            _IMAGE,
+            image_size=32,
+            hidden_sizes=[8, 12, 16],
+            num_attention_heads=[2, 2, 2],
+            depths=[1, 1, 1],
+            key_dim=[4, 4, 4],
+            num_labels=4,
+        ),
+        "pvt": _made(
+            f"Pvt{image}",
+            "PvtConfig",
+            _IMAGE,
+            image_size=32,
+            hidden_sizes=[8, 8, 8, 8],
+            depths=[1, 1, 1, 1],
+            num_attention_heads=[1, 1, 2, 2],
+            num_labels=4,
+        ),
+    }
 
 
 def _sounds() -> dict[str, Make]:
@@ -306,9 +424,27 @@ def _sounds() -> dict[str, Make]:
     return {
         "whisper": _made("WhisperForConditionalGeneration", "WhisperConfig", whisper, **_WHISPER),
         "whisper-eager": _made("WhisperForConditionalGeneration", "WhisperConfig", whisper, "eager", **_WHISPER),
-        "whisper-classes": _made("WhisperForAudioClassification", "WhisperConfig", {"input_features": SOUND, "labels": CLASSES}, **_WHISPER, num_labels=4),
+        "whisper-classes": _made(
+            "WhisperForAudioClassification",
+            "WhisperConfig",
+            {"input_features": SOUND, "labels": CLASSES},
+            **_WHISPER,
+            num_labels=4,
+        ),
         "wav2vec2": _made("Wav2Vec2ForCTC", "Wav2Vec2Config", speech, **{**wave, "pad_token_id": 0}),
         "hubert": _made("HubertForCTC", "HubertConfig", speech, **wave),
         "wavlm": _made("WavLMForCTC", "WavLMConfig", speech, **wave),
-        "ast": _made("ASTForAudioClassification", "ASTConfig", {"input_values": torch.randn(2, 20, 8), "labels": CLASSES}, **_SIZES, **_DROPPED, max_length=20, num_mel_bins=8, patch_size=4, frequency_stride=4, time_stride=4, num_labels=4),
-    }  # fmt: skip
+        "ast": _made(
+            "ASTForAudioClassification",
+            "ASTConfig",
+            {"input_values": torch.randn(2, 20, 8), "labels": CLASSES},
+            **_SIZES,
+            **_DROPPED,
+            max_length=20,
+            num_mel_bins=8,
+            patch_size=4,
+            frequency_stride=4,
+            time_stride=4,
+            num_labels=4,
+        ),
+    }

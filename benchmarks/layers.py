@@ -64,7 +64,10 @@ def _loss(layer: Callable[[], nn.Module], target: torch.Tensor, *shape: int, squ
     class Loss(_With):
         def forward(self, x: torch.Tensor) -> Any:
             y = x * self.scale
-            return self.layer(y.sigmoid() if squash else y, self.fixed[0].to(x.dtype) if self.fixed[0].is_floating_point() else self.fixed[0])  # fmt: skip
+            return self.layer(
+                y.sigmoid() if squash else y,
+                self.fixed[0].to(x.dtype) if self.fixed[0].is_floating_point() else self.fixed[0],
+            )
 
     return _of(layer, *shape, wrap=Loss, fixed=(target,))
 
@@ -141,7 +144,7 @@ def _simple() -> dict[str, Make]:
             for mode in ("sum", "mean", "max")
         },
         "EmbeddingBag offsets": lambda: (nn.EmbeddingBag(9, 4), (torch.tensor([1, 2, 8, 1]), torch.tensor([0, 3]))),
-    }  # fmt: skip
+    }
 
 
 _ACTIVATIONS = (
@@ -157,7 +160,9 @@ def _losses() -> dict[str, Make]:
     found = {name: _loss(getattr(nn, name), real, 5, 4) for name in ("L1Loss", "MSELoss", "HuberLoss", "SmoothL1Loss")}
     found |= {
         "CrossEntropyLoss": _loss(nn.CrossEntropyLoss, classes, 5, 4),
-        "CrossEntropyLoss smoothed": _loss(lambda: nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=1), classes, 5, 4),
+        "CrossEntropyLoss smoothed": _loss(
+            lambda: nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=1), classes, 5, 4
+        ),
         "CrossEntropyLoss weighted": _loss(lambda: nn.CrossEntropyLoss(torch.rand(4), reduction="none"), classes, 5, 4),
         "CrossEntropyLoss shares": _loss(nn.CrossEntropyLoss, share / share.sum(1, keepdim=True), 5, 4),
         "NLLLoss": _loss(nn.NLLLoss, classes, 5, 4),
@@ -182,7 +187,7 @@ def _losses() -> dict[str, Make]:
         "AdaptiveLogSoftmaxWithLoss": _of(
             lambda: nn.AdaptiveLogSoftmaxWithLoss(6, 10, [3, 6]), 4, 6, fixed=(torch.tensor([0, 4, 9, 2]),)
         ),
-    }  # fmt: skip
+    }
     return found
 
 
@@ -213,7 +218,7 @@ def _recurrent() -> dict[str, Make]:
         found[f"{kind}Cell"] = _of(lambda k=kind: getattr(nn, f"{k}Cell")(4, 3), 5, 4)
     found["RNN relu"] = _of(lambda: nn.RNN(4, 3, nonlinearity="relu"), 3, 5, 4)
     found["LSTM projected"] = _of(lambda: nn.LSTM(4, 3, 2, proj_size=2, dropout=0.3, bidirectional=True), 3, 5, 4)
-    return found  # fmt: skip
+    return found
 
 
 def _transformers() -> dict[str, Make]:
@@ -235,16 +240,34 @@ def _transformers() -> dict[str, Make]:
         "MultiheadAttention": _of(attention(), *shape, wrap=_Attention),
         "MultiheadAttention dropout": _of(attention(dropout=0.2), *shape, wrap=_Attention, key_padding_mask=padding),
         "MultiheadAttention fast": _of(attention(dropout=0.2), *shape, wrap=_Attention, need_weights=False),
-        "MultiheadAttention masked": _of(attention(add_bias_kv=True), *shape, wrap=_Attention, attn_mask=padding[:1].expand(5, 5)),
-        "MultiheadAttention zero": _of(attention(add_zero_attn=True), *shape, wrap=_Attention, average_attn_weights=False),
+        "MultiheadAttention masked": _of(
+            attention(add_bias_kv=True), *shape, wrap=_Attention, attn_mask=padding[:1].expand(5, 5)
+        ),
+        "MultiheadAttention zero": _of(
+            attention(add_zero_attn=True), *shape, wrap=_Attention, average_attn_weights=False
+        ),
         "TransformerEncoderLayer": _of(layer, *shape),
         "TransformerEncoderLayer pre": _of(lambda: layer(norm_first=True, activation="gelu"), *shape, **masks),
         "TransformerEncoder": _of(lambda: nn.TransformerEncoder(layer(), 2), *shape, **masks),
-        "TransformerEncoder causal": _of(lambda: nn.TransformerEncoder(layer(), 2), *shape, mask=causal.isinf(), is_causal=True),
+        "TransformerEncoder causal": _of(
+            lambda: nn.TransformerEncoder(layer(), 2), *shape, mask=causal.isinf(), is_causal=True
+        ),
         "TransformerDecoderLayer": _of(decoder, *shape, wrap=_Two),
-        "TransformerDecoder": _of(lambda: nn.TransformerDecoder(decoder(), 2), *shape, wrap=_Two, tgt_mask=causal.isinf(), memory_key_padding_mask=padding),
-        "Transformer": _of(lambda: nn.Transformer(4, 2, 1, 1, 6, batch_first=True), *shape, wrap=_Two, tgt_mask=causal.isinf(), src_key_padding_mask=padding),
-    }  # fmt: skip
+        "TransformerDecoder": _of(
+            lambda: nn.TransformerDecoder(decoder(), 2),
+            *shape,
+            wrap=_Two,
+            tgt_mask=causal.isinf(),
+            memory_key_padding_mask=padding,
+        ),
+        "Transformer": _of(
+            lambda: nn.Transformer(4, 2, 1, 1, 6, batch_first=True),
+            *shape,
+            wrap=_Two,
+            tgt_mask=causal.isinf(),
+            src_key_padding_mask=padding,
+        ),
+    }
 
 
 def _parametrized() -> dict[str, Make]:

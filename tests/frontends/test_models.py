@@ -60,6 +60,9 @@ def test_attention_with_dropout_has_no_opaque_node() -> None:
 class Kept(nn.Module):
     """Writes a buffer by ``out=``, with several outputs where ``both``."""
 
+    kept: torch.Tensor
+    places: torch.Tensor
+
     def __init__(self, both: bool = False, size: int = 3) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64))
@@ -100,4 +103,4 @@ def test_masks_are_combined() -> None:
     assert case.trace.bit_equal
     assert not case.trace.opaque
     with pytest.raises(UnsupportedOpError, match="bit by bit"):
-        trace(lambda x: x.long() & 3, (x,))
+        trace(lambda x: x.long() & x.long(), (x,))
