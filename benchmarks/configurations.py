@@ -35,7 +35,7 @@ _PATCHES = {**_SIZES, "image_size": 32, "patch_size": 8, "num_labels": 4}
 _DROPPED = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 
 
-def _made(model: str, config: str, batch: Mapping[str, Any], attention: str | None = None, **fields: Any) -> Make:
+def _made(model: str, config: str, batch: Mapping[str, Any], attention: Any = None, **fields: Any) -> Make:
     def make() -> tuple[nn.Module, Any]:
         given = getattr(tf, config)(**fields)
         if attention is not None:

@@ -49,9 +49,7 @@ class _Attention(_With):
         return self.layer(y, y, y, *self.fixed, **self.named)
 
 
-def _of(
-    layer: Callable[[], nn.Module], *shape: int, wrap: type[_With] = _With, fixed: Sequence[Any] = (), **named: Any
-):
+def _of(layer: Callable[[], nn.Module], *shape: int, wrap: Any = _With, fixed: Any = (), **named: Any):
     def make() -> tuple[nn.Module, Any]:
         model = wrap(layer(), shape, *fixed, **named)
         x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
@@ -121,7 +119,7 @@ def _simple() -> dict[str, Make]:
         "BatchNorm cumulative": _of(lambda: nn.BatchNorm1d(4, momentum=None), 5, 4),
         "BatchNorm no statistics": _of(lambda: nn.BatchNorm1d(4, track_running_stats=False), 5, 4),
         "FractionalMaxPool2d": _of(lambda: nn.FractionalMaxPool2d(2, output_size=3), *image),
-        "LayerNorm": _of(lambda: nn.LayerNorm((7, 7)), *image),
+        "LayerNorm": _of(lambda: nn.LayerNorm([7, 7]), *image),
         "LayerNorm plain": _of(lambda: nn.LayerNorm(7, elementwise_affine=False), *image),
         "GroupNorm": _of(lambda: nn.GroupNorm(2, 4), *image),
         "RMSNorm": _of(lambda: nn.RMSNorm(7), *image),
@@ -229,10 +227,10 @@ def _transformers() -> dict[str, Make]:
     def attention(**options: Any) -> Callable[[], nn.Module]:
         return lambda: nn.MultiheadAttention(4, 2, **first, **options)
 
-    def layer(**options: Any) -> nn.Module:
+    def layer(**options: Any) -> Any:
         return nn.TransformerEncoderLayer(4, 2, 6, **first, **options)
 
-    def decoder() -> nn.Module:
+    def decoder() -> Any:
         return nn.TransformerDecoderLayer(4, 2, 6, **first)
 
     shape, masks = (3, 5, 4), {"src_key_padding_mask": padding}

@@ -209,7 +209,7 @@ def written(row: Row) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; the exit status is the number of models that are not right."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", help="parts of names; all without")
     parser.add_argument("--variants", action="store_true")
     parser.add_argument("--layers", action="store_true")
