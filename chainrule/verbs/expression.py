@@ -6,7 +6,7 @@ and comparison put the meaning back, so they need the original variables only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
@@ -18,13 +18,26 @@ from chainrule.frontends.formula import parse
 from chainrule.frontends.latex import is_latex, parse_latex
 from chainrule.interpreters import simplify as simplification
 from chainrule.interpreters.declared_limits import with_limits
+from chainrule.interpreters.differentiate import expand_composites
 from chainrule.interpreters.evaluate import evaluate
 from chainrule.interpreters.index_languages import IndexLatex, IndexText
 from chainrule.interpreters.index_notation import IndexPrinter, index_letters
 from chainrule.interpreters.latex import latex
 from chainrule.interpreters.mathml import mathml
 from chainrule.interpreters.text import text
-from chainrule.ir import Graph, Node, shape_text, substitute_nodes, toposort, tree_size, variable
+from chainrule.ir import (
+    Graph,
+    Node,
+    TensorType,
+    apply,
+    constant,
+    rebuild,
+    shape_text,
+    substitute_nodes,
+    toposort,
+    tree_size,
+    variable,
+)
 from chainrule.verbs.agreement import agreement
 from chainrule.verbs.agreement import random_sizes as random_sizes
 from chainrule.verbs.agreement import sample_values as sample_values
@@ -179,9 +192,10 @@ class Expression:
         other = formula(other) if isinstance(other, str) else other
         if self.shape != other.shape:
             return False
-        if simplification.equal(self.full, other.full):
+        mine, theirs = real_leaves([self.full, other.full])
+        if simplification.equal(mine, theirs) or simplification.equal(*expand_composites([mine, theirs], False)):
             return True
-        return False if exact else agreement(self.full, other.full).same
+        return False if exact else agreement(mine, theirs).same
 
     # ---- showing -------------------------------------------------------------------------------------------
     def __str__(self) -> str:
@@ -230,6 +244,29 @@ def resolve(node: Node, definitions: Mapping[Node, Node]) -> Node:
             pending.append((symbol, True))
             pending += [(n, False) for n in toposort([body]) if n in definitions and n not in meaning]
     return meaning[node]
+
+
+def real_leaves(nodes: Sequence[Node]) -> list[Node]:
+    """The same functions of real variables: a leaf is its name and shape, whatever dtype, layout and device it had.
+
+    What a traced program and a formula compute can then be compared.
+    """
+
+    def real(node: Node, inputs: tuple[Node, ...]) -> Node:
+        if node.is_leaf and "name" in node.params and node.type.is_float:
+            kept = {k: v for k, v in node.params.items() if k not in ("name", "type")}
+            return apply(node.op, name=node.params["name"], type=TensorType(node.shape), **kept)
+        if "literal" in node.params and node.type.is_float:
+            return constant(node.params["literal"].array, "float64")
+        if inputs == node.inputs:
+            return node
+        params = dict(node.params)
+        if "float" in str(params.get("dtype", "")):
+            params["dtype"] = "float64"
+        return apply(node.op, *inputs, **params)
+
+    image = rebuild(list(nodes), real)
+    return [image[n] for n in nodes]
 
 
 def formula(

@@ -8,6 +8,7 @@ import chainrule as cr
 
 torch = pytest.importorskip("torch")
 
+torch.manual_seed(0)
 A, X, S = torch.randn(3, 4), torch.randn(5, 4), torch.randn(4, 4)
 b, w, x, y = torch.randn(3), torch.randn(4), torch.randn(4), torch.randn(5)
 SIZES = {"A": (3, 4), "X": (5, 4), "S": (4, 4), "b": 3, "w": 4, "x": 4, "y": 5}
@@ -56,3 +57,42 @@ def test_one_answer(formula, assignments, function, arguments, wrt) -> None:
         value = answer.evaluate(**{n: a.numpy() for n, a in zip(names, arguments, strict=True)})
         # float64: the same sums in another order
         torch.testing.assert_close(torch.as_tensor(value), truth, rtol=1e-9, atol=1e-9)
+        assert answer.equals(answers[0], exact=True), f"{answer} and {answers[0]}"
+
+
+MODULES = {
+    "regression": (
+        torch.nn.Linear(4, 3),
+        torch.nn.functional.mse_loss,
+        "mean((x @ weight' + bias - y)^2)",
+        "f = x @ weight' + bias; l = mean((f - y)^2)",
+        "weight",
+    ),
+    "network": (
+        torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)),
+        torch.nn.functional.mse_loss,
+        "mean((tanh(x @ weight_0' + bias_0) @ weight_2' + bias_2 - y)^2)",
+        "z = x @ weight_0' + bias_0; h = tanh(z); f = h @ weight_2' + bias_2; l = mean((f - y)^2)",
+        "weight_0",
+    ),
+    "classes": (
+        torch.nn.Linear(4, 3, bias=False),
+        torch.nn.functional.cross_entropy,
+        "-sum(y * log_softmax(x @ weight')) / 2",
+        "f = x @ weight'; l = -sum(y * log_softmax(f)) / 2",
+        "weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_its_formula(name: str) -> None:
+    model, loss, formula, assignments, wrt = MODULES[name]
+    model, batch = model.double(), (torch.randn(2, 4).double(), torch.rand(2, 3).double())
+    shapes = {n.replace(".", "_") if "." in n else n: tuple(p.shape) for n, p in model.named_parameters()}
+    shapes = {"_".join(reversed(n.split("_"))): s for n, s in shapes.items()} | {"x": (2, 4), "y": (2, 3)}
+    truth = cr.derive(formula, shapes=shapes, wrt=wrt, mode="direct")[wrt]
+    for mode in ("direct", "forward", "reverse", "best"):
+        for text in (formula, assignments):
+            assert cr.derive(text, shapes=shapes, wrt=wrt, mode=mode)[wrt].equals(truth, exact=True)
+        assert cr.derive(model, batch, loss, wrt=wrt, mode=mode)[wrt].equals(truth, exact=True), mode
