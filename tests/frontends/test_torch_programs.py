@@ -171,9 +171,9 @@ def through_views(self: Any, x: torch.Tensor) -> torch.Tensor:
 def filled_row_by_row(self: Any, x: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(x)
     state = torch.zeros_like(self.weight)
-    for step in range(x.shape[1]):
-        state = torch.tanh(state * self.weight + x[:, step])
-        out[:, step] = state
+    for t in range(x.shape[1]):
+        state = torch.tanh(state * self.weight + x[:, t])
+        out[:, t] = state
     return out
 
 
