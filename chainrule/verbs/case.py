@@ -52,8 +52,21 @@ class Case:
 
     @cached_property
     def step(self) -> Step:
-        """``loss, grads = step(params, batch)``, compiled, without an autograd tape."""
-        return step(self.trace)
+        """``loss, grads = step(params, batch)``, compiled, without an autograd tape.
+
+        Raises:
+            ModelError: no trainable parameter reaches the loss.
+        """
+        traced = self.trace
+        trainable = [path for path in traced.parameters if path not in traced.frozen]
+        if traced.loss is not None and trainable and len(traced.unreached) == len(trainable):
+            raise ModelError(
+                "no parameter reaches the loss",
+                given=", ".join(trainable[:5]) + (", ..." if len(trainable) > 5 else ""),
+                required="a loss that depends on a parameter other than through detach, no_grad or an integer",
+                instead="the loss of the model's output itself; or requires_grad_(False) on all of them",
+            )
+        return step(traced)
 
     @cached_property
     def equations(self) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 import chainrule as cr
 from benchmarks import layers, models
-from chainrule.errors import UnsupportedOpError
+from chainrule.errors import ModelError, UnsupportedOpError
 from chainrule.frontends.torch import trace
 
 LAYERS = layers.layers()
@@ -104,3 +104,35 @@ def test_masks_are_combined() -> None:
     assert not case.trace.opaque
     with pytest.raises(UnsupportedOpError, match="bit by bit"):
         trace(lambda x: x.long() & x.long(), (x,))
+
+
+def test_a_long_loop_is_refused_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chainrule.frontends.torch.meanings.LONGEST", 50)
+
+    def looped(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(60):
+            x = torch.tanh(x)
+        return x
+
+    with pytest.raises(UnsupportedOpError, match=r"test_models.py:\d+: the program makes more than 50 calls"):
+        trace(looped, (torch.ones(2),))
+
+
+def test_parameters_that_do_not_reach_the_loss_are_named() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle, self.cut = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x) + self.cut(x).detach()
+
+    case = cr.case(Half(), torch.ones(3, 2), objective=models.objective)
+    assert case.trace.unreached == ("idle.weight", "idle.bias", "cut.weight", "cut.bias")
+    assert cr.case(nn.Linear(2, 2), torch.ones(3, 2), objective=models.objective).trace.unreached == ()
+
+
+def test_nothing_differentiable_is_refused() -> None:
+    case = cr.case(nn.Linear(2, 2), torch.ones(3, 2), objective=lambda m, x: m(x).detach().sum())
+    with pytest.raises(ModelError, match=r"no parameter reaches the loss"):
+        _ = case.step

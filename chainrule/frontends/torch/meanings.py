@@ -21,6 +21,7 @@ from chainrule.frontends.torch.aliases import after_write
 from chainrule.ir import Node, Origin
 
 FOLDED = object()
+LONGEST = 50_000  # calls on values that depend on the inputs; a 100-layer transformer has a tenth of it
 
 
 class Refused:
@@ -41,6 +42,7 @@ class Meanings:
 
     def __init__(self, leaf: Callable[[torch.Tensor], Node]) -> None:
         self._leaf = leaf
+        self._calls = 0
         self.open = False  # whether tensors of a program around this one may be read: they are then inputs
         self._meaning = WeakTensorKeyDictionary()
         self._owners: dict[int, str] = {}  # storages that belong to the user -> whose
@@ -49,6 +51,20 @@ class Meanings:
     def refusal(self, what: str, *, required: str = "", instead: str = "") -> UnsupportedOpError:
         """The error with the place where the program is now."""
         raise NotImplementedError
+
+    def count(self) -> None:
+        """One call more; a loop that goes on is refused where it is.
+
+        Raises:
+            UnsupportedOpError: there were too many.
+        """
+        self._calls += 1
+        if self._calls > LONGEST:
+            raise self.refusal(
+                f"the program makes more than {LONGEST:,} calls: a loop is unrolled step by step",
+                required="a loop of fewer steps, or one op for all of them",
+                instead="torch's op for the whole loop (cumsum, nn.GRU), or a shorter example",
+            )
 
     def originated(self, found: list[Node], origin: Origin) -> list[Node]:
         """The nodes of a call, with the place they come from."""

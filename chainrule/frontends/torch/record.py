@@ -116,6 +116,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self._refuse_reads(func, name, operands)
         seeded = torch.Tag.nondeterministic_seeded in func.tags
         recorded = depends or seeded
+        if recorded:
+            self.count()
         # Before the call: it may write into a constant, or move a generator.
         prepared = self._prepared(args, kwargs, meanings) if recorded else None
         state = generator_state() if seeded else None

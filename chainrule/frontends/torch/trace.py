@@ -28,7 +28,8 @@ from chainrule.frontends.torch.record import Recorder
 from chainrule.frontends.torch.source import custom_function, custom_functions, user_file
 from chainrule.frontends.torch.state import State
 from chainrule.frontends.torch.untouched import untouched
-from chainrule.ir import Graph, Node, shape_text
+from chainrule.interpreters.differentiate import vjp_all
+from chainrule.ir import Graph, Node, constant, shape_text
 from chainrule.ops.opaque import Call
 
 assert chainrule.ops  # the registry is filled by importing it
@@ -87,6 +88,15 @@ class Trace:
             if isinstance(call, Call):
                 counts[call.name] = counts.get(call.name, 0) + 1
         return counts
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """Trainable parameters that the loss does not depend on, or only through detach: they get no gradient."""
+        if self.loss is None:
+            return ()
+        wanted = {path: leaf for path, leaf in self.parameters.items() if path not in self.frozen}
+        found, _ = vjp_all([self.loss], [constant(1.0, self.loss.type.dtype)], list(wanted.values()), whole=True)
+        return tuple(path for path, g in zip(wanted, found, strict=True) if g is None)
 
     def compared(self, outputs: Sequence[torch.Tensor]) -> Trace:
         """This trace with the verdict on ``outputs`` (of its graph), held against a new eager run.
