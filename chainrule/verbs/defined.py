@@ -14,7 +14,7 @@ from chainrule.errors import FormulaError
 from chainrule.frontends.formula import Program
 from chainrule.frontends.formula.functions import known_functions
 from chainrule.frontends.formula.lexer import tokenize
-from chainrule.interpreters.evaluate import evaluate
+from chainrule.interpreters.evaluate import evaluate, evaluate_all
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
 from chainrule.ir import Node, TensorType, toposort, tree_size
@@ -22,8 +22,12 @@ from chainrule.ir import Node, TensorType, toposort, tree_size
 _SIMPLIFIED = 1000  # operators and operands of a divisor that is looked through
 
 
-def _constant(node: Node) -> float | None:
-    """The number that a node always is, such as ``1 - 1`` or ``x - x``; None if it varies."""
+def _constant(node: Node, varying: set[Node]) -> float | None:
+    """The number that a node always is, such as ``1 - 1`` or ``x - x``; None if it varies.
+
+    Args:
+        varying: of the whole program; what simplifying makes of a node is looked through again.
+    """
     if not isinstance(node.type, TensorType):
         return None
     short = node if node.is_leaf or tree_size(node) > _SIMPLIFIED else simplify(node)
@@ -31,7 +35,7 @@ def _constant(node: Node) -> float | None:
         short = short.inputs[0]  # the same number everywhere
     if short.number is not None:
         return float(short.number)
-    if short.shape != () or short in _varying([short]):
+    if short.shape != () or short in varying or (short is not node and short in _varying([short])):
         return None
     return float(evaluate([short], {})[0])
 
@@ -63,13 +67,16 @@ def refuse_division_by_zero(program: Program) -> None:
     """
     roots = [statement.node for statement in program.statements]
     varying = _varying(roots)
-    for node in toposort(roots):
+    order = toposort(roots)
+    fixed = [n for n in order if n.inputs and n not in varying and isinstance(n.type, TensorType)]
+    values = evaluate_all([n for n in fixed if n.shape == () and n.type.is_float], {})
+    for node in order:
         if node.op.undefined is not None:
-            what = node.op.undefined(*(_constant(i) for i in node.inputs))
+            what = node.op.undefined(*(_constant(i, varying) for i in node.inputs))
             if what:
                 raise _refusal(program, node, what, "a divisor that is not zero")
-        if node.inputs and node.shape == () and node.type.is_float and node not in varying:
-            if not np.isfinite(evaluate([node], {})[0]):
+        if node.inputs and node in values and node.shape == () and not np.isfinite(values[node]):
+            if node.type.is_float:
                 raise _refusal(program, node, f"the value of {text(node)} is not finite", "a finite value")
 
 

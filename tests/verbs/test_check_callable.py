@@ -45,7 +45,7 @@ PLANTED = [
     (hand.rms_norm, "rstd power", "x", "all of it", "missing factor: sqrt"),
     (hand.rms_norm, "no projection", "x", "all of it", "missing term"),
     (hand.rms_norm, "projection half", "x", "all of it", "half"),
-    (hand.attention, "no delta", "q", "all of it", "missing term: einsum"),
+    (hand.attention, "no delta", "q", "all of it", "missing term: sum((g @ v"),
     (hand.attention, "delta sign", "k", "all of it", "sign: the term"),
     (hand.attention, "no p", "q", "all of it", "missing factor: softmax"),
     (hand.attention, "no scale", "q", "all of it", "sqrt(8) times too large"),
