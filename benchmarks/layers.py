@@ -228,10 +228,12 @@ def _transformers() -> dict[str, Make]:
         return lambda: nn.MultiheadAttention(4, 2, **first, **options)
 
     def layer(**options: Any) -> Any:
-        return nn.TransformerEncoderLayer(4, 2, 6, **first, **options)
+        given: Any = {**first, **options}
+        return nn.TransformerEncoderLayer(4, 2, 6, **given)
 
     def decoder() -> Any:
-        return nn.TransformerDecoderLayer(4, 2, 6, **first)
+        given: Any = first
+        return nn.TransformerDecoderLayer(4, 2, 6, **given)
 
     shape, masks = (3, 5, 4), {"src_key_padding_mask": padding}
     return {

@@ -6,7 +6,8 @@ The language itself can say ``1 / 0`` (a printed result may hold it); as a quest
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +23,14 @@ from chainrule.ir import Node, TensorType, toposort, tree_size
 _SIMPLIFIED = 1000  # operators and operands of a divisor that is looked through
 
 
-def _constant(node: Node, varying: set[Node]) -> float | None:
+def _constant(node: Node, varying: set[Node], values: Mapping[Node, Any]) -> float | None:
     """The number that a node always is, such as ``1 - 1`` or ``x - x``; None if it varies.
 
     Args:
-        varying: of the whole program; what simplifying makes of a node is looked through again.
+        varying, values: of the whole program; what simplifying makes of a node is looked through again.
     """
+    if node in values and node.type.is_float and node.shape == ():
+        return float(values[node])
     if not isinstance(node.type, TensorType):
         return None
     short = node if node.is_leaf or tree_size(node) > _SIMPLIFIED else simplify(node)
@@ -72,7 +75,7 @@ def refuse_division_by_zero(program: Program) -> None:
     values = evaluate_all([n for n in fixed if n.shape == () and n.type.is_float], {})
     for node in order:
         if node.op.undefined is not None:
-            what = node.op.undefined(*(_constant(i, varying) for i in node.inputs))
+            what = node.op.undefined(*(_constant(i, varying, values) for i in node.inputs))
             if what:
                 raise _refusal(program, node, what, "a divisor that is not zero")
         if node.inputs and node in values and node.shape == () and not np.isfinite(values[node]):

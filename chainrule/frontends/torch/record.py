@@ -412,7 +412,7 @@ def _would_draw(func: Any, prepared: Any, outputs: Sequence[torch.Tensor]) -> bo
     if isinstance(prepared, Refused) or not outputs or not outputs[0].is_meta:
         return False
     try:
-        lowering.lower(func, *prepared, lowering.dtype_name(outputs[0].dtype))
+        lowering.lower(func, prepared[0], prepared[1], lowering.dtype_name(outputs[0].dtype))
     except (UnsupportedOpError, ShapeError):
         return True
     return False
