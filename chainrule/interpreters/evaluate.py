@@ -39,11 +39,7 @@ def evaluate_all(
         if isinstance(value, tuple):
             table[node] = value
             continue
-        array = np.asarray(value)
-        if array.dtype != bool and not np.issubdtype(array.dtype, np.integer):
-            array = array.astype(np.float64)
-        elif node.type.is_float:
-            array = array.astype(np.float64)
+        array = _numbers(node, value)
         _match(node, array, known)
         table[node] = array
     with np.errstate(all="ignore"):
@@ -58,6 +54,23 @@ def evaluate_all(
             params = _numeric(node.params, known)
             table[node] = node.op.value(*(table[i] for i in node.inputs), **params)
     return table
+
+
+def _numbers(node: Node, value: Any) -> np.ndarray:
+    """A value as an array of float64, or of integers where the node holds them."""
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biufO":
+            raise TypeError(f"{array.dtype} is no real number")
+        whole = array.dtype.kind in "biu" and not node.type.is_float
+        return array if whole else array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            f"value of {node.params['name']!r} is not an array of real numbers",
+            given=repr(value)[:60],
+            required=f"an array of shape ({shape_text(node.shape)})",
+            instead=f"{node.params['name']}=0.5, or nested lists or an array of numbers",
+        ) from error
 
 
 def _match(node: Node, array: np.ndarray, sizes: dict[str, int]) -> None:

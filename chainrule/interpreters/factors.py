@@ -128,23 +128,26 @@ class _Search:
 
 
 # ---- equal terms ----------------------------------------------------------------------------------------
-def canonical_key(term: Term) -> object:
+def canonical_key(term: Term, symmetric: Callable[[Node], bool] = lambda _: False) -> object:
     """A key that is equal for terms that differ only in the order of factors and the names of summed indices.
 
-    Summed indices are coloured by where they occur until colours are stable; remaining ties are broken by trying
+    A matrix that is ``symmetric`` is read either way. Summed indices are coloured by where they occur until colours are stable; remaining ties are broken by trying
     their orders (up to a limit, beyond which two equal terms may be kept apart, which is never wrong).
     """
     summed = set(term.summed)
+    either = {f.atom for f in term.factors if len(f.indices) == 2 and symmetric(f.atom)}
 
     def signature(f: Factor, colour: dict[int, object]) -> tuple[object, ...]:
         shown = tuple(("s", colour[i]) if i in summed else ("f", i) for i in f.indices)
-        return (digest(f.atom), str(f.power), repr(shown))
+        return (digest(f.atom), str(f.power), repr(sorted(shown, key=repr) if f.atom in either else shown))
+
+    def places(f: Factor, index: int) -> list[int]:
+        return [0 if f.atom in either else p for p, i in enumerate(f.indices) if i == index]
 
     colour: dict[int, object] = dict.fromkeys(summed, "")
     for _ in range(3):
         colour = {
-            d: repr(sorted((signature(f, colour), p) for f in term.factors for p, i in enumerate(f.indices) if i == d))
-            for d in summed
+            d: repr(sorted((signature(f, colour), p) for f in term.factors for p in places(f, d))) for d in summed
         }
     groups: dict[str, list[int]] = {}
     for d in summed:

@@ -65,7 +65,16 @@ def symmetric(node: Node) -> bool:
     if read is None or transposed is None:
         return False
     a, b = (collect(terms, algebra) for terms in (read, transposed))
-    return {canonical_key(t): t.coefficient for t in a} == {canonical_key(t): t.coefficient for t in b}
+    return {_key(t): t.coefficient for t in a} == {_key(t): t.coefficient for t in b}
+
+
+def _key(term: Term) -> object:
+    return canonical_key(term, _symmetric_atom)
+
+
+def _symmetric_atom(atom: Node) -> bool:
+    # Of a form, inverses only: their matrix is smaller, so that the question ends.
+    return "symmetric" in known_facts(atom) or (atom.op.keeps_symmetry and symmetric(atom))
 
 
 @lru_cache(maxsize=4096)
@@ -84,7 +93,7 @@ def exchanges(node: Node) -> tuple[tuple[int, int, int], ...]:
         turned = node.op.terms(algebra, node, tuple(own))
         if read is None or turned is None:
             continue
-        a, b = ({canonical_key(t): t.coefficient for t in collect(terms, algebra)} for terms in (read, turned))
+        a, b = ({_key(t): t.coefficient for t in collect(terms, algebra)} for terms in (read, turned))
         if a == b:
             found.append((p, q, 1))
         elif len(a) > 1 and a == {key: -c for key, c in b.items()}:
@@ -445,7 +454,7 @@ def collect(terms: Iterable[Term], algebra: Algebra) -> Sum:
     total: dict[object, Term] = {}
     for raw in terms:
         term = contract(raw, algebra)
-        key = canonical_key(term)
+        key = _key(term)
         if key in total:
             term = replace(total[key], coefficient=total[key].coefficient + term.coefficient)
         total[key] = term

@@ -27,6 +27,13 @@ def assumed_leaves(variables: Sequence[Node], assume: Mapping[str, str] | None) 
     'symmetric'
     """
     known = {v.params["name"]: v for v in variables}
+    if not isinstance(assume or {}, Mapping):
+        raise ChainruleError(
+            "assume is not a mapping",
+            given=repr(assume)[:60],
+            required="name -> what the matrix is",
+            instead='assume={"S": "symmetric"}',
+        )
     found: dict[Node, Node] = {}
     for name, kind in (assume or {}).items():
         if name not in known:

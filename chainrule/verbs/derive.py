@@ -7,6 +7,7 @@ and the form of the answer.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,6 +36,7 @@ from chainrule.verbs.named_program import (
     free_name,
     is_single_formula,
     program_of,
+    refuse_cotangent,
     split_formula,
     target_names,
 )
@@ -79,8 +81,9 @@ class DeriveResult:
         if name not in self.derivatives:
             raise FormulaError(
                 f"no derivative by {name!r} here",
-                given=name,
+                given=repr(name),
                 required=f"one of {', '.join(self.derivatives)}",
+                instead=f'derive(..., wrt="{name}")',
             )
         return self.derivatives[name]
 
@@ -276,18 +279,27 @@ def derive(
     _choice("mode", mode, MODES)
     _choice("layout", layout, LAYOUTS)
     if order not in ORDERS:
-        raise ChainruleError("unknown order of derivative", given=str(order), required="1, 2 or 3")
+        raise ChainruleError(
+            "unknown order of derivative", given=repr(order), required="1, 2 or 3", instead="order=2 for the Hessian"
+        )
     named, variables, active = program_of(source, args, shapes, split=mode != "direct")
     named, variables = under_assumptions(named, variables, assume)
     program = NamedProgram(named, variables)
     targets = active if wrt == "all" else target_names(wrt, program)
     if not targets:
-        raise ChainruleError("there is nothing to derive by", required="a variable that is not an integer")
+        raise ChainruleError(
+            "there is nothing to derive by",
+            given="a formula without variables" if wrt == "all" else f"wrt={wrt!r}",
+            required="a variable that is not an integer",
+            instead='cr.derive("y = x^2", wrt="x")',
+        )
     from_text = isinstance(source, str | Expression | Graph)
     seed = None
     output = program.symbol[program.output]
     if cotangent is None and output.shape != () and not from_text:
         cotangent = free_name("g", Graph(tuple(variables), ()))  # a model without a loss: what comes back from above
+    elif cotangent is not None:
+        refuse_cotangent(cotangent, program)
     if cotangent is not None:
         seed = variable(cotangent, output.type)
     if mode == "direct" or order > 1:
@@ -297,7 +309,12 @@ def derive(
         # A batch makes every local factor a tensor of order four: for models the equations say it all.
         derivation = Derivation(program, layout, factors=from_text)
         if mode != "reverse" and seed is not None:
-            raise ChainruleError(f"{mode} mode takes no cotangent", instead='mode="reverse"')
+            raise ChainruleError(
+                f"{mode} mode takes no cotangent",
+                given=f"mode={mode!r}, cotangent={cotangent!r}",
+                required="a mode that starts at the output",
+                instead='mode="reverse"',
+            )
         if mode == "reverse":
             steps = derivation.reverse(targets, seed)
         elif mode == "forward":
@@ -378,4 +395,10 @@ def _at(result: DeriveResult, at: Mapping[str, Any]) -> DeriveResult:
 
 def _choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ChainruleError(f"unknown {name} {value!r}", given=value, required=f"one of {', '.join(allowed)}")
+        near = difflib.get_close_matches(str(value), allowed, 1, 0.4) or allowed
+        raise ChainruleError(
+            f"unknown {name} {value!r}",
+            given=repr(value),
+            required=f"one of {', '.join(allowed)}",
+            instead=f'{name}="{near[0]}"',
+        )

@@ -12,6 +12,7 @@ from typing import Any
 
 from chainrule.errors import ChainruleError, FormulaError, MissingExtraError
 from chainrule.frontends.formula import parse_program
+from chainrule.frontends.formula.functions import known_functions
 from chainrule.interpreters.linearize import jacobian
 from chainrule.ir import Graph, Node, apply, rebuild, toposort, variable
 from chainrule.verbs.defined import refuse_division_by_zero, refuse_unused
@@ -166,6 +167,25 @@ def free_name(name: str, graph: Graph) -> str:
     return name
 
 
+def refuse_cotangent(name: Any, program: NamedProgram) -> None:
+    """Looks for a name of a cotangent that is none, or that means something else: the answer would mix the two.
+
+    Raises:
+        FormulaError: it is not free.
+    """
+    taken = {*program.variables, *program.order}
+    free = "g"
+    while free in taken:
+        free += "_"
+    if not isinstance(name, str) or not name.isidentifier() or name in known_functions():
+        what, required = f"{name!r} cannot name a cotangent", "a name that is no function of the language"
+    elif name in taken:
+        what, required = f"the cotangent is called {name!r}, as a quantity of the formula is", "a name of its own"
+    else:
+        return
+    raise FormulaError(what, given=f"cotangent={name!r}", required=required, instead=f'cotangent="{free}"')
+
+
 def split_formula(root: Node, name: str) -> list[tuple[str, Node]]:
     """A single formula as elementary assignments f1, f2, ...: every operation that is not constant, in order.
 
@@ -192,9 +212,16 @@ def target_names(wrt: str | Sequence[str], program: NamedProgram) -> list[str]:
     """The names to derive by, as a list.
 
     Raises:
-        FormulaError: one that the program does not have; suggests the nearest.
+        FormulaError: one that the program does not have, or one twice; suggests the nearest.
     """
-    names = [w.strip() for w in wrt.split(",")] if isinstance(wrt, str) else list(wrt)
+    if isinstance(wrt, str):
+        names = [w.strip() for w in wrt.split(",")]
+    elif isinstance(wrt, Sequence) and all(isinstance(w, str) for w in wrt):
+        names = list(wrt)
+    else:
+        raise FormulaError(
+            "wrt is no name", given=repr(wrt)[:60], required="a name, or a list of names", instead='wrt="x" or wrt="all"'
+        )
     known = {**program.variables, **dict.fromkeys(program.order)}
     for k, name in enumerate(names):
         if name not in known and identifier_of(name) in known:
@@ -203,8 +230,16 @@ def target_names(wrt: str | Sequence[str], program: NamedProgram) -> list[str]:
             near = difflib.get_close_matches(name, known, 1)
             raise FormulaError(
                 f"cannot derive by {name!r}: it does not occur in the formula",
-                given=name,
+                given=repr(name),
                 required=f"one of {', '.join(known)}",
-                instead=near[0] if near else "",
+                instead=f'wrt="{(near or [*known])[0]}"',
             )
+    twice = [n for k, n in enumerate(names) if n in names[:k]]
+    if twice:
+        raise FormulaError(
+            f"{twice[0]!r} is twice in wrt",
+            given=", ".join(names),
+            required="every name once",
+            instead=", ".join(dict.fromkeys(names)),
+        )
     return names

@@ -196,6 +196,32 @@ def test_values_keep_their_structure(kind: str):
         assert np.linalg.eigvalsh(value).min() > 0
 
 
+@pytest.mark.parametrize(
+    "formula, assume, text",
+    [
+        # the two forms of (X' C X)^-1 are one, since C' = C (Matrix Cookbook 125 and 126)
+        ("tr(inv(X' @ C @ X) @ B)", {"C": "symmetric"}, "-C @ X @ inv(X' @ C @ X) @ (B + B') @ inv(X' @ C @ X)"),
+        ("tr(X' @ D @ X @ inv(X' @ C @ X))", {"C": "symmetric", "D": "positive definite"}, None),
+        ("logdet(X' @ C @ X)", {"C": "diagonal"}, "2 * C @ X @ inv(X' @ C @ X)"),
+        ("logdet(X' @ inv(C) @ X)", {"C": "symmetric"}, "2 * inv(C) @ X @ inv(X' @ inv(C) @ X)"),
+    ],
+)
+def test_a_product_around_a_symmetric_matrix_is_symmetric(formula: str, assume: dict[str, str], text: str | None):
+    shapes = {"X": "n,k", "C": "n,n", "D": "n,n", "B": "k,k"}
+    used = {name: shape for name, shape in shapes.items() if name in formula}
+    answer = cr.derive(formula, wrt="X", shapes=used, assume=assume)["X"]
+    short = "2 * (D - C @ X @ inv(X' @ C @ X) @ X' @ D) @ X @ inv(X' @ C @ X)"
+    assert answer.text == (text or short)
+    generator = np.random.default_rng(0)
+    values = {name: np.diag(generator.uniform(1, 2, 4)) if name in "CD" else generator.standard_normal((4, 2))
+              for name in used if name != "B"}  # fmt: skip
+    if "B" in used:
+        values["B"] = generator.standard_normal((2, 2))
+    step, value = 1e-6 * generator.standard_normal((4, 2)), cr.formula(formula, shapes=used)
+    up, down = (value.evaluate(**{**values, "X": values["X"] + s * step}) for s in (1, -1))
+    assert np.isclose((up - down) / 2, np.sum(answer.evaluate(**values) * step), rtol=1e-6, atol=1e-12)
+
+
 # ---- refusals ----------------------------------------------------------------------------------------------
 def test_refusals():
     shapes = {"S": "n,n", "x": "n"}

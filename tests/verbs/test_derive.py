@@ -347,11 +347,31 @@ def test_an_expression_is_a_source():
         ({"wrt": "x", "layout": "row"}, ChainruleError, "denominator, numerator"),
         ({"wrt": "x", "order": 4}, ChainruleError, "1, 2 or 3"),
         ({"wrt": "x", "mode": "forward", "cotangent": "g"}, ChainruleError, "reverse"),
+        ({"wrt": "x,z,x"}, FormulaError, "'x' is twice in wrt"),
+        ({"wrt": ""}, FormulaError, "cannot derive by ''"),
+        ({"wrt": []}, ChainruleError, "nothing to derive by"),
+        ({"wrt": 1}, FormulaError, "wrt is no name"),
+        ({"wrt": ["x", 2]}, FormulaError, "wrt is no name"),
+        ({"wrt": "x", "assume": "symmetric"}, ChainruleError, "assume is not a mapping"),
+        ({"wrt": "x", "cotangent": "2g"}, FormulaError, "'2g' cannot name a cotangent"),
+        ({"wrt": "x", "cotangent": "exp"}, FormulaError, "'exp' cannot name a cotangent"),
+        ({"wrt": "x", "cotangent": "z"}, FormulaError, "the cotangent is called 'z'"),
+        ({"wrt": "x", "cotangent": "y"}, FormulaError, "the cotangent is called 'y'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: dict, error: type, message: str):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         cr.derive("y = x^2 + z", **arguments)
+    assert isinstance(raised.value, ChainruleError)
+    assert all((raised.value.what, raised.value.given, raised.value.required, raised.value.instead))
+
+
+@pytest.mark.parametrize("value", ["a", 1j, [[1.0], [2.0, 3.0]], None, {"x": 1}])
+def test_values_that_are_no_real_numbers_are_refused(value: object):
+    d = cr.derive("y = x^2", wrt="x")
+    for evaluate in (d.values, d["x"].evaluate):
+        with pytest.raises(ShapeError, match="'x'"):
+            evaluate(x=value)
 
 
 def test_a_near_name_is_suggested():
