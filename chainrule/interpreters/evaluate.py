@@ -39,7 +39,7 @@ def evaluate_all(
         if isinstance(value, tuple):
             table[node] = value
             continue
-        array = _numbers(node, value)
+        array = real_numbers(node, value)
         _match(node, array, known)
         table[node] = array
     with np.errstate(all="ignore"):
@@ -56,15 +56,19 @@ def evaluate_all(
     return table
 
 
-def _numbers(node: Node, value: Any) -> np.ndarray:
-    """A value as an array of float64, or of integers where the node holds them."""
+def real_numbers(node: Node, value: Any) -> np.ndarray:
+    """A value of a variable as an array of float64, or of integers where the variable holds them.
+
+    Raises:
+        ShapeError: it is none: text, complex numbers, rows of different lengths.
+    """
     try:
         array = np.asarray(value)
         if array.dtype.kind not in "biufO":
             raise TypeError(f"{array.dtype} is no real number")
         whole = array.dtype.kind in "biu" and not node.type.is_float
         return array if whole else array.astype(np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ShapeError(
             f"value of {node.params['name']!r} is not an array of real numbers",
             given=repr(value)[:60],

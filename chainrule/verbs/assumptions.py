@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ChainruleError, FormulaError, ShapeError
+from chainrule.interpreters.evaluate import real_numbers
 from chainrule.interpreters.structure import CONVENTIONS
 from chainrule.ir import STRUCTURES, Node, shape_text, structure_of, substitute_nodes, variable
 
@@ -96,7 +97,7 @@ def refuse_other_structure(leaf: Node, array: Any) -> None:
     Raises:
         ShapeError: there is one.
     """
-    kind, value = structure_of(leaf), np.asarray(array, dtype=float)
+    kind, value = structure_of(leaf), real_numbers(leaf, array)
     if kind is None or value.ndim != 2 or value.shape[0] != value.shape[1]:
         return
     facts = STRUCTURES[kind]

@@ -220,7 +220,10 @@ def target_names(wrt: str | Sequence[str], program: NamedProgram) -> list[str]:
         names = list(wrt)
     else:
         raise FormulaError(
-            "wrt is no name", given=repr(wrt)[:60], required="a name, or a list of names", instead='wrt="x" or wrt="all"'
+            "wrt is no name",
+            given=repr(wrt)[:60],
+            required="a name, or a list of names",
+            instead='wrt="x" or wrt="all"',
         )
     known = {**program.variables, **dict.fromkeys(program.order)}
     for k, name in enumerate(names):
