@@ -7,6 +7,7 @@ nan, as IEEE says; nothing is raised and nothing is hidden.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def real_numbers(node: Node, value: Any) -> np.ndarray:
     """
     try:
         array = np.asarray(value)
-        if array.dtype.kind not in "biufO":
+        if array.dtype.kind not in "biuf" and not all(isinstance(x, Real) for x in array.flat):
             raise TypeError(f"{array.dtype} is no real number")
         whole = array.dtype.kind in "biu" and not node.type.is_float
         return array if whole else array.astype(np.float64)

@@ -132,7 +132,8 @@ def canonical_key(term: Term, symmetric: Callable[[Node], bool] = lambda _: Fals
     """A key that is equal for terms that differ only in the order of factors and the names of summed indices.
 
     A matrix that is ``symmetric`` is read either way. Summed indices are coloured by where they occur until colours
-    are stable; remaining ties are broken by trying their orders (up to a limit, beyond which two equal terms may be kept apart, which is never wrong).
+    are stable; remaining ties are broken by trying their orders (up to a limit, beyond which two equal terms may
+    be kept apart, which is never wrong).
     """
     summed = set(term.summed)
     either = {f.atom for f in term.factors if len(f.indices) == 2 and symmetric(f.atom)}

@@ -165,7 +165,7 @@ class DeriveResult:
             nodes[step.symbol] = step.closed_form.full
         leaves = [n for n in toposort([*nodes.values(), *self.program.leaves]) if n.is_leaf and "name" in n.params]
         given = {n: arrays[n.params["name"]] for n in leaves if n.params["name"] in arrays}
-        sizes = {k: int(v) for k, v in arrays.items() if np.ndim(v) == 0 and k not in self.program.variables}
+        sizes = {k: int(v) for k, v in arrays.items() if k not in self.program.variables and np.ndim(v) == 0}
         for leaf, array in given.items():
             refuse_other_structure(leaf, array)
         numbers = evaluate_all(list(nodes.values()), given, sizes)
