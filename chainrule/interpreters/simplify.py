@@ -15,9 +15,10 @@ from typing import overload
 
 import numpy as np
 
+from chainrule.interpreters.distribute import distribute
 from chainrule.interpreters.rebuild_terms import Builder
 from chainrule.interpreters.terms import MAX_DEPTH as MAX_DEPTH
-from chainrule.interpreters.terms import Algebra, Factor, Number, Term, collect, distribute
+from chainrule.interpreters.terms import Algebra, Factor, Number, Term, collect
 from chainrule.ir import (
     Graph,
     Node,

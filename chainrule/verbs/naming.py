@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from chainrule.interpreters.distribute import distribute
 from chainrule.interpreters.factors import Factor, Term, occurrence
 from chainrule.interpreters.rebuild_terms import Builder
 from chainrule.interpreters.simplify import MAX_DEPTH, simplify
-from chainrule.interpreters.terms import Algebra, collect, distribute, symmetric
+from chainrule.interpreters.terms import Algebra, collect, symmetric
 from chainrule.ir import Node, TensorType, algebraic_depth, apply, rebuild, substitute_nodes, tree_size
 
 _WORTH_TRYING = 5  # operators and operands
