@@ -19,7 +19,7 @@ from chainrule.interpreters.terms import Algebra, collect, symmetric
 from chainrule.ir import Node, TensorType, algebraic_depth, apply, rebuild, substitute_nodes, tree_size
 
 _WORTH_TRYING = 5  # operators and operands
-_SEARCHED = 5000  # operators and operands of an answer or a definition in which names are looked for
+_SEARCHED = 600  # operators and operands of an answer or a definition in which names are looked for
 _WORTH_ITS_OWN = (
     5  # of a definition whose name is to stand in its own derivative: r = (x' @ A @ x)/(x' @ x), not exp(x)
 )
