@@ -71,8 +71,12 @@ _LARGEST = 1e4  # of a value or gradient; beyond that finite differences say lit
 
 def check_source(plan: ResidualPlan, name: str, arguments: Sequence[str]) -> str:
     """The functions ``example`` and ``check`` and the call of the latter."""
-    sizes = example_sizes(plan.inputs)
-    recipes = _recipes(plan, sizes)
+    ways = [example_sizes(plan.inputs, reverse) for reverse in (False, True)]
+    found = [_recipes(plan, ways[0])]
+    if found[0][1] and ways[1] != ways[0]:
+        found.append(_recipes(plan, ways[1]))
+    k = min(range(len(found)), key=lambda k: found[k][1])
+    sizes, (recipes, _) = ways[k], found[k]
     lines = ["def example():"]
     shown = ", ".join(f"{k} = {v}" for k, v in sizes.items())
     lines.append(f'    """Random inputs in float64{": " + shown if shown else ""}."""')
@@ -86,12 +90,15 @@ def check_source(plan: ResidualPlan, name: str, arguments: Sequence[str]) -> str
     return "\n".join([*lines, "", "", _CHECK.format(name=name, wrt=wrt)])
 
 
-def example_sizes(inputs: Sequence[Node]) -> dict[str, int]:
-    """A small number for every named dimension such that every shape is positive, and tall matrices are tall.
+def example_sizes(inputs: Sequence[Node], reverse: bool = False) -> dict[str, int]:
+    """A small number for every named dimension such that every shape is positive.
 
-    Dimensions are numbered so that those that lead come out larger: a matrix product ``X' X`` is then invertible.
+    Dimensions are numbered so that those that lead come out larger, or with ``reverse`` smaller: in one of the two
+    a matrix product ``X' X`` is invertible.
     """
     names = list(dict.fromkeys(n for i in inputs for s in i.shape if isinstance(s, Dim) for n in sorted(s.names)))
+    if reverse:
+        names.reverse()
     for spread in range(1, 6):
         sizes = {n: 2 + spread * (len(names) - k - 1) // max(1, len(names) // 3) for k, n in enumerate(names)}
         sizes = {n: min(s, 5) if spread < 3 else s for n, s in sizes.items()}
@@ -100,8 +107,8 @@ def example_sizes(inputs: Sequence[Node]) -> dict[str, int]:
     return dict.fromkeys(names, 3)
 
 
-def _recipes(plan: ResidualPlan, sizes: dict[str, int]) -> list[int]:
-    """For each input the number of the recipe by which values are finite and of moderate size."""
+def _recipes(plan: ResidualPlan, sizes: dict[str, int]) -> tuple[list[int], int]:
+    """For each input the number of the recipe by which values are finite and of moderate size; how often not."""
     square = [len(i.shape) >= 2 and i.shape[-1] == i.shape[-2] for i in plan.inputs]
     ways = [[k] * len(plan.inputs) for k in range(3)]
     if any(square):
@@ -127,4 +134,4 @@ def _recipes(plan: ResidualPlan, sizes: dict[str, int]) -> list[int]:
             best, fewest = way, bad
         if not bad:
             break
-    return best
+    return best, fewest

@@ -66,7 +66,8 @@ def check_source(found: Derivatives, functions: Sequence[Function], language: La
     """``_agree``, ``check`` and the lines that run it."""
     np = language.np
     at = _domain(found)
-    arguments = functions[0].arguments
+    scope = _Scope(functions, language)
+    arguments = scope.arguments
     # The sizes of the check are those of the functions: same names, same order.
     graph = Graph((*found.inputs, *found.vectors), tuple(o for p in found.parts for o in p.graph.outputs))
     taken: list[str] = []
@@ -74,20 +75,39 @@ def check_source(found: Derivatives, functions: Sequence[Function], language: La
         taken.append(unique(str(i.params["name"]), taken, ()))
     renamed, names = with_valid_sizes(graph, taken)
     image = dict(zip(graph.inputs, renamed.inputs, strict=True))
-    lines = [f"rng = {_GENERATORS[language.name]}"]
+    lines = [f"{scope.rng} = {_GENERATORS[language.name]}"]
     if language.name == "jax":
         lines.insert(0, 'jax.config.update("jax_enable_x64", True)')
     lines += [f"{names[name]} = {size}" for name, size in at.sizes.items() if name in names]
     for name, node in zip(arguments, found.inputs, strict=True):
-        lines += _drawn(name, image[node], at.laws[node], language)
-    lines += _checks(found, functions, language)
+        lines += _drawn(name, image[node], at.laws[node], language, scope.rng)
+    lines += _checks(found, functions, language, scope)
     normal = _DRAWS[language.name]["normal"].format(shape="x.shape" if np != "np" else "np.shape(x)")
     body = "\n".join(f"    {line}" for line in lines)
     doc = '"""Compares every derivative with central differences at a random point, in float64."""'
     return (
         f"{_AGREE.format(np=np, normal=normal)}\n\ndef check(seed=0):\n    {doc}\n"
-        f'{body}\n    print("ok: " + ", ".join(found))\n\n\nif __name__ == "__main__":\n    check()\n'
+        f'{body}\n    print("ok: " + ", ".join({scope.found}))\n\n\nif __name__ == "__main__":\n    check()\n'
     )
+
+
+class _Scope:
+    """The names inside ``check``: variables may be called as what it uses (``d``, ``rng``, ``value``).
+
+    Attributes:
+        arguments: what the variables are called there. direction, rng, found, upstream: names of its own.
+    """
+
+    def __init__(self, functions: Sequence[Function], language: Language) -> None:
+        sizes = [s for f in functions for s in f.sizes]
+        called = {*(f.name for f in functions), "check", "print", "_agree", "_norm", language.np, "jax"}
+        taken: list[str] = list(dict.fromkeys(sizes))
+        names: list[str] = []
+        for name in (*functions[0].arguments, "d", "rng", "found", "g_of_value"):
+            names.append(unique(name, taken, called))
+            taken.append(names[-1])
+        self.arguments = tuple(names[:-4])
+        self.direction, self.rng, self.found, self.upstream = names[-4:]
 
 
 def _domain(found: Derivatives) -> Domain:
@@ -102,8 +122,8 @@ def _shape(node: Node) -> str:
     return f"({', '.join(map(str, node.shape))}{',' if node.type.rank == 1 else ''})"
 
 
-def _drawn(name: str, node: Node, law: str, language: Language) -> list[str]:
-    draws = _DRAWS[language.name]
+def _drawn(name: str, node: Node, law: str, language: Language, rng: str) -> list[str]:
+    draws = {law: _with_generator(text, rng) for law, text in _DRAWS[language.name].items()}
     if law != "definite":
         return [f"{name} = {draws[law].format(shape=_shape(node))}"]
     axes = f"{language.np}.swapaxes({name}, -1, -2)"
@@ -113,10 +133,14 @@ def _drawn(name: str, node: Node, law: str, language: Language) -> list[str]:
     ]
 
 
-def _checks(found: Derivatives, functions: Sequence[Function], language: Language) -> list[str]:
-    np = language.np
+def _with_generator(draw: str, rng: str) -> str:
+    return draw.replace("rng.", f"{rng}.").replace("generator=rng", f"generator={rng}")
+
+
+def _checks(found: Derivatives, functions: Sequence[Function], language: Language, scope: _Scope) -> list[str]:
+    np, d = language.np, scope.direction
     by_kind = {part.kind: function for part, function in zip(found.parts, functions, strict=True)}
-    arguments = functions[0].arguments
+    arguments = scope.arguments
     value = by_kind["value"]
 
     def call(kind: str, k: int, *vectors: str) -> str:
@@ -126,14 +150,14 @@ def _checks(found: Derivatives, functions: Sequence[Function], language: Languag
         return f"{function.name}({', '.join([*arguments, *vectors, *keywords])}){several}"
 
     value_call = f"{value.name}({', '.join([*arguments, *(f'{s}={s}' for s in value.sizes)])})"
-    lines = ["found = ["]
+    lines = [f"{scope.found} = ["]
     before: list[str] = []
     for k, w in enumerate(found.wrt):
         x = arguments[found.inputs.index(w)]
         rank = w.type.rank
 
         def row(what: str, function: str, tangent: str, x: str = x) -> str:
-            parts = (f'"{what} by {x}"', f"lambda {x}: {function}", f"lambda d: {tangent}", x, "rng")
+            parts = (f'"{what} by {x}"', f"lambda {x}: {function}", f"lambda {d}: {tangent}", x, scope.rng)
             line = f"    _agree({', '.join(parts)}),"
             if len(line) <= _WIDTH:
                 return line
@@ -142,27 +166,29 @@ def _checks(found: Derivatives, functions: Sequence[Function], language: Languag
         first = "gradient" if "gradient" in by_kind else "jacobian"
         rank_f = found.parts[0].graph.outputs[0].type.rank
         if first == "gradient":
-            lines.append(row("gradient", value_call, f"{np}.sum({call('gradient', k)} * d)"))
+            lines.append(row("gradient", value_call, f"{np}.sum({call('gradient', k)} * {d})"))
         elif found.layout == "denominator":
-            lines.append(row("Jacobian", value_call, f"{np}.tensordot(d, {call('jacobian', k)}, {rank})"))
+            lines.append(row("Jacobian", value_call, f"{np}.tensordot({d}, {call('jacobian', k)}, {rank})"))
         else:
-            lines.append(row("Jacobian", value_call, f"{np}.tensordot({call('jacobian', k)}, d, {rank})"))
+            lines.append(row("Jacobian", value_call, f"{np}.tensordot({call('jacobian', k)}, {d}, {rank})"))
         if "hessian" in by_kind:
             slope = call(first, k)
             if first == "jacobian" and found.layout == "denominator" and rank_f and rank:
                 order = (*range(rank, rank + rank_f), *range(rank))
                 slope = f"{np}.{'permute' if np == 'torch' else 'transpose'}({slope}, {order})"
-            lines.append(row("Hessian", slope, f"{np}.tensordot({call('hessian', k)}, d, {rank})"))
+            lines.append(row("Hessian", slope, f"{np}.tensordot({call('hessian', k)}, {d}, {rank})"))
         if "third" in by_kind:
-            lines.append(row("third derivative", call("hessian", k), f"{np}.tensordot({call('third', k)}, d, {rank})"))
+            lines.append(
+                row("third derivative", call("hessian", k), f"{np}.tensordot({call('third', k)}, {d}, {rank})")
+            )
         if "product" in by_kind:
             zeros = [f"{np}.zeros_like({arguments[found.inputs.index(o)]})" for o in found.wrt]
-            vectors = [*zeros[:k], "d", *zeros[k + 1 :]]
+            vectors = [*zeros[:k], d, *zeros[k + 1 :]]
             lines.append(row("Hessian-vector product", call("gradient", k), call("product", k, *vectors)))
         if "vjp" in by_kind:
             shape = f"{value_call}.shape"
-            g = _DRAWS[language.name]["normal"].format(shape=shape)
-            before = [f"g_of_value = {g}"]
-            product = f"{np}.sum({call('vjp', k, 'g_of_value')} * d)"
-            lines.append(row("vector-Jacobian product", f"{np}.sum({value_call} * g_of_value)", product))
+            g = _with_generator(_DRAWS[language.name]["normal"], scope.rng).format(shape=shape)
+            before = [f"{scope.upstream} = {g}"]
+            product = f"{np}.sum({call('vjp', k, scope.upstream)} * {d})"
+            lines.append(row("vector-Jacobian product", f"{np}.sum({value_call} * {scope.upstream})", product))
     return [*before, *lines, "]"]

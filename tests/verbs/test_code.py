@@ -135,6 +135,32 @@ def test_nothing_overflows_far_from_zero(language: str):
     np.testing.assert_allclose(np.asarray(f(at)), [0, 1 / (1 + np.exp(-3)) * (1 + 1 / (1 + np.exp(3))), 2], atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "formula, shapes",
+    [
+        ("(a * x + b) / (c * x + d)", {}),  # d is what the check calls a direction
+        ("(value * rng + gradient) / (found^2 * rng + 1)", {}),
+        ("sum(d * tanh(seed)) * value", {"d": "n", "seed": "n"}),
+        ("d' @ check @ print", {"d": "n", "check": "n,n", "print": "n"}),
+        ("hessian * g_of_value^2 + hessian_vector_product", {}),
+        ("A @ d", {"A": "d,n", "d": "n"}),
+    ],
+)
+@pytest.mark.parametrize("language", ["numpy", "torch", "autograd"])
+def test_variables_may_be_called_as_the_names_of_the_check(formula: str, shapes: dict, language: str, capsys):
+    for wrt in cr.derive(formula, shapes=shapes).wrt:
+        run(cr.derive(formula, wrt=wrt, shapes=shapes).code(language))
+        assert capsys.readouterr().out.startswith("ok")
+
+
+@pytest.mark.parametrize("formula", ["a' @ inv(X' @ X) @ b", "logdet(X @ X')", "v' @ X @ inv(X' @ X) @ b"])
+def test_the_check_of_a_function_finds_sizes_at_which_the_formula_is_defined(formula: str, capsys):
+    shapes = {"X": "m,n", "a": "n", "b": "n", "v": "m"}
+    used = {name: shape for name, shape in shapes.items() if re.search(rf"\b{name}\b", formula)}
+    run(cr.derive(formula, wrt="X", shapes=used).code("autograd"))
+    assert capsys.readouterr().out.startswith("ok")
+
+
 def test_a_size_and_a_variable_of_one_name():
     f = cr.derive("sum(G*(x @ W))*W2", shapes={"x": "W,d", "W": "d,k", "G": "W,k"}, wrt="W").function("numpy")
     rng = np.random.default_rng(0)
