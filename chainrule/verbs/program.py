@@ -20,7 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from chainrule.backends.torch import Compiled, compile
 from chainrule.errors import ModelError, UnsupportedOpError
-from chainrule.frontends.torch import Trace, active, fingerprint, modules_of
+from chainrule.frontends.torch import Trace, active, autocast, fingerprint, modules_of
 from chainrule.frontends.torch import trace as trace_function
 from chainrule.interpreters.kernels import selected
 from chainrule.interpreters.partition import halves
@@ -231,7 +231,7 @@ class Programs:
         recorder = active()
         tensors = [v for v in flat if isinstance(v, torch.Tensor)]
         tracked = torch.is_grad_enabled() and (recorder is not None or any(t.requires_grad for t in tensors))
-        key = (spec, tuple(map(_signature, flat)), tracked, *fingerprint(self.func))
+        key = (spec, tuple(map(_signature, flat)), tracked, autocast.state(), *fingerprint(self.func))
         if key not in self._kept:
             self._report(flat)
             with recorder.outside() if recorder is not None else nullcontext():

@@ -512,7 +512,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         "switched off",
     ),
     "data assignment": (lambda self, x: setattr(self.weight, "data", x) or x, "assignment to .data"),
-    "autocast": (lambda self, x: torch.autocast("cpu")(lambda: x @ self.weight)(), "under autocast"),
 }
 
 

@@ -32,6 +32,9 @@ class Compiled:
     def tracked(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A call that autograd records where gradients are on: for results that are differentiated again."""
         try:
+            if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+                with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                    return self._function(*tensors)  # its casts are written out
             return self._function(*tensors)
         except (RuntimeError, IndexError, TypeError) as error:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith("<chainrule ")]

@@ -24,7 +24,7 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
-from chainrule.frontends.torch import guards
+from chainrule.frontends.torch import autocast, guards
 from chainrule.frontends.torch import lower as lowering
 from chainrule.frontends.torch.calls import opaque_call, opaque_function
 from chainrule.frontends.torch.draws import drawn, generator_state
@@ -87,6 +87,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             stack.enter_context(PythonSide(self))
             if not self.strict:
                 stack.enter_context(custom_calls(self))
+            stack.enter_context(autocast.unshared())
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(self)
             yield
@@ -102,6 +103,10 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self.fail("a torch.func transform inside the traced program", instead="chainrule's own, outside of it")
         name, _ = lowering.key_of(func)
         operands = list(_tensors((*args, *kwargs.values())))
+        casting = autocast.key_for(func, operands)
+        if casting is not None:  # autocast's own kernel: its casts and the op behind them come back here, one by one
+            with self:
+                return func.redispatch(casting, *args, **kwargs)
         if name == "lift_fresh" and self._meaning.get(operands[0]) is None:
             self._meaning[operands[0]] = FOLDED  # torch.tensor(...) of numbers in the program
         meanings = [self.meaning(t) for t in operands]
@@ -195,10 +200,6 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         outputs = list(_tensors((out,)))
         if isinstance(prepared, Refused) or not outputs:
             return [prepared] * len(outputs)
-        if _casts(outputs[0].device.type):  # casts happen below, unseen
-            return [
-                Refused(UnsupportedOpError(f"{func} under autocast is not supported yet").located(str(origin)))
-            ] * len(outputs)
         args, kwargs = prepared
         found: list[Node] | None = None
         try:
@@ -295,6 +296,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         origin = self._origin(None)
         nodes = [self.node_of(t) for t in tensors]
         state, versions = generator_state(), [t._version for t in tensors]
+        casting = autocast.current()
         out = self._unrecorded(apply_, args, kwargs)
         if [t._version for t in tensors] != versions:
             self.fail(f"autograd.Function {cls.__name__!r} writes into its arguments", instead="a copy (.clone())")
@@ -303,7 +305,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         def call(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
             rest = iter(operands)
             given = [next(rest) if isinstance(a, torch.Tensor) else a for a in args]
-            return tuple(_tensors((apply_(*given, **kwargs),)))
+            with casting():
+                return tuple(_tensors((apply_(*given, **kwargs),)))
 
         stream = len(self.draws) if generator_state() != state else None
         single = len(flat) == 1
@@ -416,11 +419,6 @@ def _would_draw(func: Any, prepared: Any, outputs: Sequence[torch.Tensor]) -> bo
     except (UnsupportedOpError, ShapeError):
         return True
     return False
-
-
-def _casts(device: str) -> bool:
-    """Whether autocast is on for a device; tensors without storage go with any."""
-    return any(map(torch.is_autocast_enabled, ("cpu", "cuda") if device == "meta" else (device,)))
 
 
 def active() -> Recorder | None:
