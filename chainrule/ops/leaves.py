@@ -139,6 +139,7 @@ STRAIGHT_THROUGH = register(
         text="straight_through({0}, {1})",
         latex=r"\operatorname{{straight}}\left({0}, {1}\right)",
         torch="{0}",
+        aliases=True,
         samples=(Sample((np.array([0.3, -0.7]), np.array([0.2, 1.1])), smooth=False),),
         error_samples=(Sample((np.zeros(2), np.zeros(3))),),
         source="the value of one, the derivative of the other: a write in place under no_grad",
@@ -161,6 +162,7 @@ ITEM = register(
         text=lambda p, node: f"{p.child(node.inputs[0], UNARY)}.{node.params['index']}",
         latex=lambda p, node: f"{p.child(node.inputs[0], UNARY)}_{{{node.params['index']}}}",
         torch=lambda node, x: f"{x[0]}[{node.params['index']}]",
+        aliases=lambda node: bool(node.inputs[0].op.aliases),  # outputs of one kernel lie apart
         code=lambda w, node: f"{w(0, ATOM)}[{node.params['index']}]",
         source="one output of a node with several",
     )

@@ -145,6 +145,7 @@ _BACKWARD = register(
         text=_text,
         latex=_latex,
         torch=lambda node, x: f"taped_backward({node.params['wanted']}, {', '.join(x)})",
+        aliases=True,
         choosy=True,
         prelude=_PRELUDE,
         source="torch.autograd.grad over the tape of one call",
@@ -159,6 +160,7 @@ def _declared(suffix: str, pure: bool) -> Op:
         "latex": _latex,
         "externals": lambda *, call, **_: () if call.function is None else (call.function,),
         "pure": pure,
+        "aliases": True,  # a function of the user's may return what it was given, and a tape keeps it
         "source": "the function itself; its derivative is its own",
     }
     taped = register(

@@ -45,13 +45,13 @@ class Compiled:
             ) from error
 
 
-def compile(graph: Graph, name: str = "forward", free: bool = True) -> Compiled:
-    """The graph as a callable.
+def compile(graph: Graph, name: str = "forward", free: bool = True, reuse: bool = False) -> Compiled:
+    """The graph as a callable; ``free`` and ``reuse`` as in ``emit``.
 
     Raises:
         BackendError: it cannot be written in torch.
     """
-    emitted = source_of(graph, name, free)
+    emitted = source_of(graph, name, free, reuse)
     source = emitted.text
     file = f"<chainrule {name} {hashlib.blake2b(source.encode(), digest_size=6).hexdigest()}>"
     # The text is ours, made from the graph alone.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.backends.identifiers import identifier, unique
+from chainrule.backends.torch.reuse import overwritten
 from chainrule.errors import BackendError
 from chainrule.interpreters.kernels import selected
 from chainrule.ir import Graph, Literal, Node, TensorType, TupleType, apply, describe, rebuild, shape_text
@@ -41,24 +42,27 @@ class Source:
     names: Mapping[str, Any] = field(default_factory=dict)
 
 
-def emit(graph: Graph, name: str = "forward", free: bool = True) -> str:
+def emit(graph: Graph, name: str = "forward", free: bool = True, reuse: bool = False) -> str:
     """The text of :func:`source_of`."""
-    return source_of(graph, name, free).text
+    return source_of(graph, name, free, reuse).text
 
 
-def source_of(graph: Graph, name: str = "forward", free: bool = True, constants: str = "c") -> Source:
+def source_of(
+    graph: Graph, name: str = "forward", free: bool = True, reuse: bool = False, constants: str = "c"
+) -> Source:
     """Python source of a function of the graph's inputs that returns the tuple of its outputs.
 
     Args:
         graph: all inputs with numbers for sizes.
         name: of the function.
         free: whether intermediates are deleted after their last use.
+        reuse: whether results may be written over operands that end there (not where autograd records, or vmap maps).
         constants: what the names of constants above the function start with.
     Raises:
         BackendError: an op without a ``torch`` field, or a leaf that is no input of the graph.
     """
     graph = selected(inline_composites(graph))
-    writer = _Writer(graph, _Identifiers(graph, constants))
+    writer = _Writer(graph, _Identifiers(graph, constants), reuse)
     return Source(writer.source(identifier(name, _RESERVED), free), writer.held)
 
 
@@ -107,7 +111,7 @@ class _Identifiers:
 
 
 class _Writer:
-    def __init__(self, graph: Graph, names: _Identifiers) -> None:
+    def __init__(self, graph: Graph, names: _Identifiers, reuse: bool) -> None:
         self.graph, self.names = graph, names
         self.inputs = set(graph.inputs)
         self.nodes = graph.schedule()
@@ -118,6 +122,8 @@ class _Writer:
         # Tuples that another op than item reads: what is behind the outputs (a tape) has the node's own name.
         self.whole = {n for n in self.parts if n in readers or n in self.graph.outputs}
         self.fixed = self._independent()
+        running = [n for n in self.nodes if n not in self.fixed]
+        self.overwritten = overwritten(running, {*graph.inputs, *graph.outputs, *self.fixed}) if reuse else {}
         self.above: list[str] = []
         self.body: list[str] = []
         self.bodies: dict[Graph, str] = {}
@@ -219,6 +225,8 @@ class _Writer:
         operands = [self._operand(i, as_tensor=not infix) for i in node.inputs]
         if node.op.externals is not None:
             operands = [*(self._hold(o, "function") for o in node.op.externals(**node.params)), *operands]
+        if node in self.overwritten:
+            return node.op.in_place[self.overwritten[node]].format(*operands)
         return written.format(*operands) if isinstance(written, str) else str(written(node, operands))
 
     def _body(self, body: Graph) -> str:

@@ -89,7 +89,7 @@ class Step:
         )
         self._read = {node: k for k, node in enumerate(read, 1 + len(used) + len(case.updates))}
         self._written = {case.buffers[path]: k for k, path in enumerate(case.updates, 1 + len(used))}
-        self._compiled = compile(self.graph, "step")
+        self._compiled = compile(self.graph, "step", reuse=True)
         self._leaves = {leaf: names[0] for leaf, names in leaves.items()}
         self._outputs = [(names, k) for k, leaf in enumerate(used) for names in [wanted[leaf]]]
 
