@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.backends.identifiers import identifier, unique
+from chainrule.backends.torch.order import with_less_alive
 from chainrule.backends.torch.reuse import overwritten
 from chainrule.errors import BackendError
 from chainrule.interpreters.kernels import selected
@@ -122,8 +123,13 @@ class _Writer:
         # Tuples that another op than item reads: what is behind the outputs (a tape) has the node's own name.
         self.whole = {n for n in self.parts if n in readers or n in self.graph.outputs}
         self.fixed = self._independent()
-        running = [n for n in self.nodes if n not in self.fixed]
-        self.overwritten = overwritten(running, {*graph.inputs, *graph.outputs, *self.fixed}) if reuse else {}
+        self.overwritten: dict[Node, int] = {}
+        if reuse:
+            running = [n for n in self.nodes if n not in self.fixed and n not in self.inputs]
+            kept = {*graph.inputs, *graph.outputs, *self.fixed}
+            running = with_less_alive(running, kept)
+            self.overwritten = overwritten(running, kept)
+            self.nodes = [*(n for n in self.nodes if n in self.fixed or n in self.inputs), *running]
         self.above: list[str] = []
         self.body: list[str] = []
         self.bodies: dict[Graph, str] = {}

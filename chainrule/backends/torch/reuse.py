@@ -19,7 +19,38 @@ def overwritten(nodes: Sequence[Node], kept: Collection[Node]) -> dict[Node, int
         nodes: in the order in which they run.
         kept: nodes whose memory must stay: inputs, outputs, and what is computed once and read by every call.
     """
-    memory = _memories(nodes)
+    return _overwritten(nodes, kept, memories(nodes))
+
+
+def peak(nodes: Sequence[Node], kept: Collection[Node]) -> int:
+    """The most bytes that are alive at once of what the nodes make, with results written over operands."""
+    memory = memories(nodes)
+    over = _overwritten(nodes, kept, memory)
+    end = _ends(nodes, kept, memory)
+    alive = most = 0
+    sizes: dict[Node, int] = {}
+    dying: dict[int, list[Node]] = {}
+    for held, place in end.items():
+        dying.setdefault(place, []).append(held)
+    for place, node in enumerate(nodes):
+        if node not in over:
+            size = bytes_of(node)
+            sizes[memory[node]] = sizes.get(memory[node], 0) + size
+            alive += size
+            most = max(most, alive)
+        alive -= sum(sizes.pop(held, 0) for held in dying.get(place, ()))
+    return most
+
+
+def bytes_of(node: Node) -> int:
+    """What a node adds to memory: nothing where its result lies in an operand's, or in its own items."""
+    if aliases(node) or not isinstance(node.type, TensorType) or not isinstance(node.type.nbytes, int):
+        return 0
+    return node.type.nbytes
+
+
+def _overwritten(nodes: Sequence[Node], kept: Collection[Node], memory: dict[Node, Node]) -> dict[Node, int]:
+    """:func:`overwritten`; ``memory`` is brought up to date."""
     end = _ends(nodes, kept, memory)
     found: dict[Node, int] = {}
     for place, node in enumerate(nodes):
@@ -44,7 +75,7 @@ def overwritten(nodes: Sequence[Node], kept: Collection[Node]) -> dict[Node, int
     return found
 
 
-def _memories(nodes: Sequence[Node]) -> dict[Node, Node]:
+def memories(nodes: Sequence[Node]) -> dict[Node, Node]:
     """node -> one node for everything that may lie in the same memory."""
     group: dict[Node, Node] = {}
 
