@@ -116,7 +116,8 @@ class _Writer:
         self.graph, self.names = graph, names
         self.inputs = set(graph.inputs)
         self.nodes = graph.schedule()
-        self.device = next((i.type.device for i in graph.inputs if i.type.device != "cpu"), None)
+        devices = [i.type.device for i in graph.inputs if isinstance(i.type, TensorType)]
+        self.device = next((d for d in devices if d != "cpu"), None)
         self.parts = {n: _items(n, self.nodes) for n in self.nodes if isinstance(n.type, TupleType) and n.inputs}
         self.unpacked = {item for items in self.parts.values() for item in items.values()}
         readers = {i for n in self.nodes if n not in self.unpacked for i in n.inputs}
