@@ -120,6 +120,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self.count()
         # Before the call: it may write into a constant, or move a generator.
         prepared = self._prepared(args, kwargs, meanings) if recorded else None
+        if depends and name in _KNOWN_LENGTHS and not isinstance(prepared, (Refused, type(None))):
+            prepared[0][_KNOWN_LENGTHS[name]] = lowering.constant_of(operands[_KNOWN_LENGTHS[name]])
         state = generator_state() if seeded else None
         in_place = recorded and lowering.is_in_place(func)
         before = self.on_memory_of(args[0]) if in_place else []
@@ -132,7 +134,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         outputs = list(_tensors((out,)))
         if any(out is t for t in operands) and not lowering.is_in_place(func):
             return out  # nothing was done (contiguous() of what is so): the tensor means what it meant
-        if prepared is None:
+        if prepared is None or name in _KNOWN_THEN:
             results: Sequence[Any] = [FOLDED] * len(outputs)
         else:
             drew = state is not None and (generator_state() != state or _would_draw(func, prepared, outputs))
@@ -206,10 +208,9 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
                 found = _lowered(func, args, kwargs, outputs)
                 found = of_the_same_bits(lowering.key_of(func)[0], given[0], args, found, outputs[0])
             else:
-                node = drawn(func, given[0], given[1], args, outputs[0], stream)
-                found = None if node is None else [node]
-                if found is not None:
-                    _check_type(func, outputs[0], found[0])
+                found = drawn(func, given[0], given[1], args, outputs[0], stream)
+                for tensor, node in zip(outputs, found or (), strict=found is not None):
+                    _check_type(func, tensor, node)
             problem = UnsupportedOpError(f"{func} draws random numbers and is not declared")
         except ShapeError as error:  # our rule is narrower than torch's: the model runs, but is not expressed
             problem = UnsupportedOpError(
@@ -438,6 +439,10 @@ _READS: dict[str, Callable[..., Any]] = {
     "allclose": torch.allclose,
 }
 _VERDICTS = ("equal", "allclose")
+# Ops whose result is a number known now once it is guarded that their operand is what it is.
+_KNOWN_THEN = ("nonzero", "nonzero_numpy")
+# Ops that are declared for one known value of an operand, which is then guarded: which one.
+_KNOWN_LENGTHS = {"_pack_padded_sequence": 1}
 # Ops whose result has a size that depends on values -> which operand decides.
 _SIZED_BY_VALUES = {
     "nonzero": 0,
@@ -447,6 +452,7 @@ _SIZED_BY_VALUES = {
     "_unique2": 0,
     "unique_consecutive": 0,
     "bincount": 0,
+    "_pack_padded_sequence": 1,
 }
 
 # Ops that update running statistics (arguments 3 and 4, if argument 5 is true) without saying so in their
