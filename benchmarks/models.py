@@ -221,15 +221,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="parts of names; all without")
     parser.add_argument("--variants", action="store_true")
     parser.add_argument("--layers", action="store_true")
+    parser.add_argument("--written", action="store_true", help="models as people write them")
     parser.add_argument("--eval", action="store_true", help="in eval mode")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="the narrow one")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     mode = Mode(not options.eval, getattr(torch, options.dtype))
-    from benchmarks import layers
+    from benchmarks import layers, written as by_hand
 
     if options.layers:
         models = layers.layers()
+    elif options.written:
+        models = by_hand.written()
     else:
         from benchmarks import configurations  # needs the transformers library
 

@@ -113,10 +113,6 @@ ADD_OP = elementwise(
     child_precedence=(ADD, ADD + 1),
     torch="{0} + {1}",
     names=(),
-    aten={
-        "add.Tensor": lambda a, b, alpha=1: a + (b if alpha == 1 else b * alpha),
-        "add.Scalar": lambda a, b, alpha=1: a + b * alpha,
-    },
     rewrites=(Rewrite(_drop_zero),),
     moments=SumRule(1),
     source="a + b",
@@ -146,12 +142,6 @@ SUB = elementwise(
     child_precedence=(ADD, ADD + 1),
     torch="{0} - {1}",
     names=(),
-    aten={
-        "sub.Tensor": lambda a, b, alpha=1: a - (b if alpha == 1 else b * alpha),
-        "sub.Scalar": lambda a, b, alpha=1: a - b * alpha,
-        "rsub.Scalar": lambda a, b, alpha=1: b - (a if alpha == 1 else a * alpha),
-        "rsub.Tensor": lambda a, b, alpha=1: b - (a if alpha == 1 else a * alpha),
-    },
     rewrites=(
         Rewrite(
             lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 0) else None,

@@ -24,7 +24,7 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
-from chainrule.frontends.torch import guards
+from chainrule.frontends.torch import deferred, guards
 from chainrule.frontends.torch import lower as lowering
 from chainrule.frontends.torch.calls import opaque_call, opaque_function
 from chainrule.frontends.torch.draws import drawn, generator_state
@@ -108,6 +108,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         depends = any(m is not FOLDED for m in meanings) and name not in lowering.VALUE_FREE
         origin = self._origin(func)
         self._refuse_writes(func, args, kwargs)
+        if depends and any(t.is_complex() for t in operands):
+            return self._complex(func, args, kwargs, operands, origin)
         if depends and func._schema.is_mutable and not lowering.is_in_place(func):
             return self._written_out(func, args, kwargs)
         if depends and name not in _READS and lowering.decomposes(func, args, kwargs):
@@ -163,6 +165,53 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
                 self._meaning[tensor] = result
         return out
 
+    def _complex(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: Sequence[torch.Tensor], origin: Origin
+    ) -> Any:
+        """A call with complex operands: it waits for the real numbers that come out in the end."""
+        if func._schema.is_mutable and not lowering.is_in_place(func):
+            self.fail(f"{func} writes complex numbers", required="an op that returns new tensors")
+        if torch.Tag.data_dependent_output in func.tags or lowering.key_of(func)[0] in _READS:
+            self.fail_read()
+        self.count()
+        problem: ChainruleError | None = None
+        given: Any = ((), {})
+        try:
+            given = [_mapped(a, self._part) for a in args], {k: _mapped(a, self._part) for k, a in kwargs.items()}
+            if self.strict:
+                problem = self.refusal(f"{func} of complex numbers", required="real numbers")
+        except ChainruleError as error:
+            problem = error
+        in_place = lowering.is_in_place(func)
+        before = self.on_memory_of(args[0]) if in_place else []
+        state = generator_state() if torch.Tag.nondeterministic_seeded in func.tags else None
+        with no_python_dispatcher():
+            out = func(*args, **kwargs)
+        outputs = list(_tensors((out,)))
+        if any(out is t for t in operands) and not in_place:
+            return out
+        if state is not None and generator_state() != state:
+            problem = self.refusal(f"{func} draws complex random numbers", required="real numbers")
+        if problem is not None:
+            found: list[Any] = [Refused(problem)] * len(outputs)
+        else:
+            found = self._settled(deferred.deferred_call(func, *given, out), outputs, origin)
+        for tensor, meaning in zip(outputs, found, strict=True):
+            self._meaning[tensor] = meaning
+        if in_place and outputs:
+            self.renew(before, outputs[0], origin)
+        return out
+
+    def _settled(self, found: Sequence[Any], outputs: Sequence[torch.Tensor], origin: Origin) -> list[Any]:
+        """Complex outputs wait; a real one is a node."""
+        return [
+            d if t.is_complex() else self.originated([deferred.real_node(d, t)], origin)[0]
+            for d, t in zip(found, outputs, strict=True)
+        ]
+
+    def _part(self, value: Any) -> Any:
+        return self.part_of(value) if isinstance(value, torch.Tensor) else value
+
     def _written_out(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An ``out=`` variant: the same op without it, and its results copied to where they belong."""
         places = [a.name for a in func._schema.arguments if a.is_out]
@@ -202,6 +251,11 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
                 Refused(UnsupportedOpError(f"{func} under autocast is not supported yet").located(str(origin)))
             ] * len(outputs)
         args, kwargs = prepared
+        if any(t.is_complex() for t in outputs):  # made of real ones
+            if self.strict or stream is not None:
+                return [Refused(self.refusal(f"{func} gives complex numbers", required="real numbers"))] * len(outputs)
+            parts = [_mapped(a, self._part) for a in given[0]], {k: _mapped(a, self._part) for k, a in given[1].items()}
+            return self._settled(deferred.deferred_call(func, *parts, out), outputs, origin)
         found: list[Node] | None = None
         try:
             if stream is None:
