@@ -116,10 +116,6 @@ ADD_OP = elementwise(
     torch="{0} + {1}",
     in_place={0: "{0}.add_({1})", 1: "{1}.add_({0})"},
     names=(),
-    aten={
-        "add.Tensor": lambda a, b, alpha=1: a + (b if alpha == 1 else b * alpha),
-        "add.Scalar": lambda a, b, alpha=1: a + b * alpha,
-    },
     rewrites=(Rewrite(side_by_side, exact=True), Rewrite(_drop_zero)),
     moments=SumRule(1),
     source="a + b",
@@ -150,12 +146,6 @@ SUB = elementwise(
     torch="{0} - {1}",
     in_place={0: "{0}.sub_({1})"},
     names=(),
-    aten={
-        "sub.Tensor": lambda a, b, alpha=1: a - (b if alpha == 1 else b * alpha),
-        "sub.Scalar": lambda a, b, alpha=1: a - b * alpha,
-        "rsub.Scalar": lambda a, b, alpha=1: b - (a if alpha == 1 else a * alpha),
-        "rsub.Tensor": lambda a, b, alpha=1: b - (a if alpha == 1 else a * alpha),
-    },
     rewrites=(
         Rewrite(
             lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 0) else None,

@@ -86,6 +86,7 @@ COMPOSED = (st.lists(st.integers(0, len(STEPS) - 1), min_size=1, max_size=4), st
 IN_THE_SAME_ORDER = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's vmap of torch.func's own derivative
 @settings(IN_THE_SAME_ORDER, max_examples=40)
 @given(*COMPOSED)
 def test_random_compositions(steps: list[int], end: int) -> None:
@@ -93,6 +94,7 @@ def test_random_compositions(steps: list[int], end: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's vmap of torch.func's own derivative
 @settings(IN_THE_SAME_ORDER, max_examples=400)
 @given(*COMPOSED)
 def test_many_random_compositions(steps: list[int], end: int) -> None:
