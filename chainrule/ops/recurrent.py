@@ -36,7 +36,7 @@ from chainrule.ops.elements import take_elements
 from chainrule.ops.families import composite, written_as_call
 from chainrule.ops.leaves import SEVERAL
 from chainrule.ops.loops import scan
-from chainrule.ops.movement import broadcast, expand_dims
+from chainrule.ops.movement import expand_dims
 from chainrule.ops.opaque import by_tape, by_tape_vjp
 from chainrule.ops.slicing import concat, select, slice_axis
 

@@ -113,7 +113,7 @@ def test_a_long_sequence_is_not_unrolled() -> None:
             return self.layer(x)[0]
 
     case = cr.case(Long(), torch.randn(500, 2, 4), objective=models.objective)
-    assert sum(case.trace.graph.summary().values()) < 50
+    assert sum(case.trace.graph.op_counts().values()) < 50
     assert case.step.source.count("torch._VF.gru") == 1
 
 
