@@ -24,9 +24,8 @@ _EXPORTS = {
     "fit": "chainrule.verbs.fit",
     "compile_step": "chainrule.verbs.fit",
     "trace": "chainrule.verbs.case",
-    **dict.fromkeys(
-        ("grad", "grad_and_value", "vjp", "jvp", "jacrev", "jacfwd", "hessian"), "chainrule.verbs.transforms"
-    ),
+    **dict.fromkeys(("grad", "grad_and_value", "vjp", "jvp", "jacrev", "jacfwd"), "chainrule.verbs.transforms"),
+    "hessian": "chainrule.verbs.hessian",
     "report": "chainrule.render.report",
     "errors": "chainrule.errors",
     "examples": "chainrule.examples",

@@ -46,6 +46,7 @@ class Program:
         self._positions = [k for k, v in enumerate(flat) if isinstance(v, torch.Tensor)]
         self._func, self.has_aux = func, has_aux
         self.seed_leaves: list[Node] = []
+        self.plan: Any = None  # how a transform puts together what it has computed
         modules = modules_of(func)
         self.trace: Trace = trace_function(
             self._flat,
@@ -174,13 +175,15 @@ class Run:
     def __init__(self, compiled: Pair, values: Sequence[Any], tracked: bool) -> None:
         self.program, self._compiled, self._tracked = compiled.program, compiled, tracked
         program = self.program
-        count = program.output_tree.num_leaves
-        self.output = tree_unflatten(list(values[:count]), program.output_tree)
-        rest = list(program.aux_static)
-        for position, value in zip(program.aux_positions, values[count:], strict=False):
-            rest[position] = value
-        self.aux = tree_unflatten(rest, program.aux_tree)
-        start = count + len(program.aux_positions)
+        start = 0
+        if compiled.values:
+            count = program.output_tree.num_leaves
+            self.output = tree_unflatten(list(values[:count]), program.output_tree)
+            rest = list(program.aux_static)
+            for position, value in zip(program.aux_positions, values[count:], strict=False):
+                rest[position] = value
+            self.aux = tree_unflatten(rest, program.aux_tree)
+            start = count + len(program.aux_positions)
         self.derived = list(values[start : start + compiled.early])
         self.residuals = list(values[start + compiled.early + len(program.trace.updates) :])
 
@@ -205,12 +208,17 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A compiled program: what needs no seed, and the rest. ``early``: derivatives among what needs none."""
+    """A compiled program: what needs no seed, and the rest.
+
+    Attributes:
+        early: derivatives among what needs no seed. values: whether the function's own results are computed too.
+    """
 
     program: Program
     first: Compiled
     second: Compiled
     early: int
+    values: bool = True
 
 
 class Programs:
@@ -219,15 +227,22 @@ class Programs:
     Args:
         func: the function. name: of the transform. derive: ``(program, whole) -> the derivative's nodes``.
         inductor: whether what needs no seed is handed to ``torch.compile``.
+        values: whether the function's own results are wanted.
     """
 
     def __init__(
-        self, func: Callable[..., Any], name: str, derive: Derive, has_aux: bool, inductor: bool = False
+        self,
+        func: Callable[..., Any],
+        name: str,
+        derive: Derive,
+        has_aux: bool,
+        inductor: bool = False,
+        values: bool = True,
     ) -> None:
         if not callable(func):
             raise ModelError(f"{name} takes a function", given=type(func).__name__)
         self.func, self.name, self.derive, self.has_aux = func, name, derive, has_aux
-        self.inductor = inductor
+        self.inductor, self.values = inductor, values
         self._kept: dict[Any, Pair] = {}
 
     def __call__(self, args: Any, kwargs: Any) -> Run:
@@ -248,11 +263,18 @@ class Programs:
         values = [given[i] if i in given else traced.values[i] for i in pair.first.graph.inputs]
         found = pair.first.tracked(*values) if tracked else pair.first(*values)
         run = Run(pair, found, tracked)
+        if not pair.values and not run.derived and not run.residuals:
+            return run  # nothing was asked of it: whatever answers instead writes
         written = found[len(found) - len(run.residuals) - len(traced.updates) :]
         with torch.no_grad():
             for path, new in zip(traced.updates, written, strict=False):
                 traced.values[traced.buffers[path]].copy_(new)
         return run
+
+    @staticmethod
+    def nested() -> bool:
+        """Whether a call now would be part of a program that is being traced, or of torch.func's."""
+        return active() is not None or maybe_current_level() is not None
 
     def _compiled(self, args: Any, kwargs: Any, tracked: bool, alone: bool) -> Pair:
         program = Program(self.func, args, kwargs, self.has_aux, inside=tracked)
@@ -261,7 +283,7 @@ class Programs:
         graph, seeds = program.trace.graph, program.seed_leaves
         waits = bool(seeds)
         now, later = ((), derived) if waits else (derived, ())
-        results = (*program.results, *program.aux)
+        results = (*program.results, *program.aux) if self.values else ()
         joint = simplify(
             Graph(
                 inputs=(*graph.inputs, *seeds),
@@ -276,9 +298,9 @@ class Programs:
         if not waits:
             empty = compile(Graph((), ()), name)
             ready = compile(joint, name, reuse=alone, inductor=alone and self.inductor)
-            return Pair(program, ready, empty, len(derived))
+            return Pair(program, ready, empty, len(derived), self.values)
         first, second = halves(selected(joint), seeds, len(derived))
-        return Pair(program, compile(first, name, reuse=alone), compile(second, f"{name}_back"), 0)
+        return Pair(program, compile(first, name, reuse=alone), compile(second, f"{name}_back"), 0, self.values)
 
     def _report(self, flat: Sequence[Any]) -> None:
         if os.environ.get("CHAINRULE_LOG"):

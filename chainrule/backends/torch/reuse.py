@@ -61,7 +61,7 @@ def _overwritten(nodes: Sequence[Node], kept: Collection[Node], memory: dict[Nod
                 end.get(memory.get(operand)) == place
                 and operand.type == node.type
                 and sum(memory.get(i) is memory[operand] for i in node.inputs) == 1
-                and _made_here(operand)
+                and made_here(operand)
                 and _in_order(node, position)
             ):
                 found[node] = position
@@ -110,7 +110,7 @@ def _ends(nodes: Sequence[Node], kept: Collection[Node], memory: Mapping[Node, N
     return end
 
 
-def _made_here(operand: Node) -> bool:
+def made_here(operand: Node) -> bool:
     """Whether the operand is all of some memory that an op made, in an order of its own: no slice, no broadcast."""
     while True:
         if not isinstance(operand.type, TensorType) or not operand.inputs:
