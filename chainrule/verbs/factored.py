@@ -59,7 +59,7 @@ class Factored:
     """A symmetric tensor of the dimensions of a variable twice, as a sum of parts.
 
     Attributes:
-        parts: see :class:`Part`. shape: of the dense tensor.
+        parts: see :class:`Part`. shape: of the dense tensor. like: has its dtype and device.
 
     >>> import torch, chainrule as cr
     >>> V = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
@@ -70,6 +70,7 @@ class Factored:
 
     parts: tuple[Part, ...]
     shape: tuple[int, ...]
+    like: torch.Tensor
 
     @property
     def nbytes(self) -> int:
@@ -78,8 +79,9 @@ class Factored:
 
     def dense(self) -> torch.Tensor:
         """The tensor with everything multiplied out."""
-        like = self.parts[0].factors[0][0] if self.parts else torch.zeros(())
-        return assembled(self.parts, self.shape, like, own=any(len(p.factors) > 1 for p in self.parts if not p.ties))
+        return assembled(
+            self.parts, self.shape, self.like, own=any(len(p.factors) > 1 for p in self.parts if not p.ties)
+        )
 
     def matvec(self, v: torch.Tensor) -> torch.Tensor:
         """The product with a vector of the shape of the variable: over its second half of dimensions."""

@@ -64,13 +64,14 @@ class Hessian:
         if run is None or run.program.plan is None:
             return self._dense_by_columns(args, kwargs)
         blocks: list[list[_Block]] = run.program.plan
-        values = dict(zip(_products(blocks), run.derived, strict=True))
+        values = dict(zip(run.program.plan_nodes, run.derived, strict=True))
         rows = []
         for row, like in zip(blocks, run.program.tensors(args, self._argnums), strict=True):
             parts = [[Part(c.ties, c.axes, ((values[c.node], c.axes),)) for c in block.cores] for block in row]
             dense = [assembled(p, block.type.shape, like, own=block.own) for p, block in zip(parts, row, strict=True)]
             rows.append(run.by_argument(dense, self._argnums))
-        return tree_unflatten([run.by_argument(rows, self._argnums)], run.program.output_tree)
+        whole, tree = run.by_argument(rows, self._argnums), run.program.output_tree
+        return whole if tree.is_leaf() else tree_unflatten([whole], tree)
 
     def factored(self, *args: Any, **kwargs: Any) -> Factored:
         """The Hessian by one tensor in the form it has: cores on diagonals, products of small factors.
@@ -84,11 +85,11 @@ class Hessian:
         if run is None or run.program.plan is None:
             whole = self._dense_by_columns(args, kwargs)
             axes = tuple(range(whole.dim()))
-            return Factored((Part((), axes, ((whole, axes),)),), (*x.shape, *x.shape))
+            return Factored((Part((), axes, ((whole, axes),)),), (*x.shape, *x.shape), x)
         ((block,),) = run.program.plan
         values = dict(zip(_factors(run.program.plan), run.derived, strict=True))
         parts = [Part(c.ties, c.axes, tuple((values[f], own) for f, own in c.factors)) for c in block.cores]
-        return Factored(tuple(parts), (*x.shape, *x.shape))
+        return Factored(tuple(parts), (*x.shape, *x.shape), x)
 
     def matvec(self, *args_and_vector: Any, **kwargs: Any) -> Any:
         """The Hessian times a vector: ``H.matvec(*args, v)``, ``v`` in the tree and shapes of what is derived by.
@@ -119,7 +120,8 @@ class Hessian:
     # ---- closed form ---------------------------------------------------------------------------------------
     def _in_closed_form(self, program: Program, whole: bool) -> list[Node]:
         program.plan = self._planned(program)
-        return [] if program.plan is None else _products(program.plan)
+        program.plan_nodes = [] if program.plan is None else _products(program.plan)
+        return program.plan_nodes
 
     def _in_factors(self, program: Program, whole: bool) -> list[Node]:
         program.plan = self._planned(program)
