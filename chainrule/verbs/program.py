@@ -22,7 +22,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from chainrule.backends.torch import Compiled, compile
 from chainrule.errors import ModelError, UnsupportedOpError
-from chainrule.frontends.torch import Trace, active, autocast, fingerprint, modules_of
+from chainrule.frontends.torch import Trace, active, autocast, fingerprint, modules_of, wants_gradient
 from chainrule.frontends.torch import trace as trace_function
 from chainrule.interpreters.kernels import selected
 from chainrule.interpreters.partition import halves
@@ -259,10 +259,13 @@ class Programs:
         else:
             flat, spec = tree_flatten((tuple(args), dict(kwargs)))
             tensors = [v for v in flat if isinstance(v, torch.Tensor)]
-        tracked = torch.is_grad_enabled() and (recorder is not None or any(t.requires_grad for t in tensors))
+        reads = fingerprint(self.func)
+        tracked = torch.is_grad_enabled() and (
+            recorder is not None or any(t.requires_grad for t in tensors) or any(map(wants_gradient, reads))
+        )
         mapped = maybe_current_level() is not None  # under vmap or a transform of torch.func
         tracked = tracked or mapped
-        key = (spec, tuple(map(_signature, flat)), tracked, mapped, autocast.state(), *fingerprint(self.func))
+        key = (spec, tuple(map(_signature, flat)), tracked, mapped, autocast.state(), *reads)
         if key not in self._kept:
             self._report(flat)
             if mapped:
