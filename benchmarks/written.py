@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -181,7 +181,7 @@ class Rotary(nn.Module):
         turn = torch.polar(torch.ones_like(angles), angles)[None, :, None]
 
         def rotated(z: torch.Tensor) -> torch.Tensor:
-            pairs = torch.view_as_complex(z.float().reshape(*z.shape[:-1], 2, 2) if False else z.reshape(b, t, 2, 2, 2))
+            pairs = torch.view_as_complex(z.reshape(b, t, 2, 2, 2))
             return torch.view_as_real(pairs * turn).flatten(3)
 
         q, k = rotated(q), rotated(k)
@@ -250,7 +250,9 @@ class VaeByDistributions(Vae):
         q = torch.distributions.Normal(mean, (0.5 * logvar).exp(), validate_args=False)
         p = torch.distributions.Normal(torch.zeros_like(mean), 1.0, validate_args=False)
         z = q.rsample()
-        seen = torch.distributions.Bernoulli(logits=self.decode[0](z), validate_args=False).log_prob(x.sigmoid().round())
+        seen = torch.distributions.Bernoulli(logits=self.decode[0](z), validate_args=False).log_prob(
+            x.sigmoid().round()
+        )
         return (torch.distributions.kl_divergence(q, p).sum(-1) - seen.sum(-1)).mean()
 
 
@@ -259,7 +261,9 @@ class Gan(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.generator = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.LeakyReLU(0.2), nn.Linear(5, 4), nn.Tanh())
+        self.generator = nn.Sequential(
+            nn.Linear(3, 5), nn.BatchNorm1d(5), nn.LeakyReLU(0.2), nn.Linear(5, 4), nn.Tanh()
+        )
         self.critic = nn.Sequential(
             parametrizations.spectral_norm(nn.Linear(4, 5)),
             nn.LeakyReLU(0.2),
@@ -279,7 +283,10 @@ class Siamese(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.scale = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4)), nn.Parameter(torch.tensor(1.5))
+        self.body, self.scale = (
+            nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4)),
+            nn.Parameter(torch.tensor(1.5)),
+        )
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         x, y = F.normalize(self.body(a), dim=-1), F.normalize(self.body(b), dim=-1)
@@ -442,7 +449,9 @@ class Containers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scales = nn.ParameterList([nn.Parameter(_random(6, seed=s)) for s in (1, 2)])
-        self.named = nn.ParameterDict({"left": nn.Parameter(_random(6, 3)), "right": nn.Parameter(_random(3, 6, seed=4))})
+        self.named = nn.ParameterDict(
+            {"left": nn.Parameter(_random(6, 3)), "right": nn.Parameter(_random(3, 6, seed=4))}
+        )
         self.heads = nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6, bias=False)})
         self.heads["b"].weight = self.heads["a"].weight
         self.frozen = nn.Linear(6, 6).requires_grad_(False)
@@ -470,7 +479,7 @@ class InPlace(nn.Module):
         y.masked_fill_(y < -1, -1.0)
         out = y.new_empty(len(y), 4)
         for k in range(4):
-            out[:, k] = y[:, k] * y[:, k + 1].exp_().clamp_(max=3) if k % 2 else y[:, k].square()
+            out[:, k] = y[:, k] * y[:, k + 1].exp().clamp_(max=3) if k % 2 else y[:, k].square()
         out[0].zero_()
         out[1, 1:3] = torch.stack([y[0, 0], y[1, 1]])
         out.t_()
@@ -601,6 +610,6 @@ def written() -> dict[str, Make]:
     }
 
     def make(cls: type[nn.Module], batch: Any) -> Make:
-        return lambda: (cls(), batch if isinstance(batch, (tuple, torch.Tensor, Mapping)) else batch)
+        return lambda: (cls(), batch)
 
     return {cls.__name__: make(cls, batch) for cls, batch in batches.items()}

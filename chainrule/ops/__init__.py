@@ -43,4 +43,5 @@ from chainrule.ops import special_functions as special_functions
 from chainrule.ops import spread as spread
 from chainrule.ops import triangles as triangles
 from chainrule.ops import unknown as unknown
+from chainrule.ops import whole_calls as whole_calls
 from chainrule.ops import windows as windows

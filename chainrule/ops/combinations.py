@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import UnsupportedOpError
-from chainrule.ir import OPS, Node, Op, Sample, apply, as_node, lowering, product
+from chainrule.ir import OPS, Node, Op, Sample, apply, as_node, constant, lowering, product
 from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.contraction import einsum
 from chainrule.ops.families import kernel
@@ -112,7 +112,7 @@ def _truths(name: str, *xs: Node) -> None:
 def times_power_of_two(x: Node, exponent: Node) -> Node:
     """``x 2^e``"""
     power = exponent if exponent.type.is_float else apply(OPS["cast"], exponent, dtype=x.type.dtype)
-    return x * apply(OPS["exp2"], power)
+    return x * constant(2.0, power.type.dtype) ** power
 
 
 @lowering("fill.Scalar", "fill.Tensor")
@@ -214,17 +214,3 @@ def trilinear(
     rank = a.type.rank + len(expand1)
     operands = [tuple(d for d in range(rank) if d not in gone) for gone in (expand1, expand2, expand3)]
     return einsum((operands, tuple(d for d in range(rank) if d not in sumdim)), a, b, c)
-
-
-@lowering("linalg_cross")
-def cross(a: Node, b: Node, dim: int = -1) -> Node:
-    """The vector product along a dimension of size 3."""
-    axis = dim % a.type.rank
-    roll = OPS["roll"]
-
-    def turned(x: Node, shift: int) -> Node:
-        return apply(roll, x, shifts=(shift,), axes=(axis,))
-
-    shape = (a * b).shape
-    a, b = broadcast(a, shape), broadcast(b, shape)
-    return turned(a, -1) * turned(b, 1) - turned(a, 1) * turned(b, -1)

@@ -212,12 +212,10 @@ EINSUM = register(
             "numpy_T": lambda a: permute(a, tuple(reversed(range(a.type.rank)))),
             "transpose.int": lambda a, i, j: swap(a, i, j),
             "permute": lambda a, dims: permute(a, tuple(dims)),
-            "matmul": lambda a, b: matmul(a, b),
             "einsum": lambda equation, tensors, path=None: _from_equation(equation, tensors),
             "mT": lambda a: swap(a, -1, -2),
             "swapaxes": lambda a, i, j: swap(a, i, j),
             "movedim.int": lambda a, source, destination: _moved(a, source, destination),
-            "trace": lambda a: einsum("ii->", _square_part(a)),
             "outer": lambda a, b: einsum("i,j->ij", a, b),
             "sum": lambda x, dtype=None: sum_axes(summable(x, dtype)),
             "sum.dim_IntList": lambda x, dim, keepdim=False, dtype=None: sum_axes(
@@ -349,11 +347,6 @@ def summable(x: Node, dtype: str | None) -> Node:
     """What torch adds up: integers and conditions as int64."""
     dtype = dtype or (x.type.dtype if x.type.is_float else "int64")
     return x if x.type.dtype == dtype else apply(OPS["cast"], x, dtype=dtype)
-
-
-def _square_part(x: Node) -> Node:
-    size = min(map(int, x.shape))
-    return apply(OPS["slice"], x, starts=(0, 0), stops=(size, size), steps=(1, 1))
 
 
 def _undeclared(what: str) -> Node:

@@ -46,7 +46,7 @@ def _identity(x: Node) -> Node:
     return constant(np.eye(int(x.shape[-1]), dtype=bool))
 
 
-def _status(x: Node) -> Node:
+def status(x: Node) -> Node:
     """The report of success, 0 for each matrix."""
     return broadcast(constant(0, "int32"), x.shape[:-2])
 
@@ -165,19 +165,6 @@ CHOLESKY = register(
 )
 
 
-@lowering("cholesky")
-def cholesky(a: Node, upper: bool = False) -> Node:
-    """The lower factor, or the upper one."""
-    factor = apply(CHOLESKY, a)
-    return transpose(factor) if upper else factor
-
-
-@lowering("linalg_cholesky_ex")
-def cholesky_ex(a: Node, upper: bool = False, check_errors: bool = False) -> list[Node]:
-    """The factor, and the report that it exists."""
-    return [cholesky(a, upper), _status(a)]
-
-
 # ---- symmetric eigenvalues ---------------------------------------------------------------------------------
 def _gaps(w: Node) -> Node:
     """``w_j - w_i``, and 1 on the diagonal."""
@@ -258,13 +245,13 @@ def solve(a: Node, b: Node, left: bool = True) -> Node:
 @lowering("linalg_solve_ex")
 def solve_ex(a: Node, b: Node, left: bool = True, check_errors: bool = False) -> list[Node]:
     """The solution, and the report that it exists."""
-    return [_solved(a, b, left), _status(a)]
+    return [_solved(a, b, left), status(a)]
 
 
 @lowering("linalg_inv_ex")
 def inverse_ex(a: Node, check_errors: bool = False) -> list[Node]:
     """The inverse, and the report that it exists."""
-    return [apply(INV, a), _status(a)]
+    return [apply(INV, a), status(a)]
 
 
 DET_SIGN = register(

@@ -8,7 +8,21 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import ADD, ATOM, UNARY, Code, Dim, Literal, Node, Op, Rewrite, Sample, TensorType, TupleType, register
+from chainrule.ir import (
+    ADD,
+    ATOM,
+    UNARY,
+    Code,
+    Dim,
+    Literal,
+    Node,
+    Op,
+    Rewrite,
+    Sample,
+    TensorType,
+    TupleType,
+    register,
+)
 from chainrule.ops.families import leaf, linear
 from chainrule.ops.moment_rules import ScaleRule
 

@@ -36,9 +36,10 @@ from chainrule.ops.elements import take_elements
 from chainrule.ops.families import composite, written_as_call
 from chainrule.ops.leaves import SEVERAL
 from chainrule.ops.loops import scan
-from chainrule.ops.movement import broadcast, expand_dims
+from chainrule.ops.movement import expand_dims
 from chainrule.ops.opaque import by_tape, by_tape_vjp
 from chainrule.ops.slicing import concat, select, slice_axis
+
 
 # ---- one step of each kind ---------------------------------------------------------------------------------
 def _parts(x: Node, count: int) -> list[Node]:
@@ -383,7 +384,10 @@ def recurrent(
         if dropped and layer < num_layers - 1:
             x = x * (noise(x.type) if noise is not None and dropout < 1 else constant(0.0, x.type.dtype))
     y = swap(x, 0, 1) if batch_first else x
-    return [y, *(concat([f[k] for f in finals], axis=0) if num_layers > 1 else finals[0][k] for k in range(len(states)))]
+    return [
+        y,
+        *(concat([f[k] for f in finals], axis=0) if num_layers > 1 else finals[0][k] for k in range(len(states))),
+    ]
 
 
 def _known_sizes(batch_sizes: Node) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from chainrule.ops.arithmetic import compare, iverson, where
 from chainrule.ops.casts import cast
 from chainrule.ops.contraction import sum_axes
 from chainrule.ops.families import kernel, zeros_like
-from chainrule.ops.movement import broadcast, expand_dims
+from chainrule.ops.movement import broadcast
 from chainrule.ops.reductions import mean, normal_axes
 
 _X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
@@ -61,18 +61,6 @@ STD = kernel(
 def _moment(op: Any, x: Node, dim: Any, correction: float, keepdim: bool) -> Node:
     axes = normal_axes(dim, x.type.rank)
     return apply(op, x, dim=axes, correction=float(correction), keepdim=keepdim)
-
-
-@lowering("var_mean.correction")
-def variance_and_mean(x: Node, dim: Any = None, correction: float = 1, keepdim: bool = False) -> list[Node]:
-    """Both, over the same dimensions."""
-    return [_moment(VAR, x, dim, correction, keepdim), mean(x, dim, keepdim)]
-
-
-@lowering("std_mean.correction")
-def deviation_and_mean(x: Node, dim: Any = None, correction: float = 1, keepdim: bool = False) -> list[Node]:
-    """Both, over the same dimensions."""
-    return [_moment(STD, x, dim, correction, keepdim), mean(x, dim, keepdim)]
 
 
 # ---- norms -------------------------------------------------------------------------------------------------
@@ -130,12 +118,6 @@ VECTOR_NORM = kernel(
 
 
 # ---- distances ---------------------------------------------------------------------------------------------
-@lowering("cdist", "_cdist_forward")
-def distances(a: Node, b: Node, p: float = 2, compute_mode: int | None = None) -> Node:
-    """The distance of every row of one to every row of the other."""
-    return vector_norm(expand_dims(a, (a.type.rank - 1,)) - expand_dims(b, (b.type.rank - 2,)), p, (-1,))
-
-
 @lowering("pdist", "_pdist_forward")
 def distances_within(x: Node, p: float = 2) -> Node:
     """The distance of each pair of rows once."""

@@ -13,6 +13,7 @@ import torch
 from chainrule.ir import Node
 from chainrule.ops.layout import contiguous, folded_linear
 from chainrule.ops.recurrent import KINDS, without_gradients
+from chainrule.ops.whole_calls import tracked
 
 _COPIES = ("contiguous", "clone")
 
@@ -30,6 +31,8 @@ def of_the_same_bits(
         return [contiguous(found[0])]
     if name == "linear" and given[0].dim() > 2 and not given[0].is_contiguous() and _taped(given[1]):
         return [folded_linear(*args)]
+    if name == "matmul" and _taped(min(given[:2], key=lambda t: t.dim())):
+        return [tracked(found[0])]
     if name in KINDS and not torch.is_grad_enabled():
         return without_gradients(found)
     return found
