@@ -479,7 +479,7 @@ class InPlace(nn.Module):
         y.masked_fill_(y < -1, -1.0)
         out = y.new_empty(len(y), 4)
         for k in range(4):
-            out[:, k] = y[:, k] * y[:, k + 1].exp().clamp_(max=3) if k % 2 else y[:, k].square()
+            out[:, k] = y[:, k] * y[:, k + 1].exp().clamp(max=3) if k % 2 else y[:, k].square()
         out[0].zero_()
         out[1, 1:3] = torch.stack([y[0, 0], y[1, 1]])
         out.t_()

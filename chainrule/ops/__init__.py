@@ -14,6 +14,7 @@ from chainrule.ops import convolution as convolution
 from chainrule.ops import decompositions as decompositions
 from chainrule.ops import elements as elements
 from chainrule.ops import elementwise as elementwise
+from chainrule.ops import factorizations as factorizations
 from chainrule.ops import gamma_bessel as gamma_bessel
 from chainrule.ops import gathering as gathering
 from chainrule.ops import group_normalization as group_normalization
@@ -23,6 +24,7 @@ from chainrule.ops import leaves as leaves
 from chainrule.ops import linear_algebra as linear_algebra
 from chainrule.ops import loops as loops
 from chainrule.ops import losses as losses
+from chainrule.ops import matrix_functions as matrix_functions
 from chainrule.ops import matrix_norms as matrix_norms
 from chainrule.ops import movement as movement
 from chainrule.ops import normalization as normalization

@@ -180,6 +180,8 @@ def _off_diagonal(x: Node) -> Node:
 def _eigh_vjp(g: tuple[Node, Node], y: Node, a: Node, *, UPLO: str) -> tuple[Node]:
     w, v = item(y, 0), item(y, 1)
     by_values = where(_identity(a), expand_dims(g[0], (g[0].type.rank,)), zeros_like(a))
+    if g[1].op is OPS["broadcast"] and g[1].inputs[0].number == 0:  # values alone: no gap is divided by
+        return (matmul(matmul(v, by_values), transpose(v)),)
     turned = matmul(transpose(v), g[1])  # only its skew part turns an orthogonal basis
     by_vectors = _off_diagonal((turned - transpose(turned)) * 0.5 / _gaps(w))
     return (matmul(matmul(v, by_values + by_vectors), transpose(v)),)

@@ -90,7 +90,7 @@ def _vector_norm(x: Node, *, ord: float, dim: tuple[int, ...], keepdim: bool) ->
 def vector_norm(x: Node, ord: float = 2, dim: Any = None, keepdim: bool = False, dtype: str | None = None) -> Node:
     """The norm of that order over some dimensions."""
     x = x if dtype is None else cast(x, dtype)
-    if any(n == 0 for n in x.shape):
+    if any(n == 0 for n in x.shape) and not 0 <= ord < math.inf:
         raise UnsupportedOpError("the norm of a value without elements", given=str(x.type))
     return apply(VECTOR_NORM, x, ord=float(ord), dim=normal_axes(dim, x.type.rank), keepdim=keepdim)
 
