@@ -27,8 +27,10 @@ from chainrule.ir import (
 from chainrule.ir import shape_text as shown
 from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.casts import cast
+from chainrule.ops.elements import take_elements
 from chainrule.ops.families import indexed, written_as_call, zeros_like
 from chainrule.ops.gathering import GATHER, PUT_SUM, SCATTER_SUM, TAKE, places_along
+from chainrule.ops.leaves import known_numbers
 from chainrule.ops.movement import axis_of, broadcast, reshape, vector
 from chainrule.ops.scans import CUMSUM
 from chainrule.ops.slicing import leading
@@ -113,8 +115,27 @@ INDEX_SUM = indexed(
 
 
 def _given(indices: Sequence[Any]) -> tuple[tuple[int, ...], list[Node]]:
-    positions = tuple(k for k, index in enumerate(indices) if index is not None)
-    return positions, [cast(i, "int64") if i.type.dtype != "bool" else i for i in indices if i is not None]
+    """(dimension, integers) of each index; a mask that is known stands for the places where it holds."""
+    positions: list[int] = []
+    given: list[Node] = []
+    axis = 0
+    for index in indices:
+        if index is None:
+            axis += 1
+            continue
+        masked = index.type.dtype in ("bool", "uint8")
+        known = known_numbers(index) if masked else None
+        if masked and known is None:
+            raise UnsupportedOpError(
+                "an index that is not of integers: of a mask the size depends on values",
+                given=str(index.type),
+                instead="torch.where(mask, x, other)",
+            )
+        parts = [cast(index, "int64")] if known is None else [constant(k) for k in np.nonzero(known)]
+        given += parts
+        positions += range(axis, axis + len(parts))
+        axis += len(parts)
+    return tuple(positions), given
 
 
 def index_by(x: Node, indices: Sequence[Any]) -> Node:
@@ -245,6 +266,22 @@ def _scatter(x: Node, dim: int, index: Node, src: Node) -> Node:
     places = vector(index)
     values = leading(vector(src), places.shape)
     return reshape(apply(SCATTER, vector(x), values, places, axis=axis_of(x, dim)), x.shape)
+
+
+def placed(x: Node, values: Node, positions: np.ndarray) -> Node:
+    """``x`` with ``values`` at known positions, counted in row-major order."""
+    flat, given = reshape(x, (x.type.numel,)), reshape(values, (values.type.numel,))
+    return reshape(apply(INDEX_SET, flat, given, constant(positions.reshape(-1)), positions=(0,)), x.shape)
+
+
+@lowering("masked_select")
+def selected_by_mask(x: Node, mask: Node) -> Node:
+    """The elements where a known mask holds, one after the other."""
+    known = known_numbers(mask)
+    if known is None:
+        raise UnsupportedOpError("masked_select of a mask that depends on the inputs", instead="torch.where")
+    shape = broadcast_shapes(x.shape, mask.shape)
+    return take_elements(broadcast(x, shape), np.flatnonzero(np.broadcast_to(known, tuple(map(int, shape)))))
 
 
 @lowering("masked_scatter")

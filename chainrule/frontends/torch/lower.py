@@ -19,19 +19,18 @@ import torch
 from chainrule.errors import UnsupportedOpError
 from chainrule.ir import LOWERINGS, OPS, Node, Op, TensorType, apply, as_node, constant
 from chainrule.ops.casts import cast
+from chainrule.ops.contraction import swap
 from chainrule.ops.movement import broadcast
 
 Lowered = "Node | list[Node]"
 
 
 def _dropout(x: Node, p: float, train: bool) -> Node:
-    if train and p > 0:
-        raise UnsupportedOpError(
-            "dropout in training mode draws random numbers, which is not supported yet",
-            given=f"p={p}",
-            instead="model.eval(), or p=0",
-        )
-    return x
+    if not train or p == 0 or not x.type.numel:
+        return x
+    if p == 1:
+        return x * constant(0.0, x.type.dtype)
+    raise UnsupportedOpError("dropout in training mode draws random numbers", given=f"p={p}", instead="model.eval()")
 
 
 def _same(x: Node, *_: Any, **__: Any) -> Node:
@@ -50,6 +49,9 @@ _WRITES: dict[str, Callable[..., Any]] = {
     "fill_.Scalar": lambda x, value: broadcast(constant(value, x.type.dtype), x.shape),
     "fill_.Tensor": lambda x, value: broadcast(cast(value, x.type.dtype), x.shape),
     "zero_": lambda x: broadcast(constant(0, x.type.dtype), x.shape),
+    "transpose_": swap,
+    "swapaxes_": swap,
+    "swapdims_": swap,
 }
 
 # Only shape, dtype and device of the argument matter: the result is a constant.
