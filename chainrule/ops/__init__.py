@@ -4,6 +4,7 @@ from chainrule.ops import activations as activations
 from chainrule.ops import arithmetic as arithmetic
 from chainrule.ops import arrangement as arrangement
 from chainrule.ops import attention as attention
+from chainrule.ops import bags as bags
 from chainrule.ops import batch_normalization as batch_normalization
 from chainrule.ops import casts as casts
 from chainrule.ops import classification as classification
@@ -11,6 +12,7 @@ from chainrule.ops import combinations as combinations
 from chainrule.ops import composites as composites
 from chainrule.ops import contraction as contraction
 from chainrule.ops import convolution as convolution
+from chainrule.ops import ctc as ctc
 from chainrule.ops import decompositions as decompositions
 from chainrule.ops import elements as elements
 from chainrule.ops import elementwise as elementwise
@@ -39,7 +41,9 @@ from chainrule.ops import recurrent as recurrent
 from chainrule.ops import reductions as reductions
 from chainrule.ops import resampling as resampling
 from chainrule.ops import rounding as rounding
+from chainrule.ops import sampling as sampling
 from chainrule.ops import scans as scans
+from chainrule.ops import scatter_reductions as scatter_reductions
 from chainrule.ops import slicing as slicing
 from chainrule.ops import special_functions as special_functions
 from chainrule.ops import spread as spread

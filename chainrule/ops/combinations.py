@@ -14,6 +14,7 @@ from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.contraction import einsum
 from chainrule.ops.families import kernel
 from chainrule.ops.movement import broadcast
+from chainrule.ops.reductions import normal_axes
 
 _X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
 
@@ -106,6 +107,32 @@ def opposite(x: Node) -> Node:
 def _truths(name: str, *xs: Node) -> None:
     if any(x.type.dtype != "bool" for x in xs):
         raise UnsupportedOpError(f"{name} of numbers, bit by bit", required="booleans")
+
+
+def _quantifier(extremum: str, x: Node, axes: Any, keepdim: bool) -> Node:
+    truth = x if x.type.dtype == "bool" else compare("ne", x, as_node(0, like=x))
+    found = normal_axes(axes, x.type.rank) if x.shape else ()
+    if any(x.shape[a] == 0 for a in found):
+        raise UnsupportedOpError("whether all or any of nothing holds", given=str(x.type))
+    return apply(OPS[extremum], truth, axes=found, keepdims=keepdim) if found else truth
+
+
+@lowering("any", "any.dim", "any.dims")
+def some(x: Node, dim: Any = None, keepdim: bool = False) -> Node:
+    """Whether one of them holds."""
+    return _quantifier("amax", x, dim, keepdim)
+
+
+@lowering("all", "all.dim", "all.dims")
+def every(x: Node, dim: Any = None, keepdim: bool = False) -> Node:
+    """Whether all of them hold."""
+    return _quantifier("amin", x, dim, keepdim)
+
+
+@lowering("native_dropout_backward")
+def dropout_backward(g: Node, mask: Node, scale: float) -> Node:
+    """The cotangent where something was kept."""
+    return g * apply(OPS["cast"], mask, dtype=g.type.dtype) * float(scale)
 
 
 @lowering("ldexp.Tensor")

@@ -182,7 +182,7 @@ def lu_factor(a: Node, pivot: bool = True, check_errors: bool = False) -> list[N
 @lowering("lu_unpack")
 def lu_parts(compact: Node, pivots: Node, unpack_data: bool = True, unpack_pivots: bool = True) -> list[Node]:
     """P, L and U."""
-    m, n, k = _sizes(compact)
+    m, _, k = _sizes(compact)
     if not (unpack_data and unpack_pivots):
         raise UnsupportedOpError("a part of what LU gives", instead="unpack_data=True, unpack_pivots=True")
     return [
@@ -347,7 +347,6 @@ def svd(a: Node, full_matrices: bool = False, compute_uv: bool = True, driver: s
 
 # ---- the pseudo-inverse and least squares ------------------------------------------------------------------
 def _pinv_vjp(g: Node, y: Node, a: Node, **_: Any) -> tuple[Node]:
-    m, n, _k = _sizes(a)
     yt, gt = transpose(y), transpose(g)
     first = matmul(matmul(yt, g), yt)
     left = matmul(gt, matmul(y, yt))

@@ -28,8 +28,8 @@ from chainrule.ir import shape_text as shown
 from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.casts import cast
 from chainrule.ops.elements import take_elements
-from chainrule.ops.families import indexed, written_as_call, zeros_like
-from chainrule.ops.gathering import GATHER, PUT_SUM, SCATTER_SUM, TAKE, places_along
+from chainrule.ops.families import indexed, kernel, written_as_call, zeros_like
+from chainrule.ops.gathering import GATHER, PUT_SUM, TAKE, places_along
 from chainrule.ops.leaves import known_numbers
 from chainrule.ops.movement import axis_of, broadcast, reshape, vector
 from chainrule.ops.scans import CUMSUM
@@ -195,12 +195,25 @@ INDEX_SET = register(
 )
 
 
+INDEX_ADDED = kernel(
+    "index_added",
+    call="",
+    torch=lambda node, x: f"torch.ops.aten.index_put({x[0]}, {_tensors(node, x[2:])}, {x[1]}, True)",
+    expansion=lambda x, values, *indices, positions: (
+        x + apply(INDEX_SUM, values, *indices, positions=positions, shape=x.shape)
+    ),
+    samples=(Sample((_X, _X[:, :2] + 1.3, np.array([1, 1])), {"positions": (1,)}),),
+    error_samples=(Sample((_X, _X, _I), {"positions": (1,)}),),
+    source="numpy.add.at, in torch's order of summation",
+)
+
+
 def _index_put(x: Node, indices: Sequence[Any], values: Node, accumulate: bool) -> Node:
     positions, given = _given(indices)
     shape = _indexed_shape(x.shape, [i.type for i in given], positions)
     values = broadcast(cast(values, x.type.dtype), shape)
     if accumulate:
-        return x + apply(INDEX_SUM, values, *given, positions=positions, shape=x.shape)
+        return apply(INDEX_ADDED, x, values, *given, positions=positions)
     return apply(INDEX_SET, x, values, *given, positions=positions)
 
 
@@ -268,12 +281,6 @@ def _scatter(x: Node, dim: int, index: Node, src: Node) -> Node:
     return reshape(apply(SCATTER, vector(x), values, places, axis=axis_of(x, dim)), x.shape)
 
 
-def placed(x: Node, values: Node, positions: np.ndarray) -> Node:
-    """``x`` with ``values`` at known positions, counted in row-major order."""
-    flat, given = reshape(x, (x.type.numel,)), reshape(values, (values.type.numel,))
-    return reshape(apply(INDEX_SET, flat, given, constant(positions.reshape(-1)), positions=(0,)), x.shape)
-
-
 @lowering("masked_select")
 def selected_by_mask(x: Node, mask: Node) -> Node:
     """The elements where a known mask holds, one after the other."""
@@ -294,22 +301,3 @@ def scattered_by_mask(x: Node, mask: Node, source: Node) -> Node:
     place = where(flat, count, constant(0, "int64"))
     taken = apply(TAKE, reshape(source, (source.type.numel,)), place, axis=0)
     return where(mask, reshape(taken, shape), x)
-
-
-@lowering("scatter_reduce.two")
-def scatter_reduced(x: Node, dim: int, index: Node, src: Node, reduce: str, include_self: bool = True) -> Node:
-    """Sums and means of what meets in one place."""
-    if reduce not in ("sum", "mean"):
-        raise UnsupportedOpError(f"scatter_reduce by {reduce!r} is not declared", instead="'sum' or 'mean'")
-    whole, places, axis = vector(x), vector(index), axis_of(x, dim)
-    values = leading(vector(src), places.shape)
-    added = apply(SCATTER_SUM, values, places, axis=axis, shape=whole.shape)
-    ones = broadcast(constant(1.0, x.type.dtype), places.shape)
-    hits = apply(SCATTER_SUM, ones, places, axis=axis, shape=whole.shape)
-    untouched = compare("eq", hits, 0.0)
-    start = whole if include_self else where(untouched, whole, zeros_like(whole))
-    total = start + added
-    if reduce == "mean":
-        counts = hits + 1.0 if include_self else where(untouched, hits + 1.0, hits)
-        total = total / counts
-    return reshape(total, x.shape)

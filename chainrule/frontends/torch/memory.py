@@ -16,7 +16,6 @@ from chainrule.frontends.torch.aliases import elements
 from chainrule.ir import Node
 from chainrule.ops.elements import take_elements
 from chainrule.ops.layout import contiguous, folded_linear
-from chainrule.ops.placing import placed
 from chainrule.ops.recurrent import KINDS, without_gradients
 from chainrule.ops.whole_calls import tracked
 
@@ -44,27 +43,22 @@ def of_the_same_bits(
 
 
 def strided(name: str, given: Sequence[Any], args: Sequence[Any], out: torch.Tensor) -> list[Node] | None:
-    """The elements that ``as_strided`` reads, or writes, counted in the tensor that it is given; None for other ops.
+    """The elements that ``as_strided`` reads, counted in the tensor that it is given; None for other ops.
 
     Raises:
         UnsupportedOpError: it reaches for memory outside of its tensor.
     """
-    if name not in ("as_strided", "as_strided_copy", "as_strided_scatter"):
+    if name not in ("as_strided", "as_strided_copy"):
         return None
     x = given[0]
-    sizes, strides, start = given[-3:] if len(given) > 3 + (name == "as_strided_scatter") else (*given[-2:], None)
+    sizes, strides, start = (*given[1:], None)[:3]
     window = x.as_strided(sizes, strides, x.storage_offset() if start is None else start)
     own, wanted = elements(x).reshape(-1), elements(window)
     place = dict(zip(own.tolist(), range(own.size), strict=True))
     found = [place.get(k, -1) for k in wanted.reshape(-1).tolist()]
     if len(place) < own.size or -1 in found:
         raise UnsupportedOpError(f"{name} of memory outside of its tensor, or that the tensor has twice")
-    positions = np.asarray(found, dtype=np.int64).reshape(wanted.shape)
-    if name != "as_strided_scatter":
-        return [take_elements(args[0], positions)]
-    if len(set(found)) < len(found):
-        raise UnsupportedOpError(f"{name} that writes into one place twice")
-    return [placed(args[0], args[1], positions)]
+    return [take_elements(args[0], np.asarray(found, dtype=np.int64).reshape(wanted.shape))]
 
 
 def _taped(tensor: torch.Tensor) -> bool:

@@ -234,7 +234,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
     def _prepared(
         self, args: Any, kwargs: Mapping[str, Any], meanings: Sequence[Any], known: Sequence[torch.Tensor] = ()
     ) -> Any:
-        """Arguments with nodes for tensors (constants for those whose numbers are guarded), or the Refused among them."""
+        """Arguments with nodes for tensors, constants for those that are ``known``, or the Refused among them."""
         refused = next((m for m in meanings if isinstance(m, Refused)), None)
         if refused is not None:
             return refused
@@ -288,6 +288,10 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
                 problem = error if isinstance(error, UnsupportedOpError) else UnsupportedOpError(error.what)
         if found is None:
             return [Refused(problem.located(str(origin)))] * len(outputs)
+        if None in found:  # what a kernel keeps for its own backward: no program reads it
+            rest = Refused(UnsupportedOpError(f"a by-product of {func} is not declared").located(str(origin)))
+            known = iter(self.originated([n for n in found if n is not None], origin))
+            return [rest if n is None else next(known) for n in found]
         if stream is not None:
             self.draws += [n for n in toposort(found) if not n.op.pure and n not in self.draws]
         return self.originated(found, origin)
@@ -560,7 +564,8 @@ def _lowered(func: Any, args: Any, kwargs: Any, outputs: Sequence[torch.Tensor])
     found = lowering.lower(func, args, kwargs, lowering.dtype_name(outputs[0].dtype))
     found = [found] if isinstance(found, Node) else list(found)
     for tensor, node in zip(outputs, found, strict=True):
-        _check_type(func, tensor, node)
+        if node is not None:
+            _check_type(func, tensor, node)
     return found
 
 
