@@ -14,7 +14,7 @@ import numpy as np
 
 from chainrule.errors import ShapeError
 from chainrule.ir import OPS, Node, Sample, apply, broadcast_shapes, constant, item, lowering
-from chainrule.ops.contraction import einsum, matmul, transpose
+from chainrule.ops.contraction import einsum, matmul, sum_axes, transpose
 from chainrule.ops.decompositions import CHOLESKY, status
 from chainrule.ops.families import kernel
 from chainrule.ops.kernels import backward_kernel, same_as_first
@@ -286,3 +286,32 @@ def cholesky(a: Node, upper: bool = False) -> Node:
 def cholesky_ex(a: Node, upper: bool = False, check_errors: bool = False) -> list[Node]:
     """The factor, and the report that it exists."""
     return [cholesky(a, upper), status(a)]
+
+
+# ---- weights -----------------------------------------------------------------------------------------------
+def _weight_norm(v: Node, g: Node, *, dim: int) -> Node:
+    axes = tuple(a for a in range(v.type.rank) if a != dim % v.type.rank)
+    size = vector_norm(v, 2, axes, True)
+    if size.shape != g.shape:
+        raise ShapeError("weight norm with one length for each slice", given=f"{v.type}, {g.type}")
+    return v * (g / size)
+
+
+WEIGHT_NORM = kernel(
+    "weight_norm",
+    call="",
+    torch=lambda node, x: f"torch._weight_norm_interface({x[0]}, {x[1]}, {node.params['dim']})[0]",
+    expansion=_weight_norm,
+    fused_vjp=by_tape_vjp,
+    recorded=by_tape,
+    aten={"_weight_norm_interface": lambda v, g, dim=0: [apply(WEIGHT_NORM, v, g, dim=dim), None]},
+    samples=(Sample((_X, np.array([[0.7], [1.2]])), {"dim": 0}), Sample((_X, np.array([[0.7, 1.2, 0.4]])), {"dim": 1})),
+    error_samples=(Sample((_X, np.array([0.7, 1.2])), {"dim": 0}),),
+    source="Salimans and Kingma 2016, equation 2",
+)
+
+
+@lowering("_softmax_backward_data")
+def softmax_backward(g: Node, y: Node, dim: int, dtype: str) -> Node:
+    """The cotangent of softmax's operand, from its result."""
+    return y * (g - sum_axes(g * y, (dim % y.type.rank,), keepdims=True)) if y.shape else y * (g - g * y)

@@ -97,7 +97,7 @@ def rule_for(func: Any) -> Callable[..., Any] | None:
             return _WRITES[key]
     if is_in_place(func):
         base, name = full.replace(name, name[:-1], 1), name[:-1]
-    elif func._schema.is_mutable:
+    elif func._schema.is_mutable and full not in _table((len(OPS), len(LOWERINGS))):
         return None  # out= variants
     else:
         base = full
@@ -122,6 +122,8 @@ def decomposes(func: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | 
         # With dropout there is no kernel on the CPU: torch runs the formula, op by op, with its draw in the middle.
         dropout = args[4] if len(args) > 4 else (kwargs or {}).get("dropout_p", 0.0)
         return dropout > 0 and args[0].device.type == "cpu"
+    if name == "instance_norm" and args[3] is not None:  # by batch_norm, whose running statistics it then averages
+        return True
     if rule_for(func) is not None or torch.Tag.nondeterministic_seeded in func.tags:
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")

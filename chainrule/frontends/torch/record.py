@@ -110,11 +110,14 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         self._refuse_writes(func, args, kwargs)
         if depends and any(t.is_complex() for t in operands):
             return self._complex(func, args, kwargs, operands, origin)
-        if depends and func._schema.is_mutable and not lowering.is_in_place(func):
+        if depends and func._schema.is_mutable and not lowering.is_in_place(func) and name not in _HIDDEN_WRITES:
             return self._written_out(func, args, kwargs)
-        if depends and name not in _READS and lowering.decomposes(func, args, kwargs):
-            return self._decomposed(func, args, kwargs, origin)
         deciding = [t for t in _deciding(func, args) if self.depends(t)] if depends else []
+        if depends and name not in _READS and lowering.decomposes(func, args, kwargs):
+            if deciding:  # read by pointers inside
+                self._refuse_reads(func, name, deciding)
+                self._guard(func, "", operands, deciding, None, origin)
+            return self._decomposed(func, args, kwargs, origin)
         if depends:
             self._refuse_reads(func, name, deciding)
         seeded = torch.Tag.nondeterministic_seeded in func.tags
@@ -147,7 +150,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self._meaning[tensor] = result
         if in_place and outputs and results[0] is not FOLDED and name not in _TURNS:
             self.renew(before, outputs[0], origin)
-        if name in _HIDDEN_WRITES and args[5] and args[3] is not None:
+        if name in _HIDDEN_WRITES and isinstance(args[3], torch.Tensor) and args[5]:
             self._new_statistics(name, args, results[0], origin)
         return out
 
@@ -317,11 +320,12 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
 
     def _new_statistics(self, name: str, args: Sequence[Any], result: Any, origin: Origin) -> None:
         """What the running mean and variance mean after a batch."""
-        if name != "batch_norm":
-            self.fail(f"{name} that updates running statistics", instead="track_running_stats=False")
         new: Sequence[Any] = [result] * 2
         if isinstance(result, Node):
-            new = self.originated(list(running_statistics(result)), origin)
+            try:
+                new = self.originated(list(running_statistics(result)), origin)
+            except UnsupportedOpError as error:
+                new = [Refused(error.located(str(origin)))] * 2
         for tensor, node in zip(args[3:5], new, strict=True):
             self._meaning[tensor] = node
 
@@ -425,7 +429,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         name, _ = lowering.key_of(func)
         if name == "detach_":  # no number changes
             return
-        if name in _HIDDEN_WRITES and args[5]:  # batch statistics: the running ones are updated
+        if name in _HIDDEN_WRITES and isinstance(args[3], torch.Tensor) and args[5]:  # running statistics are updated
             written = [t for t in args[3:5] if t is not None]
         for tensor in written:
             owner = self._owners.get(memory_of(tensor))
@@ -525,7 +529,9 @@ _TURNS = frozenset(("transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "
 
 # Ops that update running statistics (arguments 3 and 4, if argument 5 is true) without saying so in their
 # schema.
-_HIDDEN_WRITES = frozenset(("batch_norm", "instance_norm", "native_batch_norm"))
+_HIDDEN_WRITES = frozenset(
+    ("batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
+)
 
 
 def _deciding(func: Any, args: Sequence[Any]) -> list[torch.Tensor]:
@@ -533,6 +539,10 @@ def _deciding(func: Any, args: Sequence[Any]) -> list[torch.Tensor]:
     name, overload = lowering.key_of(func)
     if name == "repeat_interleave":
         return [args[0]] if overload == "Tensor" else []
+    if name in ("ctc_loss", "_ctc_loss") and overload == "Tensor":
+        return [args[2], args[3]]
+    if name == "tensor_split" and overload == "tensor_indices_or_sections":
+        return [args[1]]
     if name in _SIZED_BY_VALUES:
         return [args[_SIZED_BY_VALUES[name]]]
     if name == "index" or (name in ("index_put", "index_put_") and args[2].numel() != 1):
