@@ -11,9 +11,10 @@ Every model runs in train mode with dropout on, from one seed. A row says
     seconds       trace (with its comparison), derive and emit
     opaque        what is called as it is, and why
 
-``--variants`` adds other configurations of the same families and other families; ``--layers`` the layers of
-``torch.nn``; ``--eval`` runs them in eval mode, ``--dtype`` puts another dtype in the place of float32. The transformers library is needed for all but those; models are built from configurations, with small
-widths, and nothing is downloaded.
+``--variants`` adds other configurations of the same families and other families; ``--written`` models as people write
+them; ``--layers`` the layers of ``torch.nn``; ``--eval`` runs them in eval mode, ``--dtype`` puts another dtype in the
+place of float32. The transformers library is needed for all but layers and written ones; models are built from
+configurations, with small widths, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -227,7 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     mode = Mode(not options.eval, getattr(torch, options.dtype))
-    from benchmarks import layers, written as by_hand
+    from benchmarks import layers
+    from benchmarks import written as by_hand
 
     if options.layers:
         models = layers.layers()

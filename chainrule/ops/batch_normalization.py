@@ -21,14 +21,16 @@ from chainrule.ir import (
     TupleType,
     apply,
     as_node,
+    constant,
     item,
+    lowering,
     product,
     register,
     shape_text,
 )
 from chainrule.ops.casts import cast, widened
 from chainrule.ops.families import composite
-from chainrule.ops.movement import reshape
+from chainrule.ops.movement import broadcast, reshape
 from chainrule.ops.reductions import mean
 
 _X = np.array([[[0.3, -1.2], [0.8, 2.0]], [[-0.4, 0.1], [0.7, 0.9]], [[1.3, -0.6], [-1.1, 0.2]]])
@@ -312,6 +314,8 @@ BATCH_NORM_TRACKED = composite(
 def running_statistics(y: Node) -> tuple[Node, Node]:
     """Mean and variance as a layer keeps them after its batch, from its output (which a no_grad block may cut)."""
     while y.op is not BATCH_NORM_TRACKED:
+        if len(y.inputs) != 1:
+            raise UnsupportedOpError("running statistics of a batch that is not normalised by a declared op")
         (y,) = y.inputs
     both = apply(_TRACKED, *y.inputs, **y.params)
     return item(both, 3), item(both, 4)
@@ -337,3 +341,46 @@ def lowered(
     if center is None or variance is None:
         return apply(BATCH_NORM, x, *affine, eps=float(eps))
     return apply(BATCH_NORM_KEPT, x, center, variance, *affine, eps=float(eps))
+
+
+# ---- torch's inner forms, which return what they keep ------------------------------------------------------
+def _with_statistics(x: Node, y: Node, training: bool, eps: float) -> list[Node]:
+    low = x.type.dtype in ("float16", "bfloat16")
+    if not training:
+        nothing = broadcast(constant(0.0, "float32" if low else x.type.dtype), (0,))
+        return [y, nothing, nothing]
+    center = mean(x, _axes(x))
+    variance = mean((x - mean(x, _axes(x), keepdims=True)) ** 2.0, _axes(x))
+    return [y, center, apply(OPS["rsqrt"], variance + as_node(eps, like=x))]
+
+
+@lowering("native_batch_norm", "_native_batch_norm_legit")
+def native_batch_norm(
+    x: Node,
+    weight: Node | None,
+    bias: Node | None,
+    center: Node | None,
+    variance: Node | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> list[Node]:
+    """The output, and each channel's mean and reciprocal deviation."""
+    y = lowered(x, weight, bias, center, variance, training, momentum, eps)
+    return _with_statistics(x, y, training, eps)
+
+
+@lowering("_native_batch_norm_legit.no_stats")
+def without_running_statistics(
+    x: Node, weight: Node | None, bias: Node | None, training: bool, momentum: float, eps: float
+) -> list[Node]:
+    """The same of a layer that keeps nothing."""
+    return native_batch_norm(x, weight, bias, None, None, training, momentum, eps)
+
+
+@lowering("_batch_norm_with_update")
+def batch_norm_with_update(
+    x: Node, weight: Node | None, bias: Node | None, center: Node, variance: Node, momentum: float, eps: float
+) -> list[Node | None]:
+    """The same in training."""
+    return [*native_batch_norm(x, weight, bias, center, variance, True, momentum, eps), None]

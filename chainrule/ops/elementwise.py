@@ -385,14 +385,8 @@ GELU = unary(
         helper=(_ERF, "def _gelu(x):\n    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))\n"),
     ),
     fused_vjp=lambda g, y, x: (apply(GELU_BACKWARD, g, x),),
-    aten={"gelu": lambda x, approximate="none": apply(GELU, x) if approximate == "none" else _gelu_tanh(x)},
     source="Hendrycks and Gimpel 2016: x Phi(x)",
 )
-
-
-def _gelu_tanh(x: Node) -> Node:
-    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3.0)
-    return 0.5 * x * (1.0 + apply(TANH, inner))
 
 
 ELU = elementwise(
@@ -412,9 +406,6 @@ ELU = elementwise(
     aten={
         "elu": lambda x, alpha=1.0, scale=1.0, input_scale=1.0: (
             apply(ELU, x * input_scale if input_scale != 1.0 else x, constant(alpha, x.type.dtype)) * scale
-        ),
-        "selu": lambda x: (
-            apply(ELU, x, constant(1.6732632423543772848170429916717, x.type.dtype)) * 1.0507009873554804934193349852946
         ),
     },
     source="Clevert et al. 2016; selu's constants from Klambauer et al. 2017",

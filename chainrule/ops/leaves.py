@@ -95,6 +95,15 @@ DIM = leaf(
 )
 
 
+def known_numbers(node: Node) -> np.ndarray | None:
+    """The numbers of a constant, also of one number that is broadcast; None of everything else."""
+    literal = node.params.get("literal")
+    if literal is not None:
+        return literal.array
+    inner = node.inputs[0].number if len(node.inputs) == 1 and "shape" in node.params else None
+    return None if inner is None else np.full(tuple(map(int, node.shape)), inner)
+
+
 def _size_strength(size: int | Dim) -> int:
     """A plain name or number is an atom; anything else binds like a sum."""
     return ATOM if str(size).isidentifier() or isinstance(size, int) else ADD

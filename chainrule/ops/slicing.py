@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.errors import ShapeError, UnsupportedOpError
+from chainrule.errors import ShapeError
 from chainrule.ir import (
     ATOM,
     Code,
@@ -309,9 +309,7 @@ def select(x: Node, dim: int, index: int) -> Node:
     return squeeze(piece, (dim,))
 
 
-def _narrow_end(start: Any, length: int) -> int | None:
-    if not isinstance(start, int):
-        raise UnsupportedOpError("narrow from a position that is a tensor", instead="a whole number, or index_select")
+def _narrow_end(start: int, length: int) -> int | None:
     return None if start < 0 <= start + length else start + length
 
 

@@ -29,7 +29,7 @@ from chainrule.frontends.torch import lower as lowering
 from chainrule.frontends.torch.calls import opaque_call, opaque_function
 from chainrule.frontends.torch.draws import drawn, generator_state
 from chainrule.frontends.torch.meanings import FOLDED, Meanings, Refused, memory_of
-from chainrule.frontends.torch.memory import of_the_same_bits
+from chainrule.frontends.torch.memory import of_the_same_bits, strided
 from chainrule.frontends.torch.modules import ModuleStack
 from chainrule.frontends.torch.python_side import PythonSide, custom_calls
 from chainrule.frontends.torch.source import custom_function, here
@@ -115,20 +115,22 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         self._refuse_writes(func, args, kwargs)
         if depends and any(t.is_complex() for t in operands):
             return self._complex(func, args, kwargs, operands, origin)
-        if depends and func._schema.is_mutable and not lowering.is_in_place(func):
+        if depends and func._schema.is_mutable and not lowering.is_in_place(func) and name not in _HIDDEN_WRITES:
             return self._written_out(func, args, kwargs)
+        deciding = [t for t in _deciding(func, args) if self.depends(t)] if depends else []
         if depends and name not in _READS and lowering.decomposes(func, args, kwargs):
+            if deciding:  # read by pointers inside
+                self._refuse_reads(func, name, deciding)
+                self._guard(func, "", operands, deciding, None, origin)
             return self._decomposed(func, args, kwargs, origin)
         if depends:
-            self._refuse_reads(func, name, operands)
+            self._refuse_reads(func, name, deciding)
         seeded = torch.Tag.nondeterministic_seeded in func.tags
         recorded = depends or seeded
         if recorded:
             self.count()
         # Before the call: it may write into a constant, or move a generator.
-        prepared = self._prepared(args, kwargs, meanings) if recorded else None
-        if depends and name in _KNOWN_LENGTHS and not isinstance(prepared, (Refused, type(None))):
-            prepared[0][_KNOWN_LENGTHS[name]] = lowering.constant_of(operands[_KNOWN_LENGTHS[name]])
+        prepared = self._prepared(args, kwargs, meanings, deciding) if recorded else None
         state = generator_state() if seeded else None
         in_place = recorded and lowering.is_in_place(func)
         before = self.on_memory_of(args[0]) if in_place else []
@@ -137,11 +139,11 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         with no_python_dispatcher():  # the kernels that eager execution runs, not torch's Python versions of them
             out = func(*args, **kwargs)
         if depends:
-            self._guard(func, name, operands, meanings, out, origin)
+            self._guard(func, name, operands, deciding, out, origin)
         outputs = list(_tensors((out,)))
         if any(out is t for t in operands) and not lowering.is_in_place(func):
             return out  # nothing was done (contiguous() of what is so): the tensor means what it meant
-        if prepared is None or name in _KNOWN_THEN:
+        if prepared is None or (name in _KNOWN_THEN and len(deciding) == len(operands)):
             results: Sequence[Any] = [FOLDED] * len(outputs)
         else:
             drew = state is not None and (generator_state() != state or _would_draw(func, prepared, outputs))
@@ -151,9 +153,9 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             results = self.originated([apply(OPS["straight_through"], results[0], kept)], origin, cut=False)
         for tensor, result in zip(outputs, results, strict=True):
             self._meaning[tensor] = result
-        if in_place and outputs and results[0] is not FOLDED:
+        if in_place and outputs and results[0] is not FOLDED and name not in _TURNS:
             self.renew(before, outputs[0], origin)
-        if name in _HIDDEN_WRITES and args[5] and args[3] is not None:
+        if name in _HIDDEN_WRITES and isinstance(args[3], torch.Tensor) and args[5]:
             self._new_statistics(name, args, results[0], origin)
         return out
 
@@ -237,12 +239,19 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         outs = tuple(kwargs[key] for key in places)
         return outs[0] if len(outs) == 1 else outs
 
-    def _prepared(self, args: Any, kwargs: Mapping[str, Any], meanings: Sequence[Any]) -> Any:
-        """Arguments with nodes for tensors, or the Refused among them."""
+    def _prepared(
+        self, args: Any, kwargs: Mapping[str, Any], meanings: Sequence[Any], known: Sequence[torch.Tensor] = ()
+    ) -> Any:
+        """Arguments with nodes for tensors, constants for those that are ``known``, or the Refused among them."""
         refused = next((m for m in meanings if isinstance(m, Refused)), None)
         if refused is not None:
             return refused
-        return [_mapped(a, self._operand) for a in args], {k: _mapped(a, self._operand) for k, a in kwargs.items()}
+
+        def operand(value: Any) -> Any:
+            guarded = any(value is t for t in known)
+            return lowering.constant_of(value) if guarded else self._operand(value)
+
+        return [_mapped(a, operand) for a in args], {k: _mapped(a, operand) for k, a in kwargs.items()}
 
     def _results(
         self, func: Any, given: Any, prepared: Any, out: Any, origin: Origin, stream: int | None
@@ -260,7 +269,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         found: list[Node] | None = None
         try:
             if stream is None:
-                found = _lowered(func, args, kwargs, outputs)
+                found = strided(lowering.key_of(func)[0], given[0], args, outputs[0])
+                found = _lowered(func, args, kwargs, outputs) if found is None else found
                 found = of_the_same_bits(lowering.key_of(func)[0], given[0], args, found, outputs[0])
             else:
                 found = drawn(func, given[0], given[1], args, outputs[0], stream)
@@ -282,6 +292,10 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
                 problem = error if isinstance(error, UnsupportedOpError) else UnsupportedOpError(error.what)
         if found is None:
             return [Refused(problem.located(str(origin)))] * len(outputs)
+        if None in found:  # what a kernel keeps for its own backward: no program reads it
+            rest = Refused(UnsupportedOpError(f"a by-product of {func} is not declared").located(str(origin)))
+            known = iter(self.originated([n for n in found if n is not None], origin))
+            return [rest if n is None else next(known) for n in found]
         if stream is not None:
             self.draws += [n for n in toposort(found) if not n.op.pure and n not in self.draws]
         return self.originated(found, origin)
@@ -307,17 +321,24 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
 
     def _new_statistics(self, name: str, args: Sequence[Any], result: Any, origin: Origin) -> None:
         """What the running mean and variance mean after a batch."""
-        if name != "batch_norm":
-            self.fail(f"{name} that updates running statistics", instead="track_running_stats=False")
         new: Sequence[Any] = [result] * 2
         if isinstance(result, Node):
-            new = self.originated(list(running_statistics(result)), origin)
+            try:
+                new = self.originated(list(running_statistics(result)), origin)
+            except UnsupportedOpError as error:
+                new = [Refused(error.located(str(origin)))] * 2
         for tensor, node in zip(args[3:5], new, strict=True):
             self._meaning[tensor] = node
 
     # ---- what Python reads ---------------------------------------------------------------------------------
     def _guard(
-        self, func: Any, name: str, operands: Sequence[Any], meanings: Sequence[Any], out: Any, origin: Origin
+        self,
+        func: Any,
+        name: str,
+        operands: Sequence[Any],
+        deciding: Sequence[torch.Tensor],
+        out: Any,
+        origin: Origin,
     ) -> None:
         read = _READS.get(name)
         if read is None and torch.Tag.data_dependent_output in func.tags:
@@ -325,11 +346,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         if read is not None:
             expected = out if name in _VERDICTS else read(*operands)
             self.guards.append(guards.Guard(tuple(map(self.node_of, operands)), read, expected, str(origin)))
-        masks = [operands[_SIZED_BY_VALUES[name]]] if name in _SIZED_BY_VALUES else []
-        if name == "index":
-            masks = [t for t in operands[1:] if t.dtype in (torch.bool, torch.uint8)]
-        for mask in masks:
-            self.guards.append(guards.Guard((self.node_of(mask),), guards.numbers, mask.tolist(), str(origin)))
+        for tensor in deciding:
+            self.guards.append(guards.Guard((self.node_of(tensor),), guards.numbers, tensor.tolist(), str(origin)))
 
     def read_out(self, tensor: torch.Tensor) -> None:
         """Python takes the numbers of a tensor out of torch: refused, or a guard.
@@ -414,7 +432,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         name, _ = lowering.key_of(func)
         if name == "detach_":  # no number changes
             return
-        if name in _HIDDEN_WRITES and args[5]:  # batch statistics: the running ones are updated
+        if name in _HIDDEN_WRITES and isinstance(args[3], torch.Tensor) and args[5]:  # running statistics are updated
             written = [t for t in args[3:5] if t is not None]
         for tensor in written:
             owner = self._owners.get(memory_of(tensor))
@@ -425,12 +443,11 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
                     instead="a copy (.clone()) before the write",
                 )
 
-    def _refuse_reads(self, func: Any, name: str, operands: Sequence[torch.Tensor]) -> None:
-        """Refuses what a graph cannot hold: numbers that Python reads, derivatives cut in place."""
+    def _refuse_reads(self, func: Any, name: str, deciding: Sequence[torch.Tensor]) -> None:
+        """Refuses what a graph cannot hold: numbers that Python reads, sizes that depend on values."""
         if not self.follow and (torch.Tag.data_dependent_output in func.tags or name in _READS):
             self.fail_read()
-        masked = name == "index" and any(t.dtype in (torch.bool, torch.uint8) for t in operands[1:])
-        if not self.follow and (name in _SIZED_BY_VALUES or masked):
+        if not self.follow and deciding:
             self.fail(f"{func} gives a tensor whose size depends on values", required="sizes that do not")
         # An op that may write or alias and is not declared cannot be run on trust.
         if torch.Tag.maybe_aliasing_or_mutating in func.tags and lowering.rule_for(func) is None:
@@ -492,9 +509,7 @@ _READS: dict[str, Callable[..., Any]] = {
 }
 _VERDICTS = ("equal", "allclose")
 # Ops whose result is a number known now once it is guarded that their operand is what it is.
-_KNOWN_THEN = ("nonzero", "nonzero_numpy")
-# Ops that are declared for one known value of an operand, which is then guarded: which one.
-_KNOWN_LENGTHS = {"_pack_padded_sequence": 1}
+_KNOWN_THEN = ("nonzero", "nonzero_numpy", "bincount", "repeat_interleave")
 # Ops whose result has a size that depends on values -> which operand decides.
 _SIZED_BY_VALUES = {
     "nonzero": 0,
@@ -507,9 +522,30 @@ _SIZED_BY_VALUES = {
     "_pack_padded_sequence": 1,
 }
 
+# In-place ops that change how a tensor reads its memory, and write nothing.
+_TURNS = frozenset(("transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_"))
+
 # Ops that update running statistics (arguments 3 and 4, if argument 5 is true) without saying so in their
 # schema.
-_HIDDEN_WRITES = frozenset(("batch_norm", "instance_norm", "native_batch_norm"))
+_HIDDEN_WRITES = frozenset(
+    ("batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
+)
+
+
+def _deciding(func: Any, args: Sequence[Any]) -> list[torch.Tensor]:
+    """The operands whose numbers decide how large the result is, or which places are written."""
+    name, overload = lowering.key_of(func)
+    if name == "repeat_interleave":
+        return [args[0]] if overload == "Tensor" else []
+    if name in ("ctc_loss", "_ctc_loss") and overload == "Tensor":
+        return [args[2], args[3]]
+    if name == "tensor_split" and overload == "tensor_indices_or_sections":
+        return [args[1]]
+    if name in _SIZED_BY_VALUES:
+        return [args[_SIZED_BY_VALUES[name]]]
+    if name == "index" or (name in ("index_put", "index_put_") and args[2].numel() != 1):
+        return [t for t in _tensors(args[1]) if t.dtype in (torch.bool, torch.uint8)]
+    return []
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
@@ -536,7 +572,8 @@ def _lowered(func: Any, args: Any, kwargs: Any, outputs: Sequence[torch.Tensor])
     found = lowering.lower(func, args, kwargs, lowering.dtype_name(outputs[0].dtype))
     found = [found] if isinstance(found, Node) else list(found)
     for tensor, node in zip(outputs, found, strict=True):
-        _check_type(func, tensor, node)
+        if node is not None:
+            _check_type(func, tensor, node)
     return found
 
 
