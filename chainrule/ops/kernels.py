@@ -29,8 +29,9 @@ def backward_kernel(
     prelude: str = "",
     choosy: bool = False,
     in_place: Mapping[int, str] | None = None,
+    vjp: Callable[..., Any] | None = None,
 ) -> Op:
-    """The declaration of a kernel."""
+    """The declaration of a kernel; with ``vjp`` it can be differentiated itself."""
     shown = name.replace("_", r"\_")
     return register(
         Op(
@@ -42,7 +43,8 @@ def backward_kernel(
             prelude=prelude,
             choosy=choosy,
             in_place=in_place or {},
-            differentiable=False,
+            vjp=vjp,
+            differentiable=vjp is not None,
             text=lambda p, node: f"{name}({', '.join(p.child(i, 0) for i in node.inputs)})",
             latex=lambda p, node: (
                 rf"\operatorname{{{shown}}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)"

@@ -101,6 +101,13 @@ BROADCAST = linear(
 )
 
 
+def is_zero(x: Node) -> bool:
+    """Whether a value is zero everywhere by its form: the number, or the number repeated."""
+    while x.op is BROADCAST:
+        (x,) = x.inputs
+    return x.number == 0
+
+
 def _expanded_shape(x: Node, sizes: Sequence[int]) -> Shape:
     offset = len(sizes) - x.type.rank
     return tuple(x.shape[k - offset] if size == -1 else size for k, size in enumerate(sizes))

@@ -501,8 +501,8 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "undeclared": (lambda self, x: torch.special.bessel_j0(x * self.weight), "bessel_j0.* is not declared"),
     "undeclared arguments": (lambda self, x: torch.special.zeta(x * self.weight, 2), "zeta.* is not declared"),
     "backward": (
-        lambda self, x: torch.autograd.grad((x * self.weight).sum(), self.weight)[0],
-        "autograd.grad",
+        lambda self, x: torch.autograd.backward((x * self.weight).sum()) or x,
+        "autograd.backward",
     ),
     "functorch": (lambda self, x: torch.func.grad(lambda z: (z**2).sum())(x), "torch.func transform"),
     "vmap": (lambda self, x: torch.vmap(lambda z: z * 2)(x), "torch.func transform"),
