@@ -7,7 +7,7 @@ convolutional networks run on the same kernels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product as each
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from chainrule.errors import ShapeError
 from chainrule.ir import OPS, Node, Sample, TensorType, TupleType, apply, item, shape_text
+from chainrule.ops.contraction import sum_axes
 from chainrule.ops.families import sum_nodes, zeros_like
 from chainrule.ops.kernels import backward_kernel
 from chainrule.ops.movement import broadcast, expand_dims, is_zero
@@ -121,6 +122,16 @@ def _vjp(
     return sum_nodes(by_g), by_x, by_w
 
 
+def _jvp(
+    tangents: Sequence[Node | None], y: Node, g: Node, x: Node, w: Node, *, bias: bool, wanted: Any, **options: Any
+) -> tuple[Node | None, ...]:
+    dg, dx, dw = tangents
+    by_x = [_by_input(*pair, options) for pair in ((dg, x, w), (g, x, dw)) if None not in pair]  # type: ignore[misc]
+    by_w = [_by_weight(*pair, options) for pair in ((dg, x, w), (g, dx, w)) if None not in pair]  # type: ignore[misc]
+    by_bias = sum_axes(dg, (0, *range(2, g.type.rank))) if bias and dg is not None else None
+    return (sum_nodes(by_x), sum_nodes(by_w), by_bias)[: 3 if bias else 2]
+
+
 _X = np.sin(np.arange(2 * 4 * 6.0)).reshape(2, 4, 6)
 _W = np.cos(np.arange(6 * 2 * 3.0)).reshape(6, 2, 3)
 _G = np.sin(0.3 * np.arange(2 * 6 * 3.0)).reshape(2, 6, 3)
@@ -133,6 +144,7 @@ CONVOLUTION_BACKWARD = backward_kernel(
     value=_value,
     torch=_torch,
     vjp=_vjp,
+    jvp=_jvp,
     choosy=True,
     samples=(
         Sample(

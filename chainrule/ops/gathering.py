@@ -161,6 +161,7 @@ PER_USE = register(
         vjp=lambda g, y, weight, index: (_per_use(g, weight, index), None),
         jvp=lambda t, y, weight, index: None if t[0] is None else _per_use(t[0], weight, index),
         torch="{0}",
+        aliases=True,
         samples=(Sample((_X, _I), smooth=False),),
         error_samples=(Sample((_X, _X)),),
         **written_as_call("per_use"),

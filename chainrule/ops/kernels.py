@@ -30,8 +30,9 @@ def backward_kernel(
     choosy: bool = False,
     in_place: Mapping[int, str] | None = None,
     vjp: Callable[..., Any] | None = None,
+    jvp: Callable[..., Any] | None = None,
 ) -> Op:
-    """The declaration of a kernel; with ``vjp`` it can be differentiated itself."""
+    """The declaration of a kernel; with ``vjp`` and ``jvp`` it can be differentiated itself."""
     shown = name.replace("_", r"\_")
     return register(
         Op(
@@ -44,6 +45,7 @@ def backward_kernel(
             choosy=choosy,
             in_place=in_place or {},
             vjp=vjp,
+            jvp=jvp,
             differentiable=vjp is not None,
             text=lambda p, node: f"{name}({', '.join(p.child(i, 0) for i in node.inputs)})",
             latex=lambda p, node: (
