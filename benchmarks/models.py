@@ -147,10 +147,11 @@ def _measure(row: Row, make: Callable[[], Made], mode: Mode) -> None:
     same = abs(expected.double().item() - wide_loss) < 1e-3
     reference = truth if same else theirs
     found = {}
+    floor = FLOOR * torch.finfo(mode.narrow).eps / torch.finfo(torch.float32).eps
     for key, g in theirs.items():
         h = reference[key]
         own = 0.0 if g is None or h is None or not g.numel() else (g.double() - h.double()).abs().max().item()
-        found[key] = max(own, FLOOR * largest)
+        found[key] = max(own, floor * largest)
     row.float32 = _distance(grads, reference, found)
 
 

@@ -15,6 +15,7 @@ from chainrule.ir import OPS, Code, Kink, Node, Op, Sample, apply, as_node, cons
 from chainrule.ops.arithmetic import compare, iverson, where
 from chainrule.ops.elementwise import EXP, LEAKY_RELU, SIGMOID, SOFTPLUS, TANH
 from chainrule.ops.families import elementwise, kernel, unary, written_as_call, zeros_like
+from chainrule.ops.kernels import backward_kernel, same_as_first
 from chainrule.ops.movement import axis_of, reshape
 from chainrule.ops.slicing import slice_axis
 
@@ -93,8 +94,19 @@ SOFTSHRINK = _shaped(
     {"lambd": 0.5},
     kinks=(-0.5, 0.5),
 )
+# torch's own slope is 1/6 as a float32 number has it, in every dtype.
+HARDSIGMOID_BACKWARD = backward_kernel(
+    "hardsigmoid_backward",
+    shape=same_as_first,
+    value=lambda g, x: np.where((x > -3) & (x < 3), g * float(np.float32(1) / np.float32(6)), 0.0),
+    torch="torch.ops.aten.hardsigmoid_backward({0}, {1})",
+    samples=(Sample((np.array([0.4, -1.1, 0.3]), np.array([0.2, -3.5, 1.7]))),),
+    error_samples=(Sample((np.zeros(3), np.zeros(2))),),
+    source="torch.ops.aten.hardsigmoid_backward",
+)
 HARDSIGMOID = unary(
     "hardsigmoid",
+    fused_vjp=lambda g, y, x: (apply(HARDSIGMOID_BACKWARD, g, x),),
     value=lambda x: np.clip(np.asarray(x) + 3.0, 0.0, 6.0) / 6.0,
     derivative=lambda y, x: _between(x, -3.0, 3.0) / 6.0,
     torch=f"{_F}.hardsigmoid({{0}})",
