@@ -504,8 +504,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda self, x: torch.autograd.backward((x * self.weight).sum()) or x,
         "autograd.backward",
     ),
-    "functorch": (lambda self, x: torch.func.grad(lambda z: (z**2).sum())(x), "torch.func transform"),
-    "vmap": (lambda self, x: torch.vmap(lambda z: z * 2)(x), "torch.func transform"),
+    "functorch": (lambda self, x: torch.func.jvp(torch.sin, (x,), (x,))[1], "torch.func transform"),
     "gradient hook": (lambda self, x: (x * self.weight).register_hook(lambda g: g) and x, "hook on a tensor"),
     "freezing": (
         lambda self, x: (self.weight * x).detach_() + self.weight.requires_grad_(False),

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch._C._functorch import maybe_current_level  # type: ignore[import]
-from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
-from chainrule.frontends.torch import autocast, deferred, guards
+from chainrule.frontends.torch import autocast, deferred, guards, inner_transforms
 from chainrule.frontends.torch import lower as lowering
 from chainrule.frontends.torch.calls import opaque_call, opaque_function
 from chainrule.frontends.torch.draws import drawn, generator_state
@@ -33,7 +34,7 @@ from chainrule.frontends.torch.memory import of_the_same_bits, strided
 from chainrule.frontends.torch.modules import ModuleStack
 from chainrule.frontends.torch.python_side import PythonSide, custom_calls
 from chainrule.frontends.torch.source import custom_function, here
-from chainrule.ir import OPS, Node, Origin, apply, item, toposort
+from chainrule.ir import OPS, Node, Origin, apply, item, rebuild, toposort
 from chainrule.ops.batch_normalization import running_statistics
 
 
@@ -88,6 +89,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             if not self.strict:
                 stack.enter_context(custom_calls(self))
             stack.enter_context(autocast.unshared())
+            stack.enter_context(inner_transforms.taken_over(active))
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(self)
             yield
@@ -99,10 +101,15 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload) or func.namespace == "prim" or self._suspended:
             return func(*args, **kwargs)
-        if maybe_current_level() is not None:
-            self.fail("a torch.func transform inside the traced program", instead="chainrule's own, outside of it")
         name, _ = lowering.key_of(func)
         operands = list(_tensors((*args, *kwargs.values())))
+        if maybe_current_level() is not None:
+            if not inner_transforms.only_vmap():
+                self.fail("a torch.func transform inside the traced program", instead="grad, grad_and_value or vmap")
+            mapped = inner_transforms.physical(operands)
+            if mapped is not None:  # vmap's own kernel: the calls that it makes come back here, one by one
+                with self:
+                    return func.redispatch(mapped, *args, **kwargs)
         casting = autocast.key_for(func, operands)
         if casting is not None:  # autocast's own kernel: its casts and the op behind them come back here, one by one
             with self:
@@ -136,7 +143,9 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         before = self.on_memory_of(args[0]) if in_place else []
         # Written under no_grad, a tensor keeps the derivative that it had.
         kept = self.known_node(args[0]) if in_place and args[0].requires_grad and not torch.is_grad_enabled() else None
-        with no_python_dispatcher():  # the kernels that eager execution runs, not torch's Python versions of them
+        with (
+            inner_transforms.without_python_kernels()
+        ):  # the kernels that eager execution runs, not torch's Python versions of them
             out = func(*args, **kwargs)
         if depends:
             self._guard(func, name, operands, deciding, out, origin)
@@ -192,7 +201,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         in_place = lowering.is_in_place(func)
         before = self.on_memory_of(args[0]) if in_place else []
         state = generator_state() if torch.Tag.nondeterministic_seeded in func.tags else None
-        with no_python_dispatcher():
+        with inner_transforms.without_python_kernels():
             out = func(*args, **kwargs)
         outputs = list(_tensors((out,)))
         if any(out is t for t in operands) and not in_place:
@@ -396,6 +405,23 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         """Calls a function that is not part of the program."""
         with self.paused():
             return function(*args, **kwargs)
+
+    def substitute(self, image: Mapping[Node, Node]) -> None:
+        """Puts nodes in the place of leaves that stood for them, in everything that is known by now."""
+        known = [(t, m) for t, m in self._meaning.items() if isinstance(m, Node)]
+        calls, read = self.modules.calls, [n for g in self.guards for n in g.nodes]
+        nodes = [*(m for _, m in known), *(n for c in calls for n in (*c.inputs, *c.outputs)), *self.draws, *read]
+        done = rebuild(nodes, image=image)
+        for tensor, node in known:
+            self._meaning[tensor] = done[node]
+        calls[:] = [
+            replace(c, inputs=tuple(done[n] for n in c.inputs), outputs=tuple(done[n] for n in c.outputs))
+            for c in calls
+        ]
+        self.draws[:] = [done[n] for n in self.draws]
+        self.guards[:] = [replace(g, nodes=tuple(done[n] for n in g.nodes)) for g in self.guards]
+        for node, origin in list(self.origins.items()):
+            self.origins.setdefault(done.get(node, node), origin)
 
     def means(self, tensor: torch.Tensor, node: Node) -> None:
         """Declares what a tensor means, with the place where the program is."""
