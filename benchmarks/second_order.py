@@ -39,6 +39,8 @@ class Problem:
 class Energy(nn.Module):
     """Sum over atoms of a network of their distances to all others."""
 
+    centers: torch.Tensor
+
     def __init__(self, width: int = 64, features: int = 16) -> None:
         super().__init__()
         self.register_buffer("centers", torch.linspace(0.0, 4.0, features))

@@ -109,7 +109,7 @@ class Factored:
         rank = self._fits(b)
         try:
             return self._solved(b, rank)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ModelError(
                 "the Hessian is singular here",
                 given=str(error).splitlines()[0],

@@ -211,7 +211,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         if problem is not None:
             found: list[Any] = [Refused(problem)] * len(outputs)
         else:
-            found = self._settled(deferred.deferred_call(func, *given, out), outputs, origin)
+            found = self._settled(deferred.deferred_call(func, given[0], given[1], out), outputs, origin)
         for tensor, meaning in zip(outputs, found, strict=True):
             self._meaning[tensor] = meaning
         if in_place and outputs:

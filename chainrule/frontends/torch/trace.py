@@ -9,7 +9,7 @@ attributes at that moment.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -104,7 +104,7 @@ class Trace:
     def repeats(self) -> tuple[tuple[str, ...], ...]:
         """Paths of modules that do the same with weights of their own, the largest first; no part of another group."""
         found: list[tuple[str, ...]] = []
-        kinds: dict[str, dict[str, Part]] = {}
+        kinds: dict[str, dict[Hashable, Part]] = {}
         for call in self.calls:
             kinds.setdefault(call.class_name, {}).setdefault(call.path, (call.outputs, call.inputs))
         groups = [g for parts in kinds.values() for g in repeated(parts)]
