@@ -79,11 +79,6 @@ def _checkpointing(model: Any) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _reentrant(model: Any) -> None:
-    model.gradient_checkpointing_enable({"use_reentrant": True})
-    model.enable_input_require_grads()
-
-
 def _without(batch: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {k: v for k, v in batch.items() if k not in keys}
 
@@ -107,7 +102,6 @@ def _words() -> dict[str, Make]:
         "gpt2 embedded eager": _in(Embedded, made(*gpt2, words, "eager", **c._GPT2)),
         "gpt2 no labels": made("GPT2Model", "GPT2Config", ids, **c._GPT2),
         "gpt2 no dropout": made(*gpt2, masked, **c._GPT2, **quiet),
-        "gpt2 upcast": made(*gpt2, words, "eager", **c._GPT2, reorder_and_upcast_attn=True, n_inner=20),
         "gpt2 types": made(*gpt2, {**words, "token_type_ids": c._TYPES}, **c._GPT2),
         "gpt2 all outputs": made(
             *gpt2,
@@ -118,7 +112,6 @@ def _words() -> dict[str, Make]:
         "gpt2 biases": _in(Frozen, made(*gpt2, words, **c._GPT2), "bias"),
         "gpt2 head alone": _in(Frozen, made(*gpt2, words, **c._GPT2, tie_word_embeddings=False), "lm_head", "ln_f"),
         "gpt2 checkpointing": _prepared(made(*gpt2, words, **c._GPT2), _checkpointing),
-        "gpt2 reentrant": _prepared(made(*gpt2, words, **c._GPT2), _reentrant),
         "gpt2 twice": _in(Twice, made(*gpt2, words, **c._GPT2)),
         "gpt2 tokens": made(
             "GPT2ForTokenClassification", "GPT2Config", {**ids, "labels": c.IDS % 4}, **c._GPT2, num_labels=4
@@ -126,7 +119,6 @@ def _words() -> dict[str, Make]:
         "gpt2 silu": made(*gpt2, words, **c._GPT2, activation_function="silu"),
         "llama embedded": _in(Embedded, made(*llama, words, **wide)),
         "llama left padding": made(*llama, left, **wide),
-        "llama left padding eager": made(*llama, left, "eager", **wide),
         "llama block mask": made(*llama, {**words, "attention_mask": block}, **wide),
         "llama yarn": made(
             *llama,
@@ -328,15 +320,6 @@ def _sounds() -> dict[str, Make]:
             **c._WHISPER,
         ),
         "whisper scaled": made(*whole, given, **c._WHISPER, scale_embedding=True, activation_function="relu"),
-        "whisper augmented": made(
-            *whole,
-            given,
-            **c._WHISPER,
-            apply_spec_augment=True,
-            mask_time_prob=0.3,
-            mask_time_length=2,
-            mask_time_min_masks=1,
-        ),
         "whisper encoder frozen": _in(Frozen, made(*whole, given, **c._WHISPER), "decoder"),
         "whisper checkpointing": _prepared(made(*whole, given, **c._WHISPER), _checkpointing),
     }
