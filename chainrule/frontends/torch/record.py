@@ -151,7 +151,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self._meaning[tensor] = result
         if in_place and outputs and results[0] is not FOLDED and name not in _TURNS:
             self.renew(before, outputs[0], origin)
-        if name in _HIDDEN_WRITES and isinstance(args[3], torch.Tensor) and args[5]:
+        if name in _HIDDEN_WRITES and isinstance(args[3], torch.Tensor) and args[5] and args[0].numel():
             self._new_statistics(name, args, results[0], origin)
         return out
 
