@@ -32,6 +32,7 @@ from chainrule.ops.casts import cast, widened
 from chainrule.ops.families import composite
 from chainrule.ops.movement import broadcast, reshape
 from chainrule.ops.reductions import mean
+from chainrule.ops.slicing import select
 
 _X = np.array([[[0.3, -1.2], [0.8, 2.0]], [[-0.4, 0.1], [0.7, 0.9]], [[1.3, -0.6], [-1.1, 0.2]]])
 _PER_CHANNEL = tuple(np.array(v) for v in ([1.1, 0.7], [0.2, -0.6], [0.1, -0.2], [1.3, 0.4]))
@@ -336,6 +337,9 @@ def lowered(
     if weight is None and bias is not None:
         raise UnsupportedOpError("batch_norm with a bias and no weight", required="both, or neither")
     affine = tuple(a for a in (weight, bias) if a is not None)
+    if 0 in x.shape:  # as torch has it: nothing is normalised, and no statistics are kept
+        x = x * select(affine[0], 0, 0) if affine else x
+        return x + select(affine[1], 0, 0) if len(affine) > 1 else x
     if training and center is not None and variance is not None:
         return apply(BATCH_NORM_TRACKED, x, center, variance, *affine, momentum=float(momentum), eps=float(eps))
     if center is None or variance is None:

@@ -14,6 +14,7 @@ import torch
 from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch.aliases import elements
 from chainrule.ir import Node
+from chainrule.ops.attention import by_formula
 from chainrule.ops.elements import take_elements
 from chainrule.ops.layout import contiguous, folded_linear
 from chainrule.ops.recurrent import KINDS, without_gradients
@@ -37,6 +38,8 @@ def of_the_same_bits(
         return [folded_linear(*args)]
     if name == "matmul" and _taped(min(given[:2], key=lambda t: t.dim())):
         return [tracked(found[0])]
+    if name == "scaled_dot_product_attention" and len(given) > 3 and given[3] is not None and _taped(given[3]):
+        return [by_formula(found[0])]
     if name in KINDS and not torch.is_grad_enabled():
         return without_gradients(found)
     return found

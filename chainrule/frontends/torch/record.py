@@ -23,6 +23,7 @@ from torch._C._functorch import maybe_current_level  # type: ignore[import]
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
 from chainrule.frontends.torch import autocast, deferred, guards, inner_transforms
@@ -164,7 +165,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self._meaning[tensor] = result
         if in_place and outputs and results[0] is not FOLDED and name not in _TURNS:
             self.renew(before, outputs[0], origin)
-        if name in _HIDDEN_WRITES and isinstance(args[3], torch.Tensor) and args[5]:
+        if name in _HIDDEN_WRITES and isinstance(args[3], torch.Tensor) and args[5] and args[0].numel():
             self._new_statistics(name, args, results[0], origin)
         return out
 
@@ -373,6 +374,9 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
     def custom(self, cls: Any, apply_: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A call of a custom autograd.Function: one opaque node, whose backward is the Function's own."""
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if cls is CheckpointFunction and not self._suspended:  # its backward is that of what it calls
+            with torch.set_grad_enabled(torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+                return args[0](*args[2:])
         if self._suspended or all(self.meaning(t) is FOLDED for t in tensors):
             return self.unrecorded(apply_, args, kwargs)
         origin = self._origin(None)
