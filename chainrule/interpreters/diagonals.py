@@ -49,7 +49,7 @@ def cores(tensor: Node) -> list[Core] | None:
     >>> V = variable("V", TensorType((4, 2)))
     >>> [core] = cores(einsum("jk,jl,im->ikml", V, V, eye(3)))
     >>> core.ties, core.node.shape, core.axes
-    (((0, 2),), (2, 2), (1, 3))
+    (((0, 2),), (3, 2, 2), (0, 1, 3))
     """
     algebra = Algebra()
     free = algebra.indices_of(tensor.type)
