@@ -31,9 +31,7 @@ class Engine(Protocol):
         """Writes parameters, buffers and optimizer state back, in torch's layout."""
         ...
 
-    def run(
-        self, arrays: tuple, order: np.ndarray | None, batch_size: int, learning_rates: np.ndarray
-    ) -> np.ndarray:
+    def run(self, arrays: tuple, order: np.ndarray | None, batch_size: int, learning_rates: np.ndarray) -> np.ndarray:
         """Trains ``len(learning_rates)`` steps.
 
         Args:

@@ -188,6 +188,18 @@ def eager(traced: Trace) -> list[torch.Tensor]:
     return traced.rerun()
 
 
+def loss_value(model: Any, batch: Any, loss: Any = None, objective: Any = None) -> torch.Tensor:
+    """The loss of a batch, computed as the traced program would, by torch itself.
+
+    Raises:
+        ModelError: the batch or the loss is not as described.
+    """
+    value, _ = _call(model, batch, loss, objective, _mode(model, loss, objective))
+    if value is None:
+        raise ModelError("there is no loss to compute", required="loss=..., or objective=...")
+    return value
+
+
 # ---- calling -----------------------------------------------------------------------------------------------
 def _mode(model: Any, loss: Any, objective: Any) -> str:
     if not callable(model):
