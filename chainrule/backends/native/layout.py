@@ -239,14 +239,32 @@ def choose(
 
     movable = [w for w in weights if sum(n > 1 for n in w.shape) > 1 and w not in plan.placed and w in plan.stored]
     if fixed is not None:
-        movable = [w for w in movable if w not in fixed.views]
         layout.copies = fixed.copies
+        layout.views.update({w: fixed.views[w] for w in movable if w in fixed.views})
+        movable = [w for w in movable if w not in fixed.views]
+    followers = _followers(plan, set(movable))
     for node in order:
-        if node in plan.stored and node not in movable:
+        if node in plan.stored and node not in movable and node not in followers:
             place(node)
     for w in movable:
         _place_weight(w, plan, layout, own_view)
+    for node, leader in followers.items():
+        if node not in layout.views:
+            held = fixed.views.get(node) if fixed is not None else None
+            layout.views[node] = held or own_view(node, layout.views[leader].innermost)
     return layout
+
+
+def _followers(plan: Schedule, leaders: set[Node]) -> dict[Node, Node]:
+    """Leaves that are updated in the loop of a weight of their shape (its momentum): they lie like it."""
+    out: dict[Node, Node] = {}
+    for kernel in plan.kernels:
+        written = [r.into for r in kernel.roots if r.into is not None and r.part is None]
+        for leaf in written:
+            leader = next((w for w in written if w in leaders and w.shape == leaf.shape), None)
+            if leader is not None and leaf not in leaders and leaf not in plan.placed:
+                out[leaf] = leader
+    return out
 
 
 def _place_weight(w: Node, plan: Schedule, layout: Layout, own_view: Callable[[Node, int | None], View]) -> None:
