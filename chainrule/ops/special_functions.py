@@ -118,7 +118,7 @@ def _xlog(name: str, log: Callable[[Node], Node], inverse: Callable[[Node], Node
         code=Code(f"{{np}}.where({{0}} == 0, 0.0, {{0}} * {{np}}.{name[1:-1]}({{np}}.where({{0}} == 0, 1.0, {{1}})))"),
         aten=aten,
         moments=None,
-        native=lambda m, x, y: m.where(m.compare("eq", x, 0.0), 0.0, x * getattr(m, name[1:])(y)),
+        native=lambda m, x, y: m.where(m.compare("eq", x, 0.0), 0.0, x * getattr(m, name[1:-1])(y)),
         source=f"torch.special.{name}",
     )
 
