@@ -18,7 +18,7 @@ from chainrule.backends.native.access import ZERO, Index
 from chainrule.backends.native.forms import KINDS
 from chainrule.backends.native.layout import Layout, View, choose
 from chainrule.backends.native.prepare import StepGraph, weight
-from chainrule.backends.native.schedule import schedule
+from chainrule.backends.native.schedule import Kernel, schedule
 from chainrule.backends.native.values import BYTES, LLVM, Affine, Emitter, LoopVar, Scope, Value
 from chainrule.backends.native.write import KernelWriter
 from chainrule.errors import UnsupportedOpError
@@ -76,13 +76,14 @@ def build(
     fixed: Layout | None = None,
     target: jit.Target | None = None,
     compiled: bool = True,
-    by_sample: bool = True,
+    only: Callable[[Kernel], bool] | None = None,
 ) -> Program:
     """The program of a step graph.
 
     Args:
         batch: leaves that are gathered for every step, samples first. rates: learning rate leaves.
         fixed: the layout of the same step for another batch size, whose leaves and arena it shares.
+        only: which kernels are written: to measure them one by one.
     Raises:
         UnsupportedOpError: a dtype or op without a native form.
     """
@@ -122,8 +123,10 @@ def build(
                     writer.ground = len(e.scopes) - 1
                     writer.store(rate, layout.views[leaf], ())
             for kernel in plan.kernels:
-                writer.kernel(kernel)
-            _copy_weights(writer, graph)
+                if only is None or only(kernel):
+                    writer.kernel(kernel)
+            if only is None:
+                _copy_weights(writer, graph)
             writer.ground = len(e.scopes) - 1
             e.scopes[-1].values = {}
             loss = e.convert(
