@@ -75,6 +75,7 @@ TAKE = indexed(
     },
     samples=(Sample((_X, _I), {"axis": 0}), Sample((_X, _II), {"axis": 1})),
     error_samples=(Sample((_X, _X), {"axis": 0}), Sample((_X, _I), {"axis": 2})),
+    native="take",
     source="numpy.take",
 )
 
@@ -115,6 +116,7 @@ PUT_SUM = indexed(
         Sample((_X[:2], _II), {"axis": 0, "size": 3}),
     ),
     error_samples=(Sample((_X, _I), {"axis": 1, "size": 5}),),
+    native="put_sum",
     source="torch.Tensor.index_add of zeros",
 )
 
@@ -160,6 +162,7 @@ PADDED_ROWS = register(
         vjp=lambda g, y, rows, index, *, padding: (_padded_rows_mask(g, index, padding), None),
         jvp=lambda t, y, rows, index, *, padding: None if t[0] is None else _padded_rows_mask(t[0], index, padding),
         torch="{0}",
+        native=lambda m, rows, index, *, padding: rows,
         samples=(Sample((_X, _I), {"padding": 2}, smooth=False),),
         **written_as_call("padded_rows"),
         source="torch.nn.functional.embedding: the row padding_idx is used, and never gets a gradient",
@@ -212,6 +215,7 @@ GATHER = indexed(
     aten={"gather": lambda x, dim, index, sparse_grad=False: gather(x, dim, index)},
     samples=(Sample((_X, _II), {"axis": 0}), Sample((_X, _II[:, :3]), {"axis": 1})),
     error_samples=(Sample((_X, _I), {"axis": 0}), Sample((_X[:1], _II), {"axis": 1})),
+    native="gather",
     source="torch.gather",
 )
 
@@ -240,6 +244,7 @@ SCATTER_SUM = indexed(
     aten={"scatter_add": lambda x, dim, index, src: _scatter_add(x, dim, index, src)},
     samples=(Sample((_X[:2], _II), {"axis": 0, "shape": (3, 4)}),),
     error_samples=(Sample((_X, _II), {"axis": 0, "shape": (3, 4)}),),
+    native="scatter_sum",
     source="torch.Tensor.scatter_add of zeros",
 )
 

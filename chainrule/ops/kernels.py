@@ -28,6 +28,7 @@ def backward_kernel(
     source: str,
     prelude: str = "",
     choosy: bool = False,
+    native: Any = None,
 ) -> Op:
     """The declaration of a kernel."""
     shown = name.replace("_", r"\_")
@@ -40,6 +41,7 @@ def backward_kernel(
             torch=torch,
             prelude=prelude,
             choosy=choosy,
+            native=native,
             differentiable=False,
             text=lambda p, node: f"{name}({', '.join(p.child(i, 0) for i in node.inputs)})",
             latex=lambda p, node: (
@@ -334,6 +336,7 @@ RELU_BACKWARD = backward_kernel(
     torch="torch.ops.aten.threshold_backward({0}, {1}, 0)",
     samples=(Sample((_G, _X)),),
     error_samples=(Sample((_G, _X[:, :2])),),
+    native=lambda m, g, y: m.where(y > 0.0, g, 0.0),
     source="g [y > 0], from the output",
 )
 TANH_BACKWARD = backward_kernel(
@@ -343,6 +346,7 @@ TANH_BACKWARD = backward_kernel(
     torch="torch.ops.aten.tanh_backward({0}, {1})",
     samples=(Sample((_G, np.tanh(_X))),),
     error_samples=(Sample((_G, _X[:, :2])),),
+    native=lambda m, g, y: g * (1.0 - y * y),
     source="g (1 - y^2), from the output",
 )
 SIGMOID_BACKWARD = backward_kernel(
@@ -352,6 +356,7 @@ SIGMOID_BACKWARD = backward_kernel(
     torch="torch.ops.aten.sigmoid_backward({0}, {1})",
     samples=(Sample((_G, _P)),),
     error_samples=(Sample((_G, _X[:, :2])),),
+    native=lambda m, g, y: g * (y * (1.0 - y)),
     source="g y (1 - y), from the output (problem 7.7)",
 )
 GELU_BACKWARD = backward_kernel(
@@ -361,6 +366,9 @@ GELU_BACKWARD = backward_kernel(
     torch="torch.ops.aten.gelu_backward({0}, {1})",
     samples=(Sample((_G, _X)),),
     error_samples=(Sample((_G, _X[:, :2])),),
+    native=lambda m, g, x: (
+        g * (0.5 * (1.0 + m.erf(x * math.sqrt(0.5))) + x * m.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi)))
+    ),
     source="Phi(x) + x phi(x)",
 )
 SILU_BACKWARD = backward_kernel(
@@ -370,5 +378,6 @@ SILU_BACKWARD = backward_kernel(
     torch="torch.ops.aten.silu_backward({0}, {1})",
     samples=(Sample((_G, _X)),),
     error_samples=(Sample((_G, _X[:, :2])),),
+    native=lambda m, g, x: g * (m.sigmoid(x) * (1.0 + x * (1.0 - m.sigmoid(x)))),
     source="s (1 + x (1 - s)) with s = sigmoid(x)",
 )

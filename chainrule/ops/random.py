@@ -51,6 +51,7 @@ DRAW = leaf(
     torch=_torch,
     pure=False,
     differentiable=False,
+    native="draw",
     source="torch.Tensor's in-place samplers",
 )
 

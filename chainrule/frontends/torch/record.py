@@ -291,11 +291,11 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         """A call of a custom autograd.Function: one opaque node, whose backward is the Function's own."""
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         if self._suspended or all(self.meaning(t) is FOLDED for t in tensors):
-            return self._unrecorded(apply_, args, kwargs)
+            return self.unrecorded(apply_, args, kwargs)
         origin = self._origin(None)
         nodes = [self.node_of(t) for t in tensors]
         state, versions = generator_state(), [t._version for t in tensors]
-        out = self._unrecorded(apply_, args, kwargs)
+        out = self.unrecorded(apply_, args, kwargs)
         if [t._version for t in tensors] != versions:
             self.fail(f"autograd.Function {cls.__name__!r} writes into its arguments", instead="a copy (.clone())")
         flat = list(_tensors((out,)))
@@ -316,9 +316,14 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self._meaning[tensor] = node
         return out
 
-    def _unrecorded(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def unrecorded(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Calls a function that is not part of the program."""
         with self.paused():
             return function(*args, **kwargs)
+
+    def means(self, tensor: torch.Tensor, node: Node) -> None:
+        """Declares what a tensor means, with the place where the program is."""
+        (self._meaning[tensor],) = self.originated([node], self._origin(None))
 
     @contextmanager
     def outside(self) -> Iterator[None]:

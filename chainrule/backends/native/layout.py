@@ -1,0 +1,396 @@
+"""Where values lie: one arena, every tensor with its own order of dimensions, the innermost padded to whole vectors.
+
+Layouts are chosen for the whole program. Dimensions of different tensors that are one index of the computation form a
+class; where convolutions move over images the batch class is innermost everywhere, else each tensor keeps torch's order
+unless its last dimension is too short to fill a vector. A weight lies so that the product that reads it first loads
+vectors; a product that needs it the other way round gets a transposed copy, made after each update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from chainrule.backends.native import access
+from chainrule.backends.native.access import Index
+from chainrule.backends.native.forms import KINDS
+from chainrule.backends.native.schedule import Schedule
+from chainrule.backends.native.values import BYTES, Affine, LoopVar
+from chainrule.errors import UnsupportedOpError
+from chainrule.ir import Node, toposort
+
+_ALIGN = 64
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a tensor is: ``start`` is a byte offset in the arena, the rest counts elements.
+
+    ``room``: whether a vector store along the innermost axis may write past the last element of a row.
+    """
+
+    start: int
+    kind: str
+    offset: int
+    strides: tuple[int, ...]
+    innermost: int | None
+    room: bool
+
+    def address(self, index: Index) -> Affine:
+        """The address of an element."""
+        total = Affine((), self.offset)
+        for i, s in zip(index, self.strides, strict=True):
+            total = total + i * s
+        return total
+
+
+@dataclass
+class Arena:
+    """Bytes handed out one after the other."""
+
+    size: int = _ALIGN * 4
+    zero_from: int = 0
+
+    def take(self, count: int, kind: str) -> int:
+        """The byte offset of room for ``count`` elements, with a vector to spare behind."""
+        start = self.size
+        self.size += -(-(count * BYTES[kind] + _ALIGN) // _ALIGN) * _ALIGN
+        return start
+
+
+@dataclass
+class Layout:
+    """Views of all stored nodes; ``copies``: further views of a weight, by innermost axis."""
+
+    lanes: int
+    arena: Arena
+    views: dict[Node, View] = field(default_factory=dict)
+    copies: dict[Node, dict[int, View]] = field(default_factory=dict)
+
+    def dense(self, shape: Sequence[int], kind: str, order: Sequence[int], pad: bool) -> View:
+        """A new tensor whose dimensions lie in ``order``, outermost first."""
+        strides, step = [0] * len(shape), 1
+        innermost = order[-1] if order else None
+        for a in reversed(order):
+            strides[a] = step
+            size = shape[a]
+            if a == innermost and pad and size > 1:
+                size = -(-size // self.lanes) * self.lanes
+            step *= size
+        return View(self.arena.take(step, kind), kind, 0, tuple(strides), innermost, pad)
+
+
+# ---- which dimensions are one index ------------------------------------------------------------------------
+class _Classes:
+    """Union-find over (node, axis)."""
+
+    def __init__(self) -> None:
+        self.parent: dict = {}
+
+    def find(self, key: object) -> object:
+        self.parent.setdefault(key, key)
+        while self.parent[key] != key:
+            self.parent[key] = self.parent[self.parent[key]]
+            key = self.parent[key]
+        return key
+
+    def join(self, a: object, b: object) -> None:
+        self.parent[self.find(a)] = self.find(b)
+
+
+def axis_classes(order: Sequence[Node]) -> Callable[[Node, int], object]:
+    """``(node, axis) -> class``: dimensions in one class run over the same index."""
+    classes = _Classes()
+
+    def same(node: Node, index: Index, keys: dict[LoopVar, object]) -> None:
+        for a, i in enumerate(index):
+            if len(i.terms) == 1 and i.terms[0][1] == 1 and i.const == 0:
+                classes.join((node, a), keys[i.terms[0][0]])
+
+    for node in order:
+        rank = len(node.shape) if hasattr(node.type, "shape") else 0
+        own = [LoopVar(f"{a}", a) for a in range(rank)]
+        index = tuple(Affine(((v, 1),)) for v in own)
+        keys: dict[LoopVar, object] = {v: (node, a) for a, v in enumerate(own)}
+        found = access.accumulation(node)
+        if found is not None:
+            extra = [LoopVar(f"r{a}", a) for a in range(len(found.sizes))]
+            keys |= {v: (node, "extra", a) for a, v in enumerate(extra)}
+            for x, at in zip(node.inputs, found.read(index, tuple(Affine(((v, 1),)) for v in extra)), strict=True):
+                same(x, at, keys)
+        elif access.is_view(node):
+            same(node.inputs[0], access.through(node, index), keys)
+        elif access.is_product(node):
+            for x, at in zip(node.inputs, access.product_reads(node, index), strict=True):
+                same(x, at, keys)
+        elif access.is_elementwise(node):
+            for x in node.inputs:
+                same(x, access.broadcast_index(x, node.shape, index), keys)
+        elif node.op.native == "reshape":
+            for inside, outside in access.reshape_groups(node.inputs[0].shape, node.shape):
+                if len(inside) == len(outside) == 1:
+                    classes.join((node, outside[0]), (node.inputs[0], inside[0]))
+        elif node.op.native in ("concat", "pad"):
+            for x in node.inputs:
+                for a in range(rank):
+                    if x.shape[a] == node.shape[a]:
+                        classes.join((node, a), (x, a))
+        elif node.op.native in access.INDEXED:
+            places, axis, rest = access.gathered(node, index)
+            same(node.inputs[1], places, keys)
+            left = [a for a in range(node.inputs[0].type.rank) if a != axis]
+            for a, i in zip(left, rest, strict=True):
+                if node.inputs[0].shape[a] == node.shape[i.terms[0][0].depth]:
+                    classes.join((node.inputs[0], a), keys[i.terms[0][0]])
+        elif access.is_scatter(node):
+            x = node.inputs[0]
+            inner = [LoopVar(f"{a}", a) for a in range(x.type.rank)]
+            at = tuple(Affine(((v, 1),)) for v in inner)
+            same(node.inputs[1], access.scatter_place(node, at), {v: (x, a) for a, v in enumerate(inner)})
+            for a, i in enumerate(access.scattered(node, at, None)):
+                if i is not None and x.shape[i.terms[0][0].depth] == node.shape[a]:
+                    classes.join((node, a), (x, i.terms[0][0].depth))
+        elif node.op.native == "max_pool_place":
+            for a in range(rank - len(node.params["kernel_size"])):
+                classes.join((node, a), (node.inputs[0], a))
+        elif node.op.native == "one_hot":
+            same(node.inputs[0], index[:-1], keys)
+    return lambda node, axis: classes.find((node, axis))
+
+
+# ---- choosing ----------------------------------------------------------------------------------------------
+def _filled(size: int, lanes: int) -> float:
+    return size / (-(-size // lanes) * lanes)
+
+
+def choose(
+    plan: Schedule,
+    order: Sequence[Node],
+    lanes: int,
+    batch: Iterable[Node],
+    weights: Iterable[Node],
+    fixed: Layout | None = None,
+) -> Layout:
+    """Views for everything stored.
+
+    Args:
+        batch: leaves whose first dimension runs over samples. weights: leaves that are trained.
+        fixed: a layout of the same program for another batch size: its leaves stay where they are.
+    """
+    layout = Layout(lanes, fixed.arena if fixed is not None else Arena())
+    classes = axis_classes(order)
+    batch, weights = list(batch), list(weights)
+    batch_classes = {classes(x, 0) for x in batch if x.shape}
+    windows = any(n.op.native == "conv" or n.op.native == "max_pool_place" for n in order)
+    size = max((x.shape[0] for x in batch if x.shape), default=1)
+    by_batch = windows and _filled(size, lanes) >= 0.7
+
+    def innermost(node: Node) -> int | None:
+        shape = node.shape
+        wide = [a for a, n in enumerate(shape) if n > 1]
+        if not wide:
+            return None
+        if by_batch:
+            own = [a for a in wide if classes(node, a) in batch_classes]
+            if own:
+                return own[-1]
+        last = wide[-1]
+        if _filled(shape[last], lanes) >= 0.5:
+            return last
+        return max(wide, key=lambda a: (round(_filled(shape[a], lanes), 2) if shape[a] >= lanes else 0, a))
+
+    def own_view(node: Node, axis: int | None) -> View:
+        kind = KINDS.get(node.type.dtype)
+        if kind is None:
+            raise UnsupportedOpError(f"values of dtype {node.type.dtype} in native code", instead='backend="torch"')
+        exact = access.placement_is_exact(node) if access.is_placement(node) else (False,) * node.type.rank
+        axes = list(range(node.type.rank))
+        pad = True
+        if axis is not None and axis != axes[-1] and not exact[axis]:
+            axes.remove(axis)
+            axes.append(axis)
+        if axes and exact[axes[-1]]:
+            pad = False
+        return layout.dense(node.shape, kind, axes, pad)
+
+    def place(node: Node) -> View:
+        if node in layout.views:
+            return layout.views[node]
+        inside = plan.placed.get(node)
+        if inside is None:
+            held = fixed.views.get(node) if fixed is not None else None
+            view = held or own_view(node, innermost(node))
+        else:
+            whole, k = inside
+            outer = place(whole)
+            offset, strides = access.part(whole, k, outer.strides)
+            stride_one = [a for a, s in enumerate(strides) if s == 1 and node.shape[a] > 1]
+            axis = stride_one[-1] if stride_one else None
+            full = (
+                axis is not None
+                and whole.op.native == "reshape"
+                and outer.room
+                and strides[axis] == 1
+                and any(outer.innermost == a and node.shape[axis] == whole.shape[a] for a in range(whole.type.rank))
+            )
+            view = View(outer.start, outer.kind, outer.offset + offset, strides, axis, full)
+        layout.views[node] = view
+        return view
+
+    movable = [w for w in weights if sum(n > 1 for n in w.shape) > 1 and w not in plan.placed and w in plan.stored]
+    if fixed is not None:
+        layout.copies = fixed.copies
+        layout.views.update({w: fixed.views[w] for w in movable if w in fixed.views})
+        movable = [w for w in movable if w not in fixed.views]
+    followers = _followers(plan, set(movable))
+    for node in order:
+        if node in plan.stored and node not in movable and node not in followers:
+            place(node)
+    for w in movable:
+        _place_weight(w, plan, layout, own_view)
+    for node, leader in followers.items():
+        if node not in layout.views:
+            held = fixed.views.get(node) if fixed is not None else None
+            layout.views[node] = held or own_view(node, layout.views[leader].innermost)
+    return layout
+
+
+def _followers(plan: Schedule, leaders: set[Node]) -> dict[Node, Node]:
+    """Leaves that are updated in the loop of a weight of their shape (its momentum): they lie like it."""
+    out: dict[Node, Node] = {}
+    for kernel in plan.kernels:
+        written = [r.into for r in kernel.roots if r.into is not None and r.part is None]
+        for leaf in written:
+            leader = next((w for w in written if w in leaders and w.shape == leaf.shape), None)
+            if leader is not None and leaf not in leaders and leaf not in plan.placed:
+                out[leaf] = leader
+    return out
+
+
+def _place_weight(w: Node, plan: Schedule, layout: Layout, own_view: Callable[[Node, int | None], View]) -> None:
+    """The order of a weight's dimensions, and copies in another order where products want them."""
+    axes = [a for a, n in enumerate(w.shape) if n > 1]
+    mark = layout.arena.size
+    trial = {a: own_view(w, a) for a in axes}
+    layout.arena.size = mark  # trials take no room
+    wanted: list[int] = []
+    for kernel in plan.kernels:
+        core = kernel.core
+        if core is None or access.accumulation(core) is None or len(core.inputs) < 2:
+            continue
+        if not any(_base(x) is w for x in core.inputs):
+            continue
+        costs = {}
+        for a in axes:
+            layout.views[w] = trial[a]
+            costs[a] = min((c for c, _ in vector_costs(core, plan, layout)), default=0.0)
+        del layout.views[w]
+        best = min(costs.values())
+        if max(costs.values()) > 1.1 * best:
+            wanted.append(next(a for a in reversed(axes) if costs[a] <= best * 1.02))
+    if wanted:
+        # Kept where most of the work is: the first reader is the forward pass; a short innermost axis is waste.
+        primary = max(
+            dict.fromkeys(wanted), key=lambda a: (round(_filled(w.shape[a], layout.lanes), 1), -wanted.index(a))
+        )
+    else:
+        primary = max(axes, key=lambda a: (round(_filled(w.shape[a], layout.lanes), 2), a))
+    layout.views[w] = own_view(w, primary)
+    others = {a for a in wanted if a != primary}
+    if others:
+        layout.copies[w] = {a: own_view(w, a) for a in sorted(others)}
+
+
+def _base(node: Node) -> Node:
+    while access.is_view(node):
+        node = node.inputs[0]
+    return node
+
+
+# ---- the vector axis of an accumulation --------------------------------------------------------------------
+def operand_loads(node: Node, index: Index, stored: set[Node]) -> list[tuple[Node, Index]]:
+    """Every stored value that an expression reads, and where."""
+    out: list[tuple[Node, Index]] = []
+    stack = [(node, index)]
+    seen = set()
+    while stack:
+        n, at = stack.pop()
+        if (n, at) in seen:
+            continue
+        seen.add((n, at))
+        if n in stored:
+            out.append((n, at))
+        elif access.is_view(n):
+            stack.append((n.inputs[0], access.through(n, at)))
+        elif access.is_product(n):
+            stack += list(zip(n.inputs, access.product_reads(n, at), strict=True))
+        elif access.is_elementwise(n):
+            stack += [(x, access.broadcast_index(x, n.shape, at)) for x in n.inputs]
+        elif n.op.native == "one_hot":
+            stack.append((n.inputs[0], at[:-1]))
+        elif n.op.native in access.INDEXED:
+            places, _, _ = access.gathered(n, at)
+            stack.append((n.inputs[1], places))
+    return out
+
+
+def vector_costs(core: Node, plan: Schedule, layout: Layout) -> list[tuple[float, tuple[str, int]]]:
+    """(cost, ("out" | "extra", axis)) of vectorising an accumulation along each of its indices."""
+    found = access.accumulation(core)
+    assert found is not None
+    own = [LoopVar(f"o{a}", a) for a in range(core.type.rank)]
+    extra = [LoopVar(f"r{a}", a) for a in range(len(found.sizes))]
+    index = tuple(Affine(((v, 1),)) for v in own)
+    more = tuple(Affine(((v, 1),)) for v in extra)
+    sizes = {("out", a): core.shape[a] for a in range(len(own))} | {("extra", a): n for a, n in enumerate(found.sizes)}
+    variables = {("out", a): v for a, v in enumerate(own)} | {("extra", a): v for a, v in enumerate(extra)}
+    addresses: list[list[Affine]] = []
+    for x, at in zip(core.inputs, found.read(index, more), strict=True):
+        options = []
+        for node, where in operand_loads(x, at, plan.stored):
+            if node not in layout.views:
+                continue
+            options = [layout.views[node].address(where)]
+            options += [v.address(where) for v in layout.copies.get(node, {}).values()]
+            addresses.append(options)
+    kernel = next((k for k in plan.kernels if k.core is core), None)
+    target = None
+    if kernel is not None:
+        for root in kernel.roots:
+            view = layout.views.get(root.into if root.into is not None and root.part is None else root.node)
+            target = target or view
+    points = 1.0
+    for n in sizes.values():
+        points *= n
+    results = 1.0
+    for n in core.shape:
+        results *= n
+    out = []
+    for key, n in sizes.items():
+        if n == 1:
+            continue
+        vectors = -(-n // layout.lanes)
+        turns = points / n * vectors
+        gathers = sum(
+            0 if any(dict(o.terms).get(variables[key], 0) in (0, 1) for o in options) else 1 for options in addresses
+        )
+        cost = turns * (1 + 2 * layout.lanes * gathers)
+        if key[0] == "extra":
+            cost += results * 8
+        elif target is not None and target.strides[key[1]] != 1:
+            cost += results * 4
+        else:
+            cost += results / n * vectors
+        out.append((cost, key))
+    return out
+
+
+def vector_axis(core: Node, plan: Schedule, layout: Layout) -> tuple[str, int] | None:
+    """The index that an accumulation is vectorised along; None: every index has one value."""
+    costs = vector_costs(core, plan, layout)
+    return min(costs)[1] if costs else None
+
+
+def all_nodes(outputs: Iterable[Node]) -> list[Node]:
+    """Every node, operands first."""
+    return toposort(list(outputs))
