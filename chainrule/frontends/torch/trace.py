@@ -8,6 +8,7 @@ attributes at that moment.
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,9 @@ from chainrule.ir import Graph, Node, constant, shape_text
 from chainrule.ops.opaque import Call
 
 assert chainrule.ops  # the registry is filled by importing it
+
+# torch has one place for pre-dispatch modes, which all threads share. Traces nest within a thread.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,6 +299,20 @@ def _trace(
     strict: bool,
     follow: bool,
     inside: bool = False,
+) -> Trace:
+    with _ONE_AT_A_TIME:
+        return _traced(call, batch, named, names_of, roots, strict, follow, inside)
+
+
+def _traced(
+    call: Callable[[Any], tuple[Any, Any]],
+    batch: Any,
+    named: convention.Named,
+    names_of: Callable[[Any], convention.Named],
+    roots: Mapping[str, Any],
+    strict: bool,
+    follow: bool,
+    inside: bool,
 ) -> Trace:
     modules = {name: root for name, root in roots.items() if isinstance(root, nn.Module)}
     leaves = Leaves(modules)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,6 @@ class Choice:
     optimizers: Sequence[torch.optim.Optimizer]
     schedule: Schedule
     source: Source
-    native: Callable[..., Engine] | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -60,6 +59,21 @@ class Choice:
     def _native(self, batch: Any) -> Engine:
         if self.schedule.moves_more_than_rates:
             raise BackendError("the schedule changes momentum too", instead="cycle_momentum=False")
-        if self.native is None:
-            raise BackendError("there is no native engine")
-        return self.native(batch)
+        if len(self.optimizers) != 1:
+            raise BackendError(
+                f"{len(self.optimizers)} optimizers", required="one optimizer", instead='backend="torch"'
+            )
+        (optimizer,) = self.optimizers
+        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+            raise BackendError("the optimizer has hooks, which native code does not call", instead='backend="torch"')
+        own = {id(parameter) for parameter in self.model.parameters()}
+        if any(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
+            raise BackendError(
+                "the optimizer trains tensors that are not parameters of the model", instead='backend="torch"'
+            )
+        # llvmlite is loaded where it is needed, and may be missing where there is no wheel of it
+        try:
+            from chainrule.backends.native import native_engine
+        except ModuleNotFoundError as error:
+            raise BackendError(f"{error.name} is not installed", instead='pip install "chainrule[torch]"') from None
+        return native_engine(self.model, batch, self.loss, optimizer, objective=self.objective)
