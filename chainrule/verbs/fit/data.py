@@ -60,6 +60,13 @@ class Arrays:
         """Steps in an epoch."""
         return -(-self.samples // self.batch_size) if self.loader is None else len(self.loader)
 
+    @property
+    def whole_batches(self) -> bool:
+        """Whether no batch of an epoch is short."""
+        drops = self.loader is not None and self.loader.drop_last
+        samples = self.samples if self.loader is None else len(self.loader.sampler)  # type: ignore[arg-type]
+        return drops or samples % self.batch_size == 0
+
     def order(self) -> np.ndarray | None:
         """The indices of the next epoch's samples; None is in sequence. Draws what the loader would draw."""
         if self.loader is None:

@@ -86,7 +86,11 @@ class Loop:
         self._looks = fingerprint(self.model) if self.callbacks else None
         try:
             while len(self.epoch_loss) < self.epochs and not self.stopped:
-                self._epoch()
+                together = self._together()
+                if together > 1:
+                    self._epochs(together)
+                else:
+                    self._epoch()
         except KeyboardInterrupt:
             self.interrupted, self.stopped = True, "interrupted"
         self.sync()
@@ -141,6 +145,44 @@ class Loop:
         if self.progress.shown:
             self.progress.update(done + 1, mean, self.validation_loss[-1] if self.validation_loss else None)
         if self.callbacks or self.schedule.schedulers:
+            self._renew()
+
+    # ---- several epochs in one call ----------------------------------------------------------------------
+    def _together(self) -> int:
+        """How many of the next epochs nobody needs to look into: compiled code runs them in one call."""
+        source, engine = self.source, self.running
+        if engine is None or engine.name == "torch" or not isinstance(source, Arrays) or self._position:
+            return 1
+        if self.callbacks or self.validation is not None or self.best.patience is not None or self.best.keep:
+            return 1
+        if self.schedule.needs_metric or self.schedule.moves_more_than_rates or not source.whole_batches:
+            return 1
+        return min(self.epochs - len(self.epoch_loss), self._piece() // source.steps)
+
+    def _epochs(self, count: int) -> None:
+        source, engine = self.source, self.running
+        assert isinstance(source, Arrays) and engine is not None
+        orders, rates = [], []
+        for _ in range(count):
+            self.learning_rate.append(self.schedule.rates()[0])
+            order = source.order()
+            orders.append(np.arange(source.steps * source.batch_size) if order is None else order)
+            rates.append(self.schedule.ahead(source.steps))
+            self.schedule.end_epoch(None)
+            if self.schedule.schedulers and self.schedule.hyperparameters() != self._compiled_in:
+                break
+        self._before = len(self.losses)
+        self._run(engine, source.tensors, np.concatenate(orders), source.batch_size, np.concatenate(rates))
+        self._position = 0
+        for mean in self.losses[-1].reshape(len(orders), -1).mean(1).tolist():
+            self.epoch_loss.append(mean)
+            self.best.see(len(self.epoch_loss), mean)
+        self._look_up(False, None)
+        if self.saver is not None and self.saver.due and len(self.epoch_loss) < self.epochs:
+            self.save()
+        if self.progress.shown:
+            self.progress.update(len(self.epoch_loss), self.epoch_loss[-1])
+        if self.schedule.schedulers:
             self._renew()
 
     # ---- the steps of an epoch ---------------------------------------------------------------------------

@@ -68,6 +68,11 @@ class Schedule:
             for scheduler in self._per_step
         )
 
+    @property
+    def needs_metric(self) -> bool:
+        """Whether a scheduler follows the loss."""
+        return any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in self._per_epoch)
+
     def hyperparameters(self) -> tuple[Any, ...]:
         """Everything in the optimizers' groups but learning rates and parameters: what an engine has compiled in."""
         return tuple(
@@ -101,7 +106,7 @@ class Schedule:
         if self._per_step and self.moves_more_than_rates:
             self._step(self._per_step, None)
 
-    def end_epoch(self, metric: float) -> None:
+    def end_epoch(self, metric: float | None) -> None:
         """Steps the schedulers that are due after an epoch; ``metric`` is what ReduceLROnPlateau follows."""
         self._step(self._per_epoch, metric)
 
