@@ -232,7 +232,9 @@ class Perceptron(BaseEstimator):
         self.validation_scores_.append(score)
         if self.verbose:
             print(f"Validation score: {score:f}")
-        self._without_improvement = self._without_improvement + 1 if score < self.best_validation_score_ + self.tol else 0
+        self._without_improvement = (
+            self._without_improvement + 1 if score < self.best_validation_score_ + self.tol else 0
+        )
         if score > self.best_validation_score_ or best is None:
             self.best_validation_score_ = max(score, self.best_validation_score_)
             return weights

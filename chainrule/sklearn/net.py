@@ -178,7 +178,9 @@ class Net(BaseEstimator):
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
         parameter = next(self.module_.parameters(), None)
         with torch.no_grad():
-            x = torch.from_numpy(np.ascontiguousarray(X)).to(parameter.dtype if parameter is not None else torch.float64)
+            x = torch.from_numpy(np.ascontiguousarray(X)).to(
+                parameter.dtype if parameter is not None else torch.float64
+            )
             return self.module_(x).double()
 
     def _check_parameters(self) -> None:
@@ -256,7 +258,8 @@ class NetClassifier(ClassifierMixin, Net):
 
     def predict(self, X: Any) -> np.ndarray:
         """The class of each sample."""
-        return self.classes_[self._predicted(X).argmax(1).numpy()]
+        found = self._predicted(X).argmax(1).numpy()
+        return self.classes_[found]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(samples, classes): softmax of the module's output."""
@@ -340,9 +343,7 @@ class NetRegressor(RegressorMixin, Net):
         return found[:, 0] if self._flat else found
 
     def _validated(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
-        X, y = validate_data(
-            self, X, y, dtype=(np.float64, np.float32), multi_output=True, y_numeric=True, reset=reset
-        )
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), multi_output=True, y_numeric=True, reset=reset)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         self._flat = y.ndim == 1
