@@ -92,7 +92,7 @@ def build(
     plan = schedule([graph.loss, *graph.gradients.values(), *graph.outputs], graph.updates, weight)
     order = graph.order
     batch = [b for b in batch if b in plan.stored]
-    layout = choose(plan, order, lanes, batch, graph.parameters, fixed)
+    layout = choose(plan, order, lanes, batch, graph.parameters, graph.results, fixed)
     draws = any(n.op.native == "draw" for n in order)
     if draws and STEP_COUNTER not in layout.views:
         layout.views[STEP_COUNTER] = layout.dense((), "i64", (), False)
