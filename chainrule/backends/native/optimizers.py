@@ -127,10 +127,20 @@ class _Held:
         key = (self.group, base)
         if key not in self.powers:
             leaf = variable(f"power:{self.group}:{base!r}", TensorType((), "float64"))
-            self.states.append(State(leaf, self.name, "step", lambda t, b=base: b**t))
+            self.states.append(State(leaf, self.name, "step", lambda t, b=base: _product(b, t)))
             self.powers[key] = leaf * constant(base, "float64")
             self.new[leaf] = self.powers[key]
         return self.powers[key]
+
+
+def _product(base: float, count: int) -> float:
+    """``base^count``, multiplied one by one as the compiled loop does, so that a run that goes on has its bits."""
+    value = 1.0
+    for _ in range(count):
+        value *= base
+        if not value:
+            break
+    return value
 
 
 def _number(value: float, like: Node) -> Node:
