@@ -292,7 +292,9 @@ def _reuse(plan: Schedule, layout: Layout, outputs: set[Node], batch: set[Node],
         if not fixed and owner in life and layout.views[owner].start >= mark:
             movable.append(owner)
     starts = {layout.views[o].start for o in movable}
-    kept = sorted({v.start for v in layout.views.values()} | {v.start for c in layout.copies.values() for v in c.values()})
+    kept = sorted(
+        {v.start for v in layout.views.values()} | {v.start for c in layout.copies.values() for v in c.values()}
+    )
     sizes = {a: b - a for a, b in zip(kept, [*kept[1:], layout.arena.size], strict=True)}
     # What stays is packed first, then what moves, largest first, each as low as its life allows.
     new: dict[int, int] = {}

@@ -97,9 +97,7 @@ def build(
         layout, used, draws = _restored(graph, description, fixed)
         cached = True
     engine = jit.loaded(code, target)
-    return Program(
-        graph, layout, jit.function(engine, "run", 6), used, tuple(rates), draws, cached, engine
-    )
+    return Program(graph, layout, jit.function(engine, "run", 6), used, tuple(rates), draws, cached, engine)
 
 
 def _key(
@@ -151,9 +149,7 @@ def _restored(
     layout = Layout(description["lanes"], fixed.arena if fixed is not None else Arena())
     layout.arena.size = description["size"]
     layout.views = {nodes[int(k)]: view(v) for k, v in description["views"].items()}
-    layout.copies = {
-        nodes[int(k)]: {int(a): view(v) for a, v in c.items()} for k, c in description["copies"].items()
-    }
+    layout.copies = {nodes[int(k)]: {int(a): view(v) for a, v in c.items()} for k, c in description["copies"].items()}
     draws = description["counter"] is not None
     if draws:
         layout.views[STEP_COUNTER] = view(description["counter"])
