@@ -7,14 +7,16 @@ the number of threads; they are not torch's bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from chainrule.backends.native import optimizers
+from chainrule.backends.native import architecture, optimizers
 from chainrule.backends.native.forms import KINDS
 from chainrule.backends.native.prepare import StepGraph, step_graph
 from chainrule.backends.native.program import STEP_COUNTER, Program, build
@@ -32,8 +34,44 @@ class Traced:
     rule: optimizers.Rule | None
     batch: tuple[Node, ...]
     parameters: Mapping[Node, str]
-    held: Mapping[Node, torch.Tensor]
     buffers: Mapping[Node, str]
+    captured: Mapping[Node, torch.Tensor]
+
+
+class Compiled:
+    """The programs of one architecture, by batch size. Holds no tensor of a model, so that models share it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.programs: dict[int, tuple[Program, Traced]] = {}
+        self.lock = threading.RLock()
+
+    def program(self, size: int, trace: Callable[[int], Traced]) -> tuple[Program, Traced]:
+        """The program for batches of a size; the first one made decides where parameters lie."""
+        with self.lock:
+            if size not in self.programs:
+                traced = trace(size)
+                fixed = self.programs[self.size][0].layout if self.programs else None
+                rates = traced.rule.rates if traced.rule is not None else ()
+                self.programs[size] = build(traced.graph, traced.batch, rates, fixed), traced
+            return self.programs[size]
+
+
+_KEPT = 64
+_COMPILED: OrderedDict[Hashable, Compiled] = OrderedDict()
+_LOCK = threading.Lock()
+
+
+def _shared(key: Hashable | None, size: int) -> Compiled:
+    """What was compiled for this architecture in this process; a new one where there is no key."""
+    if key is None:
+        return Compiled(size)
+    with _LOCK:
+        found = _COMPILED.pop(key, None) or Compiled(size)
+        _COMPILED[key] = found
+        while len(_COMPILED) > _KEPT:
+            _COMPILED.popitem(last=False)
+    return found
 
 
 class NativeEngine:
@@ -52,14 +90,25 @@ class NativeEngine:
     ) -> None:
         self.model, self.loss, self.objective, self.optimizer = model, loss, objective, optimizer
         self.example, self.seed = example, seed
-        self.programs: dict[int, Program] = {}
-        self.traced: dict[int, Traced] = {}
         self._arena: np.ndarray | None = None
         self._taken = 0
         self._loaded = False
-        size = _batch_size(example)
-        self.first = self._program(size)
-        self.reason = self._reason(size)
+        self._filled: set[int] = set()
+        self.size = _batch_size(example)
+        self.compiled = _shared(self._key(), self.size)
+        self.first, self.traced = self._program(self.size)
+        self.reason = self._reason(self.size)
+
+    def _key(self) -> Hashable | None:
+        """What the compiled step depends on, where that can be told without a trace."""
+        model = architecture.key_of(self.model)
+        loss = architecture.key_of_loss(self.loss) if self.objective is None else None
+        if model is None or loss is None:
+            return None
+        number = {id(p): k for k, p in enumerate(self.model.parameters())}
+        groups = tuple(tuple(number.get(id(p), -1) for p in group["params"]) for group in self.optimizer.param_groups)
+        batch = tuple((name, tuple(t.shape), t.dtype) for name, t in convention.leaves(self.example))
+        return model, loss, optimizers.describe(self.optimizer), groups, batch
 
     def _reason(self, size: int) -> str:
         graph = self.first.graph
@@ -68,16 +117,8 @@ class NativeEngine:
         return words + ("; dropout from a stream of its own" if self.first.draws else "")
 
     # ---- programs ------------------------------------------------------------------------------------------
-    def _program(self, size: int) -> Program:
-        if size not in self.programs:
-            traced = self._trace(size)
-            fixed = self.first.layout if self.programs else None
-            if fixed is not None and self._arena is not None:
-                pass
-            rates = traced.rule.rates if traced.rule is not None else ()
-            self.traced[size] = traced
-            self.programs[size] = build(traced.graph, traced.batch, rates, fixed)
-        return self.programs[size]
+    def _program(self, size: int) -> tuple[Program, Traced]:
+        return self.compiled.program(size, self._trace)
 
     def _trace(self, size: int) -> Traced:
         batch = _sliced(self.example, size)
@@ -87,7 +128,7 @@ class NativeEngine:
     # ---- memory --------------------------------------------------------------------------------------------
     def _memory(self) -> np.ndarray:
         """The arena, grown when a further program needs more."""
-        need = max(p.layout.arena.size for p in self.programs.values()) + 4096
+        need = self.first.layout.arena.size + 4096
         if self._arena is None or len(self._arena) < need:
             raw = np.zeros(need + 64, np.uint8)
             shift = -raw.ctypes.data % 64
@@ -101,38 +142,42 @@ class NativeEngine:
         """Parameters, buffers and optimizer state from the torch objects into private memory."""
         arena = self._memory()
         arena[:] = 0
-        self._fill(arena, list(self.programs), states=True)
+        program, traced = self.first, self.traced
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        for leaf, path in traced.parameters.items():
+            self._write(program, leaf, named[path])
+        held = dict(self.model.named_buffers(remove_duplicate=False))
+        for leaf, path in traced.buffers.items():
+            self._write(program, leaf, held[path])
+        if traced.rule is not None:
+            for state in traced.rule.states:
+                value = optimizers.read_state(self.optimizer, named[state.parameter], state)
+                if value is not None:
+                    self._write(program, state.leaf, value)
+        if program.draws:
+            program.array(arena, STEP_COUNTER)[...] = self.seed * 1_000_003
+        self._filled = set()
+        self._fill(self.size)
         self._taken = 0
         self._loaded = True
 
-    def _fill(self, arena: np.ndarray, sizes: Sequence[int], states: bool) -> None:
-        named = dict(self.model.named_parameters(remove_duplicate=False))
-        for size in sizes:
-            program, traced = self.programs[size], self.traced[size]
-            views = program.layout.views
-            if states:
-                for leaf, path in traced.parameters.items():
-                    self._write(arena, program, leaf, named[path])
-                for leaf, path in traced.buffers.items():
-                    self._write(arena, program, leaf, traced.held[leaf])
-                if traced.rule is not None:
-                    for state in traced.rule.states:
-                        if state.leaf in views:
-                            value = optimizers.read_state(self.optimizer, named[state.parameter], state)
-                            if value is not None:
-                                self._write(arena, program, state.leaf, value)
-                if program.draws:
-                    program.array(arena, STEP_COUNTER)[...] = self.seed * 1_000_003
-            for leaf in program.graph.order:
-                if leaf.op.native == "constant" and leaf in views:
-                    self._write(arena, program, leaf, leaf.params["literal"].array)
-                elif leaf.op.native == "input" and leaf in views and leaf in traced.held and leaf not in traced.buffers:
-                    if leaf not in traced.parameters and leaf not in program.batch:
-                        self._write(arena, program, leaf, traced.held[leaf])
+    def _fill(self, size: int) -> None:
+        """Writes the constants of a program, once."""
+        if size in self._filled:
+            return
+        program, traced = self._program(size)
+        self._memory()
+        for leaf in program.layout.views:
+            if leaf.op.native == "constant":
+                self._write(program, leaf, leaf.params["literal"].array)
+            elif leaf in traced.captured:
+                self._write(program, leaf, traced.captured[leaf])
+        self._filled.add(size)
 
-    def _write(self, arena: np.ndarray, program: Program, leaf: Node, value: Any) -> None:
+    def _write(self, program: Program, leaf: Node, value: Any) -> None:
         if leaf not in program.layout.views:
             return
+        arena = self._memory()
         array = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         program.array(arena, leaf)[...] = array
         for view in program.layout.copies.get(leaf, {}).values():
@@ -140,32 +185,34 @@ class NativeEngine:
 
     def store(self) -> None:
         """Writes parameters, buffers and optimizer state back into the torch objects."""
-        arena = self._memory()
-        program, traced = self.first, self.traced[_batch_size(self.example)]
+        if not self._loaded:
+            return
+        program, traced = self.first, self.traced
         named = dict(self.model.named_parameters(remove_duplicate=False))
+        held = dict(self.model.named_buffers(remove_duplicate=False))
         with torch.no_grad():
             for leaf, path in traced.parameters.items():
                 if leaf in program.graph.updates:
-                    named[path].copy_(torch.from_numpy(np.array(program.array(arena, leaf))))
-            for leaf in traced.buffers:
+                    named[path].copy_(self._read(leaf))
+            for leaf, path in traced.buffers.items():
                 if leaf in program.graph.updates:
-                    traced.held[leaf].copy_(torch.from_numpy(np.array(program.array(arena, leaf))))
-            if traced.rule is None or not self._taken:
-                return
-            seen: set[str] = set()
-            for state in traced.rule.states:
-                parameter = named[state.parameter]
-                if state.of_step is None and state.key != "first":
-                    value = torch.from_numpy(np.array(program.array(arena, state.leaf)))
-                    optimizers.write_state(self.optimizer, parameter, state.key, value)
-            if optimizers.counts_steps(self.optimizer):
-                for leaf, path in traced.parameters.items():
-                    if leaf in program.graph.updates and path not in seen:
-                        seen.add(path)
-                        count = optimizers.steps_taken(self.optimizer, named[path]) + self._taken
-                        held = self.optimizer.state[named[path]]
-                        held["step"] = torch.tensor(float(count), dtype=torch.float32)
+                    held[path].copy_(self._read(leaf))
+            if traced.rule is not None and self._taken:
+                self._store_state(traced.rule, named)
         self._taken = 0
+
+    def _store_state(self, rule: optimizers.Rule, named: Mapping[str, torch.nn.Parameter]) -> None:
+        for state in rule.states:
+            if state.of_step is None and state.key != "first":
+                optimizers.write_state(self.optimizer, named[state.parameter], state.key, self._read(state.leaf))
+        if optimizers.counts_steps(self.optimizer):
+            for leaf, path in self.traced.parameters.items():
+                if leaf in self.first.graph.updates:
+                    count = optimizers.steps_taken(self.optimizer, named[path]) + self._taken
+                    self.optimizer.state[named[path]]["step"] = torch.tensor(float(count), dtype=torch.float32)
+
+    def _read(self, leaf: Node) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.first.array(self._memory(), leaf)))
 
     # ---- training ------------------------------------------------------------------------------------------
     def run(self, arrays: tuple, order: np.ndarray | None, batch_size: int, learning_rates: np.ndarray) -> np.ndarray:
@@ -199,12 +246,10 @@ class NativeEngine:
     def _call(
         self, size: int, arrays: tuple, order: np.ndarray, steps: int, rates: np.ndarray, losses: np.ndarray
     ) -> None:
-        new = size not in self.programs
-        program = self._program(size)
+        program, traced = self._program(size)
+        self._fill(size)
         arena = self._memory()
-        if new:
-            self._fill(arena, [size], states=False)
-        tensors = self._tensors(program, self.traced[size], arrays)
+        tensors = self._tensors(program, traced, arrays)
         pointers = np.array([t.data_ptr() for t in tensors], dtype=np.uint64)
         program.code(
             arena.ctypes.data,
@@ -305,7 +350,9 @@ def traced_step(case: Trace, model: torch.nn.Module, optimizer: torch.optim.Opti
             raise UnsupportedOpError(f"a batch of dtype {leaf.type.dtype} in native code", instead='backend="torch"')
     used = [n for n in graph.order if n.op.native == "input"]
     parameters = {leaf: path for path, leaf in reversed(case.parameters.items()) if leaf in set(used) | set(wanted)}
-    return Traced(graph, rule, leaves, parameters, case.values, named_buffers)
+    known = {*parameters, *named_buffers, *leaves}
+    captured = {leaf: tensor for leaf, tensor in case.values.items() if leaf not in known and leaf in set(used)}
+    return Traced(graph, rule, leaves, parameters, named_buffers, captured)
 
 
 def _sliced(example: Any, size: int) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import stat
 import tempfile
@@ -66,47 +67,33 @@ def host() -> Target:
     return Target(triple, llvm.get_host_cpu_name(), features.flatten(), width, registers)
 
 
-@dataclass(eq=False)
-class Module:
-    """Machine code in this process; ``address(name)`` of its functions. ``cached``: read from the cache."""
-
-    engine: Any
-    cached: bool
-
-    def address(self, name: str) -> int:
-        """Where a function is."""
-        return self.engine.get_function_address(name)
-
-
-def compile_text(text: str, target: Target | None = None) -> Module:
-    """The machine code of LLVM text, from the cache where it is there."""
-    target = target or host()
-    key = hashlib.blake2b(
-        "\0".join(
-            [text, ".".join(map(str, _llvm().llvm_version_info)), target.triple, target.cpu, target.features]
-        ).encode(),
-        digest_size=20,
-    ).hexdigest()
-    directory = cache_directory()
-    data = _read(directory / f"{key}.o") if directory is not None else None
+def compiled(text: str, target: Target) -> bytes:
+    """The object code of LLVM text."""
     with _LOCK:
         llvm = _started()
         machine = _machine(target)
-        if data is None:
-            module = llvm.parse_assembly(text)
-            module.triple, module.data_layout = target.triple, str(machine.target_data)
-            module.verify()
-            data, cached = machine.emit_object(module), False
-            if directory is not None:
-                _write(directory / f"{key}.o", data)
-        else:
-            cached = True
+        module = llvm.parse_assembly(text)
+        module.triple, module.data_layout = target.triple, str(machine.target_data)
+        module.verify()
+        return machine.emit_object(module)
+
+
+def loaded(code: bytes, target: Target) -> Any:
+    """Object code in this process: an engine whose ``get_function_address`` finds functions."""
+    with _LOCK:
+        llvm = _started()
         empty = llvm.parse_assembly("")
         empty.triple = target.triple
         engine = llvm.create_mcjit_compiler(empty, _machine(target, fresh=True))
-        engine.add_object_file(llvm.ObjectFileRef.from_data(data))
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
-    return Module(engine, cached)
+    return engine
+
+
+def function(engine: Any, name: str, arguments: int) -> Any:
+    """A function of pointer-sized integers; the interpreter lock is released while it runs."""
+    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)
+    return kind(engine.get_function_address(name))
 
 
 def assembly(text: str, triple: str, cpu: str = "", features: str = "") -> str:
@@ -158,30 +145,48 @@ def cache_directory() -> Path | None:
     return path
 
 
-def _read(path: Path) -> bytes | None:
+def read(key: str) -> tuple[dict[str, Any], bytes] | None:
+    """(description, object code) of an entry of the cache; None where it is missing or damaged."""
+    directory = cache_directory()
+    if directory is None:
+        return None
+    path = directory / f"{key}.o"
     try:
         held = path.lstat()
         if not stat.S_ISREG(held.st_mode) or (hasattr(os, "getuid") and held.st_uid != os.getuid()):
             return None
         data = path.read_bytes()
-    except OSError:
+        check, body = data[:20], data[20:]
+        if hashlib.blake2b(body, digest_size=20).digest() != check:
+            return None
+        length = int.from_bytes(body[:8], "little")
+        return json.loads(body[8 : 8 + length]), body[8 + length :]
+    except (OSError, ValueError):
         return None
-    check, body = data[:20], data[20:]
-    return body if hashlib.blake2b(body, digest_size=20).digest() == check else None
 
 
-def _write(path: Path, body: bytes) -> None:
-    """Atomically: a reader sees the whole entry or none."""
+def write(key: str, description: dict[str, Any], code: bytes) -> None:
+    """Puts an entry into the cache, atomically: a reader sees the whole of it or nothing."""
+    directory = cache_directory()
+    if directory is None:
+        return
+    head = json.dumps(description).encode()
+    body = len(head).to_bytes(8, "little") + head + code
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        handle, name = tempfile.mkstemp(dir=directory, suffix=".part")
         with os.fdopen(handle, "wb") as file:
             file.write(hashlib.blake2b(body, digest_size=20).digest() + body)
-        os.replace(name, path)
+        os.replace(name, directory / f"{key}.o")
     except OSError:
         return
 
 
-def function(module: Module, name: str, arguments: int) -> Any:
-    """A function of pointer-sized integers; the interpreter lock is released while it runs."""
-    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)
-    return kind(module.address(name))
+@cache
+def version() -> str:
+    """What the emitted code depends on besides the graph: this package's own sources and LLVM."""
+    package = Path(__file__).resolve().parents[2]
+    state = hashlib.blake2b(digest_size=12)
+    for folder in ("backends/native", "ops"):
+        for path in sorted((package / folder).glob("*.py")):
+            state.update(path.read_bytes())
+    return ".".join(map(str, _llvm().llvm_version_info)) + "-" + state.hexdigest()

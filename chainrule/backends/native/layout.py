@@ -9,7 +9,7 @@ vectors; a product that needs it the other way round gets a transposed copy, mad
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from chainrule.backends.native import access
 from chainrule.backends.native.access import Index
@@ -169,15 +169,18 @@ def choose(
     lanes: int,
     batch: Iterable[Node],
     weights: Iterable[Node],
+    outputs: Iterable[Node] = (),
     fixed: Layout | None = None,
 ) -> Layout:
     """Views for everything stored.
 
     Args:
-        batch: leaves whose first dimension runs over samples. weights: leaves that are trained.
+        batch: leaves whose first dimension runs over samples. weights: leaves that are trained. outputs: what is read
+            after a step.
         fixed: a layout of the same program for another batch size: its leaves stay where they are.
     """
     layout = Layout(lanes, fixed.arena if fixed is not None else Arena())
+    mark = layout.arena.size
     classes = axis_classes(order)
     batch, weights = list(batch), list(weights)
     batch_classes = {classes(x, 0) for x in batch if x.shape}
@@ -252,7 +255,72 @@ def choose(
         if node not in layout.views:
             held = fixed.views.get(node) if fixed is not None else None
             layout.views[node] = held or own_view(node, layout.views[leader].innermost)
+    _reuse(plan, layout, set(outputs), set(batch), mark)
     return layout
+
+
+def _reuse(plan: Schedule, layout: Layout, outputs: set[Node], batch: set[Node], mark: int) -> None:
+    """Moves what lives for a part of the step together: memory is used again once its value is not read any more."""
+
+    def whole(node: Node) -> Node:
+        while node in plan.placed:
+            node = plan.placed[node][0]
+        return node
+
+    life: dict[Node, tuple[int, int]] = {}
+
+    def seen(node: Node, at: int) -> None:
+        first, last = life.get(whole(node), (at, at))
+        life[whole(node)] = (min(first, at), max(last, at))
+
+    for node in batch:
+        if node in layout.views:
+            seen(node, -1)
+    for at, kernel in enumerate(plan.kernels):
+        for node in kernel.reads:
+            seen(node, at)
+        for root in kernel.roots:
+            seen(root.into if root.into is not None else root.node, at)
+    members: dict[Node, list[Node]] = {}
+    for node in layout.views:
+        members.setdefault(whole(node), []).append(node)
+    movable = []
+    for owner, nodes in members.items():
+        fixed = any(n.op.native in ("input", "constant") and n not in batch for n in nodes)
+        # The border of a padded image is written once, when the program is loaded.
+        fixed = fixed or any(n.op.native == "pad" for n in nodes) or any(n in outputs for n in nodes)
+        if not fixed and owner in life and layout.views[owner].start >= mark:
+            movable.append(owner)
+    starts = {layout.views[o].start for o in movable}
+    kept = sorted(
+        {v.start for v in layout.views.values()} | {v.start for c in layout.copies.values() for v in c.values()}
+    )
+    sizes = {a: b - a for a, b in zip(kept, [*kept[1:], layout.arena.size], strict=True)}
+    # What stays is packed first, then what moves, largest first, each as low as its life allows.
+    new: dict[int, int] = {}
+    cursor = mark
+    for start in kept:
+        if start >= mark and start not in starts:
+            new[start] = cursor
+            cursor += sizes[start]
+    placed: list[tuple[int, int, int, int]] = []
+    for owner in sorted(movable, key=lambda o: (-sizes[layout.views[o].start], life[o])):
+        first, last = life[owner]
+        size = sizes[layout.views[owner].start]
+        at = cursor
+        for low, high, begin, end in sorted(placed):
+            if begin <= last and first <= end and low < at + size and at < high:
+                at = high
+        placed.append((at, at + size, first, last))
+        new[layout.views[owner].start] = at
+    layout.arena.size = max([cursor, *(high for _, high, _, _ in placed)])
+    for node, view in layout.views.items():
+        if view.start in new:
+            layout.views[node] = replace(view, start=new[view.start])
+    for copies in layout.copies.values():
+        for axis, view in copies.items():
+            if view.start in new:
+                copies[axis] = replace(view, start=new[view.start])
 
 
 def _followers(plan: Schedule, leaders: set[Node]) -> dict[Node, Node]:

@@ -40,6 +40,11 @@ class StepGraph:
     outputs: tuple[Node, ...] = ()
 
     @property
+    def results(self) -> list[Node]:
+        """What is read after a step."""
+        return [self.loss, *self.gradients.values(), *self.outputs]
+
+    @property
     def roots(self) -> list[Node]:
         """Everything that is computed."""
         return [self.loss, *self.updates.values(), *self.gradients.values(), *self.outputs]

@@ -6,9 +6,10 @@ the same architecture: it holds no tensors.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,13 @@ import numpy as np
 from chainrule.backends.native import jit
 from chainrule.backends.native.access import ZERO, Index
 from chainrule.backends.native.forms import KINDS
-from chainrule.backends.native.layout import Layout, View, choose
+from chainrule.backends.native.layout import Arena, Layout, View, choose
 from chainrule.backends.native.prepare import StepGraph, weight
 from chainrule.backends.native.schedule import Kernel, schedule
 from chainrule.backends.native.values import BYTES, LLVM, Affine, Emitter, LoopVar, Scope, Value
 from chainrule.backends.native.write import KernelWriter
 from chainrule.errors import UnsupportedOpError
-from chainrule.ir import Node, TensorType, variable
+from chainrule.ir import Node, TensorType, digest, toposort, variable
 
 STEP_COUNTER = variable("random_step", TensorType((), "int64"))
 _NUMPY = {"f32": np.float32, "f64": np.float64, "i64": np.int64, "i32": np.int32, "i8": np.int8, "i1": np.int8}
@@ -33,20 +34,20 @@ class Program:
     """A compiled step.
 
     Attributes:
-        graph: what it computes. layout: where. text: the LLVM text. code: ``run(arena, data, order, steps, rates,
-            losses)``. batch: leaves of the batch in order. rates: leaves of the learning rates.
-        draws: whether it needs a counter for random numbers.
+        graph: what it computes. layout: where. code: ``run(arena, data, order, steps, rates, losses)``.
+        batch: leaves of the batch in order. rates: leaves of the learning rates.
+        draws: whether it needs a counter for random numbers. cached: whether it came from the cache.
+        engine: what owns the machine code.
     """
 
     graph: StepGraph
     layout: Layout
-    text: str
-    module: jit.Module
     code: Any
     batch: tuple[Node, ...]
     rates: tuple[Node, ...]
-    size: int
     draws: bool
+    cached: bool
+    engine: Any
 
     def array(self, arena: np.ndarray, leaf: Node, view: View | None = None) -> np.ndarray:
         """The memory of a stored node, in its logical shape."""
@@ -75,24 +76,103 @@ def build(
     rates: Sequence[Node],
     fixed: Layout | None = None,
     target: jit.Target | None = None,
-    compiled: bool = True,
-    only: Callable[[Kernel], bool] | None = None,
 ) -> Program:
-    """The program of a step graph.
+    """The program of a step graph, from the cache where it is there.
 
     Args:
         batch: leaves that are gathered for every step, samples first. rates: learning rate leaves.
         fixed: the layout of the same step for another batch size, whose leaves and arena it shares.
-        only: which kernels are written: to measure them one by one.
     Raises:
         UnsupportedOpError: a dtype or op without a native form.
     """
     target = target or jit.host()
+    key = _key(graph, batch, rates, fixed, target)
+    entry = jit.read(key)
+    if entry is None:
+        text, layout, used, draws = emit(graph, batch, rates, fixed, target)
+        code, cached = jit.compiled(text, target), False
+        jit.write(key, _described(graph, layout, used, draws), code)
+    else:
+        description, code = entry
+        layout, used, draws = _restored(graph, description, fixed)
+        cached = True
+    engine = jit.loaded(code, target)
+    return Program(graph, layout, jit.function(engine, "run", 6), used, tuple(rates), draws, cached, engine)
+
+
+def _key(
+    graph: StepGraph, batch: Sequence[Node], rates: Sequence[Node], fixed: Layout | None, target: jit.Target
+) -> str:
+    state = hashlib.blake2b(digest_size=20)
+    updates = [digest(n) for pair in graph.updates.items() for n in pair]
+    for part in (
+        jit.version().encode(),
+        repr(target).encode(),
+        *(digest(n) for n in graph.results),
+        *updates,
+        b"/",
+        *(digest(n) for n in [*batch, *rates, *graph.parameters]),
+    ):
+        state.update(part + b"\0")
+    if fixed is not None:
+        state.update(repr((fixed.arena.size, sorted(fixed.views.values(), key=repr))).encode())
+    return state.hexdigest()
+
+
+def _numbered(graph: StepGraph) -> dict[Node, int]:
+    return {node: k for k, node in enumerate(toposort([*graph.roots, *graph.updates]))}
+
+
+def _described(graph: StepGraph, layout: Layout, batch: Sequence[Node], draws: bool) -> dict[str, Any]:
+    """What the object code does not say: where leaves and results are."""
+    number = _numbered(graph)
+    wanted = {n for n in number if n.is_leaf} | set(graph.results)
+    return {
+        "lanes": layout.lanes,
+        "size": layout.arena.size,
+        "views": {number[n]: astuple(v) for n, v in layout.views.items() if n in wanted},
+        "copies": {number[n]: {a: astuple(v) for a, v in c.items()} for n, c in layout.copies.items()},
+        "batch": [number[n] for n in batch],
+        "counter": astuple(layout.views[STEP_COUNTER]) if draws else None,
+    }
+
+
+def _restored(
+    graph: StepGraph, description: dict[str, Any], fixed: Layout | None
+) -> tuple[Layout, tuple[Node, ...], bool]:
+    nodes = list(_numbered(graph))
+
+    def view(held: list[Any]) -> View:
+        start, kind, offset, strides, innermost, room = held
+        return View(start, kind, offset, tuple(strides), innermost, room)
+
+    layout = Layout(description["lanes"], fixed.arena if fixed is not None else Arena())
+    layout.arena.size = description["size"]
+    layout.views = {nodes[int(k)]: view(v) for k, v in description["views"].items()}
+    layout.copies = {nodes[int(k)]: {int(a): view(v) for a, v in c.items()} for k, c in description["copies"].items()}
+    draws = description["counter"] is not None
+    if draws:
+        layout.views[STEP_COUNTER] = view(description["counter"])
+    return layout, tuple(nodes[k] for k in description["batch"]), draws
+
+
+def emit(
+    graph: StepGraph,
+    batch: Sequence[Node],
+    rates: Sequence[Node],
+    fixed: Layout | None,
+    target: jit.Target,
+    only: Callable[[Kernel], bool] | None = None,
+) -> tuple[str, Layout, tuple[Node, ...], bool]:
+    """(LLVM text, layout, leaves of the batch that are read, whether it draws random numbers) of a step.
+
+    ``only``: which kernels are written: to measure them one by one.
+    """
     lanes = lanes_of(graph, target)
     plan = schedule([graph.loss, *graph.gradients.values(), *graph.outputs], graph.updates, weight)
     order = graph.order
     batch = [b for b in batch if b in plan.stored]
-    layout = choose(plan, order, lanes, batch, graph.parameters, fixed)
+    layout = choose(plan, order, lanes, batch, graph.parameters, graph.results, fixed)
     draws = any(n.op.native == "draw" for n in order)
     if draws and STEP_COUNTER not in layout.views:
         layout.views[STEP_COUNTER] = layout.dense((), "i64", (), False)
@@ -151,10 +231,7 @@ def build(
         "ptr noalias %arena, ptr noalias %data, ptr noalias %order, i64 %steps, ptr noalias %rates, ptr noalias %losses"
     )
     e.function("run", arguments, body)
-    text = e.module()
-    module = jit.compile_text(text, target) if compiled else None
-    code = jit.function(module, "run", 6) if module is not None else None
-    return Program(graph, layout, text, module, code, tuple(batch), tuple(rates), layout.arena.size, draws)  # type: ignore[arg-type]
+    return e.module(), layout, tuple(batch), draws
 
 
 # ---- the batch ---------------------------------------------------------------------------------------------
@@ -406,8 +483,3 @@ def _drawing(w: KernelWriter) -> Callable[[Node, Index], Value]:
 def _signed(number: int) -> int:
     number &= 0xFFFFFFFF
     return number - (1 << 32) if number >= 1 << 31 else number
-
-
-def packed_size(programs: Mapping[int, Program]) -> int:
-    """Bytes of an arena that serves several programs of one layout."""
-    return max(p.layout.arena.size for p in programs.values()) + 4096

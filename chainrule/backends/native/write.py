@@ -524,7 +524,7 @@ class KernelWriter:
 
     def _block(self, rows: int, vectors: int, operands: int) -> tuple[int, int]:
         """The block with the least estimated time: multiply-adds, loads, latency and turns that do less."""
-        budget = 10 if self.registers <= 16 else 12
+        budget = 10 if self.registers <= 16 else 16
         if operands == 1:
             budget = 4
         best: tuple[float, int, int] | None = None
@@ -536,7 +536,7 @@ class KernelWriter:
                 for br, count_r in ((r, rows // r), (rows % r, 1 if rows % r else 0)):
                     for bc, count_c in ((c, vectors // c), (vectors % c, 1 if vectors % c else 0)):
                         work = br * bc
-                        time += count_r * count_c * max(work / 2, (br + bc) / 2, 4)
+                        time += count_r * count_c * max(work / 2, (br + bc) / 2, 5)
                 if best is None or time < best[0] * 0.999:
                     best = (time, r, c)
         assert best is not None
