@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def perceptron(sizes: Sequence[int], activation: Any, dropout: float, dtype: tor
     """Linear layers with the activation (and dropout) between them; weights are not drawn here."""
     layers: list[nn.Module] = []
     with torch.device("meta"):  # no draw from anybody's generator
-        linear = [nn.Linear(m, n, dtype=dtype) for m, n in zip(sizes[:-1], sizes[1:], strict=True)]
+        linear = [nn.Linear(m, n, dtype=dtype) for m, n in pairwise(sizes)]
     for k, layer in enumerate(linear):
         layers.append(layer.to_empty(device="cpu"))
         if k < len(linear) - 1:
