@@ -30,6 +30,7 @@ from chainrule.verbs.fit.stopping import Best
 
 _PIECE = 0.1  # seconds that a run of steps may take before Ctrl-C, saving and the progress bar are looked at
 _SYNC = 1.0  # seconds of training that are run again, at most, to find the step at which a loss was not finite
+_EARLY = "stopped early"  # which a resumed run stays; other ends were somebody's wish at that time
 _FIRST_PIECE = 32  # steps, while nothing is known about their time
 
 Callback = Callable[[int, float], Any]
@@ -134,7 +135,7 @@ class Loop:
         if self.best.keep and self.best.improves(metric):
             self.sync()
         if self.best.see(done + 1, metric, self.model):
-            self.stopped = f"stopped early: no improvement in {self.best.patience} epochs"
+            self.stopped = f"{_EARLY}: no improvement in {self.best.patience} epochs"
         self.schedule.end_epoch(metric)
         self.epoch_loss.append(mean)
         self._position = 0
@@ -334,7 +335,7 @@ class Loop:
             "step_loss": torch.from_numpy(np.concatenate([*self.losses, np.zeros(0)])),
             "before": sum(map(len, self.losses[: self._before])),
             "best": self.best.state(),
-            "stopped": "" if self.interrupted else self.stopped,
+            "stopped": self.stopped if self.stopped.startswith(_EARLY) else "",
             "stream": self.engine.seed,
         }
 
