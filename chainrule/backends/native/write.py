@@ -131,7 +131,7 @@ class KernelWriter:
         return kind
 
     def _evaluate(self, node: Node, index: Index) -> Value:
-        if node in self.plan.stored and node not in self.computing:
+        if (node in self.plan.stored or node.op.native == "input") and node not in self.computing:
             return self.load(node, index)
         return self.compute(node, index)
 
