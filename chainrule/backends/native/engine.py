@@ -90,6 +90,7 @@ class NativeEngine:
     ) -> None:
         self.model, self.loss, self.objective, self.optimizer = model, loss, objective, optimizer
         self.example, self.seed = example, seed
+        self.steps_before = 0  # of the stream of random draws, when ``load`` is called: where a run goes on
         self._arena: np.ndarray | None = None
         self._taken = 0
         self._loaded = False
@@ -155,7 +156,7 @@ class NativeEngine:
                 if value is not None:
                     self._write(program, state.leaf, value)
         if program.draws:
-            program.array(arena, STEP_COUNTER)[...] = self.seed * 1_000_003
+            program.array(arena, STEP_COUNTER)[...] = self.seed * 1_000_003 + self.steps_before
         self._filled = set()
         self._fill(self.size)
         self._taken = 0

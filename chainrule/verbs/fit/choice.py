@@ -32,6 +32,7 @@ class Choice:
     optimizers: Sequence[torch.optim.Optimizer]
     schedule: Schedule
     source: Source
+    seed: int | None = None  # of the native stream of random draws, where there is one
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -76,4 +77,9 @@ class Choice:
             from chainrule.backends.native import native_engine
         except ModuleNotFoundError as error:
             raise BackendError(f"{error.name} is not installed", instead='pip install "chainrule[torch]"') from None
-        return native_engine(self.model, batch, self.loss, optimizer, objective=self.objective)
+        engine = native_engine(self.model, batch, self.loss, optimizer, objective=self.objective)
+        if engine.first.draws:
+            if self.seed is None:  # so that torch.manual_seed decides the masks, and two runs have different ones
+                self.seed = int(torch.randint(2**31 - 1, ()))
+            engine.seed = self.seed
+        return engine

@@ -148,7 +148,8 @@ def source_of(
     """Data in any of the accepted forms.
 
     Args:
-        data: a DataLoader, a list (or other iterable) of batches, or one pair ``(X, y)`` of tensors or arrays.
+        data: a DataLoader, a list (or other iterable) of batches, or one pair ``(X, y)`` of tensors or arrays; an
+            objective may take more than two.
         batch_size: for a pair: samples in a step, shuffled in every epoch; all of them if None, in sequence.
 
     Raises:
@@ -156,7 +157,7 @@ def source_of(
     """
     if isinstance(data, DataLoader):
         return _of_loader(data)
-    if isinstance(data, tuple) and len(data) == 2 and not all(map(_is_batch, data)):
+    if isinstance(data, tuple) and _is_data(data):
         return _of_pair(data, batch_size, shuffle, generator)
     if isinstance(data, torch.Tensor | str | np.ndarray) or not hasattr(data, "__iter__"):
         raise ModelError(
@@ -178,6 +179,13 @@ def source_of(
             instead="batches of that size, or (X, y)",
         )
     return Batches(data)
+
+
+def _is_data(value: tuple[Any, ...]) -> bool:
+    """Whether a tuple is the data themselves, ``(X, y)`` or ``(X, y, weights)``, and not several batches."""
+    if len(value) == 2:
+        return not all(map(_is_batch, value))
+    return len(value) > 2 and all(isinstance(part, torch.Tensor | np.ndarray) for part in value)
 
 
 def _is_batch(value: Any) -> bool:

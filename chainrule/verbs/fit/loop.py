@@ -18,6 +18,7 @@ import torch
 from chainrule.backends.engine import Engine
 from chainrule.errors import ModelError
 from chainrule.frontends.torch.batch import leaves
+from chainrule.verbs.fit.choice import Choice
 from chainrule.verbs.fit.data import Arrays, Source
 from chainrule.verbs.fit.evaluate import evaluate
 from chainrule.verbs.fit.fingerprint import fingerprint
@@ -49,7 +50,7 @@ class Loop:
     objective: Any
     source: Source
     validation: Source | None
-    engine: Callable[[Any], Engine]
+    engine: Choice
     schedule: Schedule
     epochs: int
     best: Best
@@ -260,6 +261,8 @@ class Loop:
         bad = int(np.flatnonzero(~np.isfinite(losses))[0])
         if engine.name != "torch":  # which does not take such a step
             torch.set_rng_state(self._synced[1])
+            if hasattr(engine, "steps_before"):
+                engine.steps_before = self.steps - sum(len(a[-1]) for a in self._since[:-1])  # type: ignore[attr-defined]
             engine.load()
             *whole, last = self._since
             for arguments in whole:
@@ -279,7 +282,7 @@ class Loop:
     # ---- the engine --------------------------------------------------------------------------------------
     def _start(self, batch: Any) -> Engine:
         self.running = self.engine(batch)
-        self.running.load()
+        self._load()
         self._mark()
         return self.running
 
@@ -289,7 +292,14 @@ class Loop:
             if callback(epoch, loss) is True and not self.stopped:
                 self.stopped = "stopped by a callback"
         if self.running is not None:  # what a callback wrote (through .data too) leaves no trace: read all of it
-            self.running.load()
+            self._load()
+
+    def _load(self) -> None:
+        """Reads the torch objects; a stream of random draws goes on after the steps that were taken."""
+        assert self.running is not None
+        if hasattr(self.running, "steps_before"):
+            self.running.steps_before = self.steps  # type: ignore[attr-defined]
+        self.running.load()
 
     def _renew(self) -> None:
         """Asks for another engine if a schedule or a callback changed what this one has compiled in."""
@@ -325,6 +335,7 @@ class Loop:
             "before": sum(map(len, self.losses[: self._before])),
             "best": self.best.state(),
             "stopped": "" if self.interrupted else self.stopped,
+            "stream": self.engine.seed,
         }
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -343,6 +354,7 @@ class Loop:
         self._position, self.resumed = state["position"], len(self.epoch_loss)
         self.stopped = state["stopped"]
         self.best.set_state(state["best"])
+        self.engine.seed = state["stream"]
         if state["position"]:
             self._middle = {"began": state["began"], "now": state["random"]}
 

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from chainrule.errors import ModelError
 from chainrule.verbs.case import Case
 from chainrule.verbs.fit.choice import Choice
-from chainrule.verbs.fit.data import source_of
+from chainrule.verbs.fit.data import Source, source_of
 from chainrule.verbs.fit.interrupt import Interruptible
 from chainrule.verbs.fit.loop import Callback, Loop
 from chainrule.verbs.fit.progress import Progress
+from chainrule.verbs.fit.replicas import replicas
 from chainrule.verbs.fit.result import FitResult
 from chainrule.verbs.fit.saving import Saver
 from chainrule.verbs.fit.schedule import Schedule
@@ -90,7 +92,6 @@ def fit(
     >>> len(h.loss), h.loss[-1] < h.loss[0]
     (50, True)
     """
-    start = perf_counter()
     if isinstance(model, Case):
         case = model
         data = data if data is not None else case.data
@@ -108,48 +109,53 @@ def fit(
     model, objective = as_one(model, objective)
     optimizers, schedulers = _listed(optimizer), _listed(scheduler)
     _check_optimizers(model, optimizers)
-    if seeds is not None:
-        from chainrule.verbs.fit.replicas import replicas
-
-        raise NotImplementedError(replicas)
     source = source_of(data, batch_size, shuffle, generator)
-    schedule = Schedule(schedulers, optimizers, scheduler_every)
-    saver = Saver(save_dir, save_every) if save_dir is not None else None
-    if resume and saver is None:
+    held = None if validation is None else source_of(validation)
+    if resume and save_dir is None:
         raise ModelError("there is nothing to resume from", instead="save_dir=... as well")
-    bar = Progress(epochs, progress)
-    with Interruptible() as interruptible:
-        loop = Loop(
-            model=model,
-            loss=loss,
-            objective=objective,
-            source=source,
-            validation=None if validation is None else source_of(validation),
-            engine=Choice(backend, model, loss, objective, optimizers, schedule, source),
-            schedule=schedule,
-            epochs=epochs,
-            best=Best(patience, min_delta, best_weights),
-            saver=saver,
-            progress=bar,
-            interruptible=interruptible,
-            callbacks=tuple(callbacks),
-        )
-        state = saver.load(resume) if saver is not None else None
-        if state is not None:
-            loop.resume(state)
-        elif saver is not None:
-            saver.check(loop.state())
-        try:
-            loop.run()
-        finally:
-            bar.close()
-    return result_of(loop, perf_counter() - start)
+    if seeds is not None and (save_dir is not None or callbacks):
+        raise ModelError("seeds cannot be combined with save_dir or callbacks", instead="one fit per seed")
+
+    def train(model: Any, optimizers: Any, schedulers: Any, source: Source, bar: Progress) -> FitResult:
+        start = perf_counter()
+        schedule = Schedule(schedulers, optimizers, scheduler_every)
+        saver = Saver(save_dir, save_every) if save_dir is not None else None
+        with Interruptible() as interruptible:
+            loop = Loop(
+                model=model,
+                loss=loss,
+                objective=objective,
+                source=source,
+                validation=held,
+                engine=Choice(backend, model, loss, objective, optimizers, schedule, source),
+                schedule=schedule,
+                epochs=epochs,
+                best=Best(patience, min_delta, best_weights),
+                saver=saver,
+                progress=bar,
+                interruptible=interruptible,
+                callbacks=tuple(callbacks),
+            )
+            state = saver.load(resume) if saver is not None else None
+            if state is not None:
+                loop.resume(state)
+            elif saver is not None:
+                saver.check(loop.state())
+            try:
+                loop.run()
+            finally:
+                bar.close()
+        return result_of(loop, perf_counter() - start)
+
+    if seeds is not None:
+        silent = Progress(epochs, shown=False)
+        run = lambda *parts: train(*parts, silent)  # noqa: E731
+        return replicas(run, model, optimizers, schedulers, source, list(seeds))
+    return train(model, optimizers, schedulers, source, Progress(epochs, progress))
 
 
 def result_of(loop: Loop, seconds: float) -> FitResult:
     """What a run did."""
-    import numpy as np
-
     engine = loop.running
     done = len(loop.epoch_loss)
     return FitResult(

@@ -484,6 +484,33 @@ def test_two_threads_train_two_models() -> None:
             assert torch.equal(a, b)
 
 
+def test_replicas_are_what_training_alone_gives() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    scheduler = rates.StepLR(optimizer, 2, 0.5)
+    state = torch.get_rng_state()
+    h = cr.fit(model, loader(), nn.MSELoss(), optimizer, epochs=5, scheduler=scheduler, seeds=[3, 4, 5])
+    assert torch.equal(torch.get_rng_state(), state) and scheduler.last_epoch == 0 and not optimizer.state
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert len(h.replicas) == 3 and h.loss[-1] == pytest.approx(np.mean([r.loss[-1] for r in h.replicas]), rel=1e-12)
+    for seed, replica in zip([3, 4, 5], h.replicas, strict=True):
+        alone = cr.fit(model, loader(), nn.MSELoss(), optimizer, epochs=5, scheduler=scheduler, seeds=[seed])
+        assert alone.replicas[0].loss == replica.loss
+        torch.manual_seed(seed)
+        own = network()
+        [m.reset_parameters() for m in own if hasattr(m, "reset_parameters")]
+        o = torch.optim.Adam(own.parameters(), 0.01)
+        loaded = loader(seed)
+        losses, means, _ = by_hand(own, o, rates.StepLR(o, 2, 0.5), "epoch", loaded, 5)
+        np.testing.assert_allclose(replica.loss, means, rtol=1e-9)
+        for a, b in zip(replica.model.parameters(), own.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    assert "3 replicas" in str(h) and len(h.to_dict()["replicas"]) == 3
+    with pytest.raises(ModelError, match="seeds"):
+        cr.fit(model, loader(), nn.MSELoss(), optimizer, epochs=5, seeds=[])
+
+
 # ---- what is refused, before anything is touched ---------------------------------------------------------
 @pytest.mark.parametrize(
     ("change", "error", "said"),
