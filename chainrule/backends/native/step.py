@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter, getitem, is_, itemgetter
+from operator import attrgetter, getitem, itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from chainrule.backends.native import optimizers
-from chainrule.backends.native.engine import Traced, traced_step
+from chainrule.backends.native.engine import traced_step
 from chainrule.backends.native.prepare import StepGraph, forward_graph
 from chainrule.backends.native.program import STEP_COUNTER, Program, build
 from chainrule.errors import UnsupportedOpError
@@ -25,23 +25,20 @@ from chainrule.frontends.torch import Trace, trace, trace_case
 from chainrule.frontends.torch import batch as convention
 from chainrule.ir import Node, TensorType, toposort, variable
 
-_CONTIGUOUS = torch.Tensor.is_contiguous
-_ADDRESS = torch.Tensor.data_ptr
-_TRAINING = attrgetter("training")
-
 
 class _Memory:
     """Arena, and the seven numbers that compiled code is called with."""
 
-    def __init__(self, program: Program, external: Sequence[torch.Tensor], batches: int, rates: int) -> None:
-        self.program, self.external = program, list(external)
+    def __init__(self, program: Program, external: int, batches: int, rates: int) -> None:
+        self.program = program
+        self.external: list[torch.Tensor] = []
         size = program.layout.arena.size + 4096
         raw = np.zeros(size + 64, np.uint8)
         shift = -raw.ctypes.data % 64
         self.arena = raw[shift : shift + size]
         self.data = (ctypes.c_uint64 * (batches + 1))()  # the last takes what is not read
         self.rates = (ctypes.c_double * max(rates, 1))()
-        self.tensors = np.zeros(max(len(external), 1), np.uint64)
+        self.tensors = (ctypes.c_uint64 * (external + 1))()
         self.order = np.arange(max([leaf.shape[0] for leaf in program.batch if leaf.shape], default=1), dtype=np.int64)
         self.arguments = (ctypes.c_uint64 * 7)(
             self.arena.ctypes.data,
@@ -50,7 +47,7 @@ class _Memory:
             1,
             ctypes.addressof(self.rates),
             0,
-            self.tensors.ctypes.data,
+            ctypes.addressof(self.tensors),
         )
         self.address = ctypes.addressof(self.arguments)
 
@@ -133,8 +130,10 @@ class NativeStep:
             None if self.optimizer is None else optimizers.describe(self.optimizer),
         )
         found = self.entries.get(key)
-        if found is None or not found.current():
+        if found is None:
             found = self.entries[key] = _Entry(self, given)
+        else:
+            found.bind()
         return found
 
 
@@ -149,44 +148,29 @@ class _Entry:
             raise UnsupportedOpError("an optimizer with hooks in native code", instead='backend="torch"')
         case = trace_case(model, batch, step.loss, step.objective)
         traced = traced_step(case, model, optimizer, counted=True)
+        self.model, self.optimizer, self.traced = model, optimizer, traced
         graph, rates = traced.graph, () if traced.rule is None else traced.rule.rates
-        named = dict(model.named_parameters(remove_duplicate=False))
-        buffers = dict(model.named_buffers(remove_duplicate=False))
-        tensors: dict[Node, torch.Tensor] = {}
-        self.checks: list[tuple[Any, Any, Any]] = []
-        order = set(graph.order) | set(graph.updates)
-        for leaf, path in traced.parameters.items():
-            if leaf in order:
-                tensors[leaf] = named[path]
-                self.checks.append((*_place(model, path, "_parameters"), named[path]))
-        for leaf, path in traced.buffers.items():
-            if leaf in order:
-                tensors[leaf] = buffers[path]
-                self.checks.append((*_place(model, path, "_buffers"), buffers[path]))
         if optimizer is None:
-            graph = self._with_gradients(traced, named, tensors)
-        elif traced.rule is not None:
-            for state in traced.rule.states:
-                parameter = named[state.parameter]
-                held = optimizer.state[parameter]
-                if held.get(state.key) is None:
-                    held[state.key] = (
-                        torch.zeros((), dtype=torch.float32)
-                        if state.key == "step"
-                        else torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-                    )
-                tensors[state.leaf] = held[state.key]
-                self.checks.append((held, state.key, held[state.key]))
-        self.external = list(tensors.values())
-        program = build(graph, traced.batch, rates, external=list(tensors))
-        self.memory = _Memory(program, self.external, len(program.batch), len(rates))
+            self.gradients = {
+                variable(f"{graph.parameters[leaf]}:grad", TensorType(leaf.shape, leaf.type.dtype)): leaf
+                for leaf in graph.gradients
+            }
+            updates = {into: graph.gradients[leaf] for into, leaf in self.gradients.items()}
+            graph = StepGraph(graph.loss, {**graph.updates, **updates}, {}, graph.parameters, graph.unused)
+        else:
+            self.gradients = {}
+        order = set(graph.order) | set(graph.updates)
+        self.leaves = [leaf for leaf in (*traced.parameters, *traced.buffers) if leaf in order]
+        self.states = [] if traced.rule is None else list(traced.rule.states)
+        external = [*self.leaves, *(s.leaf for s in self.states), *self.gradients]
+        program = build(graph, traced.batch, rates, external=external)
+        self.memory = _Memory(program, len(external), len(program.batch), len(rates))
         self.memory.constants(traced.captured)
         if program.draws:
             program.array(self.memory.arena, STEP_COUNTER)[...] = step.seed * 1_000_003
-        self.optimizer, self.modules = optimizer, [m for m in step.modules if _has_modes(m)]
+        self.modules = [m for m in step.modules if _has_modes(m)]
         self.modes = [m.training for m in self.modules]
         self.options = [] if optimizer is None else [_options(g) for g in optimizer.param_groups]
-        self.state = None if optimizer is None else optimizer.state
         found = [t for _, t in convention.leaves(batch)]
         self.flat = isinstance(batch, torch.Tensor) or (
             isinstance(batch, tuple) and all(isinstance(t, torch.Tensor) for t in batch)
@@ -194,36 +178,64 @@ class _Entry:
         self.shapes, self.dtypes = [t.shape for t in found], [t.dtype for t in found]
         last = len(program.batch)
         self.slots = [program.batch.index(leaf) if leaf in program.batch else last for leaf in traced.batch]
-        self.holders = [holder for holder, _, _ in self.checks]
-        self.names = [name for _, name, _ in self.checks]
-        self.tensors = [tensor for _, _, tensor in self.checks]
         loss = graph.loss
         assert loss is not None
         self.dtype = getattr(torch, loss.type.dtype)
-        self.call = self._caller()
+        self.bind()
 
-    def _with_gradients(
-        self, traced: Traced, named: Mapping[str, torch.nn.Parameter], tensors: dict[Node, torch.Tensor]
-    ) -> StepGraph:
-        """The step that writes gradients into ``.grad``."""
-        graph = traced.graph
-        updates = dict(graph.updates)
-        for leaf, gradient in graph.gradients.items():
-            path = graph.parameters[leaf]
-            parameter = named[path]
+    def bind(self) -> None:
+        """Finds the tensors that model and optimizer hold now; state and gradients that are missing are made.
+
+        Raises:
+            UnsupportedOpError: one that native code cannot work on.
+        """
+        model, optimizer, traced = self.model, self.optimizer, self.traced
+        named = dict(model.named_parameters(remove_duplicate=False))
+        self.holders: list[Any] = []
+        self.names: list[str] = []
+        for leaf in self.leaves:
+            table, path = (
+                ("_parameters", traced.parameters[leaf])
+                if leaf in traced.parameters
+                else (
+                    "_buffers",
+                    traced.buffers[leaf],
+                )
+            )
+            holder, name = _place(model, path, table)
+            self.holders.append(holder)
+            self.names.append(name)
+        for state in self.states:
+            assert optimizer is not None
+            parameter = named[state.parameter]
+            held = optimizer.state[parameter]
+            if held.get(state.key) is None:
+                held[state.key] = (
+                    torch.zeros((), dtype=torch.float32)
+                    if state.key == "step"
+                    else torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+                )
+            self.holders.append(held)
+            self.names.append(state.key)
+        for leaf in self.gradients.values():
+            parameter = named[traced.parameters[leaf]]
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-            into = variable(f"{path}:grad", TensorType(leaf.shape, leaf.type.dtype))
-            updates[into] = gradient
-            tensors[into] = parameter.grad
-            self.checks.append((_Gradient(parameter), "grad", parameter.grad))
-        return StepGraph(graph.loss, updates, {}, graph.parameters, graph.unused)
-
-    def current(self) -> bool:
-        """Whether model and optimizer still hold the tensors that were compiled in."""
-        if not all(map(is_, map(_get, self.holders, self.names), self.tensors)):
-            return False
-        return self.optimizer is None or self.optimizer.state is self.state
+            self.holders.append(_Gradient(parameter))
+            self.names.append("grad")
+        self.state = None if optimizer is None else optimizer.state
+        tensors = list(map(getitem, self.holders, self.names))
+        leaves = [*self.leaves, *(s.leaf for s in self.states), *self.gradients]
+        for leaf, tensor in zip(leaves, tensors, strict=True):
+            if tuple(tensor.shape) != leaf.shape or str(tensor.dtype).removeprefix("torch.") != leaf.type.dtype:
+                raise UnsupportedOpError(
+                    f"{leaf.params['name']} is no longer what was compiled",
+                    given=f"{tuple(tensor.shape)}, {tensor.dtype}",
+                    required=str(leaf.type),
+                    instead="a new compile_step",
+                )
+        self.memory.external = tensors
+        self.call = self._caller()
 
     def _caller(self) -> Callable[[tuple[Any, ...]], torch.Tensor | None]:
         """``call(batch)``: the loss, or None, and nothing done, where the entry is not for this batch any more.
@@ -296,10 +308,6 @@ class _Gradient:
     def get(self, _: str) -> torch.Tensor | None:
         """The gradient."""
         return self.parameter.grad
-
-
-def _get(holder: Any, name: str) -> Any:
-    return holder.get(name)
 
 
 _MODELESS = (
@@ -398,10 +406,8 @@ class _ForwardEntry:
             for leaf, tensor in zip(held, self.weights, strict=True)
         ]
         known = {*leaves, *batch}
-        self.memory = _Memory(program, [], len(program.batch), 0)
+        self.memory = _Memory(program, len(held) + 1, len(program.batch), 0)
         self.memory.external = self.weights
-        self.memory.tensors = (ctypes.c_uint64 * (1 + len(held)))()
-        self.memory.arguments[6] = ctypes.addressof(self.memory.tensors)
         self.memory.constants({n: t for n, t in case.values.items() if n not in known})
         last = len(program.batch)
         self.slots = [program.batch.index(leaf) if leaf in program.batch else last for leaf in batch]
