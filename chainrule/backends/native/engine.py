@@ -124,7 +124,7 @@ class NativeEngine:
     def _trace(self, size: int) -> Traced:
         batch = _sliced(self.example, size)
         case = trace_case(self.model, batch, self.loss, self.objective)
-        return traced_step(case, self.model, self.optimizer, batch)
+        return traced_step(case, self.model, self.optimizer)
 
     # ---- memory --------------------------------------------------------------------------------------------
     def _memory(self) -> np.ndarray:
@@ -252,14 +252,19 @@ class NativeEngine:
         arena = self._memory()
         tensors = self._tensors(program, traced, arrays)
         pointers = np.array([t.data_ptr() for t in tensors], dtype=np.uint64)
-        program.code(
-            arena.ctypes.data,
-            pointers.ctypes.data,
-            order.ctypes.data,
-            steps,
-            rates.ctypes.data,
-            losses.ctypes.data,
+        arguments = np.array(
+            [
+                arena.ctypes.data,
+                pointers.ctypes.data,
+                order.ctypes.data,
+                steps,
+                rates.ctypes.data,
+                losses.ctypes.data,
+                0,
+            ],
+            dtype=np.uint64,
         )
+        program.code(arguments.ctypes.data)
 
     def _tensors(self, program: Program, traced: Traced, arrays: tuple) -> list[torch.Tensor]:
         if len(arrays) != len(traced.batch):
@@ -309,8 +314,10 @@ def native_engine(
     return NativeEngine(model, loss, objective, optimizer, example, seed)
 
 
-def traced_step(case: Trace, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, batch: Any) -> Traced:
-    """What is compiled for a traced case.
+def traced_step(
+    case: Trace, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, counted: bool = False
+) -> Traced:
+    """What is compiled for a traced case: without an optimizer, its gradients. ``counted``: see the optimizers.
 
     Raises:
         UnsupportedOpError: an op or program without a native form.
@@ -339,7 +346,7 @@ def traced_step(case: Trace, model: torch.nn.Module, optimizer: torch.optim.Opti
 
         def written(grads: Mapping[Node, Node]) -> Mapping[Node, Node]:
             nonlocal rule
-            rule = optimizers.updates(optimizer, grads, groups, wanted)
+            rule = optimizers.updates(optimizer, grads, groups, wanted, counted)
             return rule.updates
 
         update = written

@@ -8,6 +8,7 @@ vectors; a product that needs it the other way round gets a transposed copy, mad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +25,8 @@ _ALIGN = 64
 
 @dataclass(frozen=True)
 class View:
-    """Where a tensor is: ``start`` is a byte offset in the arena, the rest counts elements.
+    """Where a tensor is: ``start`` is a byte offset in the arena (``-1 - k``: the tensor's own memory, number k of
+    those outside of the arena); the rest counts elements.
 
     ``room``: whether a vector store along the innermost axis may write past the last element of a row.
     """
@@ -35,6 +37,11 @@ class View:
     strides: tuple[int, ...]
     innermost: int | None
     room: bool
+
+    @property
+    def external(self) -> bool:
+        """Whether it is memory of torch's."""
+        return self.start < 0
 
     def address(self, index: Index) -> Affine:
         """The address of an element."""
@@ -171,6 +178,7 @@ def choose(
     weights: Iterable[Node],
     outputs: Iterable[Node] = (),
     fixed: Layout | None = None,
+    external: Sequence[Node] = (),
 ) -> Layout:
     """Views for everything stored.
 
@@ -178,6 +186,7 @@ def choose(
         batch: leaves whose first dimension runs over samples. weights: leaves that are trained. outputs: what is read
             after a step.
         fixed: a layout of the same program for another batch size: its leaves stay where they are.
+        external: nodes whose memory is torch's, contiguous.
     """
     layout = Layout(lanes, fixed.arena if fixed is not None else Arena())
     mark = layout.arena.size
@@ -202,10 +211,10 @@ def choose(
             return last
         return max(wide, key=lambda a: (round(_filled(shape[a], lanes), 2) if shape[a] >= lanes else 0, a))
 
+    numbers = {node: k for k, node in enumerate(external)}
+
     def own_view(node: Node, axis: int | None) -> View:
-        kind = KINDS.get(node.type.dtype)
-        if kind is None:
-            raise UnsupportedOpError(f"values of dtype {node.type.dtype} in native code", instead='backend="torch"')
+        kind = kind_of(node)
         exact = access.placement_is_exact(node) if access.is_placement(node) else (False,) * node.type.rank
         axes = list(range(node.type.rank))
         pad = True
@@ -218,6 +227,9 @@ def choose(
 
     def place(node: Node) -> View:
         if node in layout.views:
+            return layout.views[node]
+        if node in numbers:
+            layout.views[node] = outside(node, numbers[node])
             return layout.views[node]
         inside = plan.placed.get(node)
         if inside is None:
@@ -250,11 +262,17 @@ def choose(
         if node in plan.stored and node not in movable and node not in followers:
             place(node)
     for w in movable:
-        _place_weight(w, plan, layout, own_view)
+        _place_weight(w, plan, layout, own_view, numbers.get(w))
     for node, leader in followers.items():
+        if node in numbers:
+            place(node)
         if node not in layout.views:
             held = fixed.views.get(node) if fixed is not None else None
             layout.views[node] = held or own_view(node, layout.views[leader].innermost)
+    for kernel in plan.kernels:  # what is only written
+        for root in kernel.roots:
+            if root.into is not None and root.into not in layout.views:
+                place(root.into)
     _reuse(plan, layout, set(outputs), set(batch), mark)
     return layout
 
@@ -292,9 +310,8 @@ def _reuse(plan: Schedule, layout: Layout, outputs: set[Node], batch: set[Node],
         if not fixed and owner in life and layout.views[owner].start >= mark:
             movable.append(owner)
     starts = {layout.views[o].start for o in movable}
-    kept = sorted(
-        {v.start for v in layout.views.values()} | {v.start for c in layout.copies.values() for v in c.values()}
-    )
+    held = [*layout.views.values(), *(v for c in layout.copies.values() for v in c.values())]
+    kept = sorted({v.start for v in held if not v.external})
     sizes = {a: b - a for a, b in zip(kept, [*kept[1:], layout.arena.size], strict=True)}
     # What stays is packed first, then what moves, largest first, each as low as its life allows.
     new: dict[int, int] = {}
@@ -335,7 +352,24 @@ def _followers(plan: Schedule, leaders: set[Node]) -> dict[Node, Node]:
     return out
 
 
-def _place_weight(w: Node, plan: Schedule, layout: Layout, own_view: Callable[[Node, int | None], View]) -> None:
+def kind_of(node: Node) -> str:
+    """The kind of a node's elements."""
+    kind = KINDS.get(node.type.dtype)
+    if kind is None:
+        raise UnsupportedOpError(f"values of dtype {node.type.dtype} in native code", instead='backend="torch"')
+    return kind
+
+
+def outside(node: Node, number: int) -> View:
+    """A contiguous tensor of torch's."""
+    strides = tuple(math.prod(node.shape[a + 1 :]) for a in range(node.type.rank))
+    last = node.type.rank - 1 if node.shape and node.shape[-1] > 1 else None
+    return View(-1 - number, kind_of(node), 0, strides, last, False)
+
+
+def _place_weight(
+    w: Node, plan: Schedule, layout: Layout, own_view: Callable[[Node, int | None], View], number: int | None
+) -> None:
     """The order of a weight's dimensions, and copies in another order where products want them."""
     axes = [a for a, n in enumerate(w.shape) if n > 1]
     mark = layout.arena.size
@@ -363,7 +397,11 @@ def _place_weight(w: Node, plan: Schedule, layout: Layout, own_view: Callable[[N
         )
     else:
         primary = max(axes, key=lambda a: (round(_filled(w.shape[a], layout.lanes), 2), a))
-    layout.views[w] = own_view(w, primary)
+    if number is not None:
+        layout.views[w] = outside(w, number)
+        primary = layout.views[w].innermost
+    else:
+        layout.views[w] = own_view(w, primary)
     others = {a for a in wanted if a != primary}
     if others:
         layout.copies[w] = {a: own_view(w, a) for a in sorted(others)}

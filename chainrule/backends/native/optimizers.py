@@ -64,12 +64,18 @@ def _plain(value: Any) -> Any:
 
 
 def updates(
-    optimizer: torch.optim.Optimizer, grads: Mapping[Node, Node], groups: Mapping[Node, int], names: Mapping[Node, str]
+    optimizer: torch.optim.Optimizer,
+    grads: Mapping[Node, Node],
+    groups: Mapping[Node, int],
+    names: Mapping[Node, str],
+    counted: bool = False,
 ) -> Rule:
     """The rule of an optimizer for gradients of leaves.
 
     Args:
         groups: leaf -> number of its parameter group. names: leaf -> name.
+        counted: the state is torch's own, with the number of steps as a tensor; else it is packed, and what depends on
+            the number of steps is multiplied on from step to step.
     Raises:
         UnsupportedOpError: an optimizer, or an option of it, that is not written here.
     """
@@ -88,7 +94,7 @@ def updates(
         number = groups[leaf]
         options = {k: _plain(v) for k, v in optimizer.param_groups[number].items() if k != "params"}
         _check(options)
-        held = _Held(leaf, names[leaf], states, new, powers, number)
+        held = _Held(leaf, names[leaf], states, new, powers, number, counted)
         if options.get("maximize"):
             g = -g
         new[leaf] = build(leaf, g, rates[number], options, held)
@@ -110,6 +116,7 @@ class _Held:
     new: dict[Node, Node]
     powers: dict[Any, Node]
     group: int
+    counted: bool = False
 
     def tensor(self, key: str) -> Node:
         """A state tensor of the parameter's shape."""
@@ -124,6 +131,12 @@ class _Held:
 
     def power(self, base: float) -> Node:
         """``base^t`` for the number t of this step, float64; one for all parameters of a group."""
+        if self.counted:
+            step = variable(f"{self.name}:step", TensorType((), "float32"))
+            if step not in self.new:
+                self.states.append(State(step, self.name, "step"))
+                self.new[step] = step + constant(1.0, "float32")
+            return apply(OPS["pow"], constant(base, "float64"), cast(self.new[step], "float64"))
         key = (self.group, base)
         if key not in self.powers:
             leaf = variable(f"power:{self.group}:{base!r}", TensorType((), "float64"))
@@ -157,6 +170,8 @@ def _sgd(w: Node, g: Node, rate: Node, options: Mapping[str, Any], held: _Held) 
     momentum, dampening = options["momentum"], options["dampening"]
     if momentum:
         buffer = held.tensor("momentum_buffer")
+        if dampening and held.counted:
+            raise UnsupportedOpError("dampening in a single native step", instead="fit, or dampening=0")
         if dampening:
             # The first step takes the gradient whole: ``first`` is 1 until then.
             first = variable(f"{held.name}:first", TensorType((), w.type.dtype))

@@ -28,11 +28,11 @@ class StepGraph:
     """One step as a graph.
 
     Attributes:
-        loss: a scalar. updates: leaf -> its value after the step. gradients: of the parameters, where asked for.
+        loss: a scalar, or None of a forward pass. updates: leaf -> its value after the step. gradients: of the parameters, where asked for.
         parameters: leaf -> its name. unused: names of parameters that the loss does not depend on.
     """
 
-    loss: Node
+    loss: Node | None
     updates: Mapping[Node, Node]
     gradients: Mapping[Node, Node]
     parameters: Mapping[Node, str]
@@ -42,12 +42,13 @@ class StepGraph:
     @property
     def results(self) -> list[Node]:
         """What is read after a step."""
-        return [self.loss, *self.gradients.values(), *self.outputs]
+        first = [] if self.loss is None else [self.loss]
+        return [*first, *self.gradients.values(), *self.outputs]
 
     @property
     def roots(self) -> list[Node]:
         """Everything that is computed."""
-        return [self.loss, *self.updates.values(), *self.gradients.values(), *self.outputs]
+        return [*self.results, *self.updates.values()]
 
     @property
     def order(self) -> list[Node]:

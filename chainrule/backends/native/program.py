@@ -34,7 +34,8 @@ class Program:
     """A compiled step.
 
     Attributes:
-        graph: what it computes. layout: where. code: ``run(arena, data, order, steps, rates, losses)``.
+        graph: what it computes. layout: where. code: ``run(arguments)``, the address of eight numbers: arena, data,
+            order, steps, rates, losses, tensors (see :func:`emit`).
         batch: leaves of the batch in order. rates: leaves of the learning rates.
         draws: whether it needs a counter for random numbers. cached: whether it came from the cache.
         engine: what owns the machine code.
@@ -63,7 +64,7 @@ class Program:
 def lanes_of(graph: StepGraph, target: jit.Target) -> int:
     """Elements per vector: of the widest float among tensors."""
     kinds = {n.type.dtype for n in graph.order if hasattr(n.type, "dtype") and n.type.is_float and n.shape != ()}
-    kinds = kinds or {graph.loss.type.dtype}
+    kinds = kinds or {n.type.dtype for n in graph.results}
     for dtype in kinds:
         if dtype not in KINDS:
             raise UnsupportedOpError(f"tensors of dtype {dtype} in native code", instead='backend="torch"')
@@ -75,6 +76,7 @@ def build(
     batch: Sequence[Node],
     rates: Sequence[Node],
     fixed: Layout | None = None,
+    external: Sequence[Node] = (),
     target: jit.Target | None = None,
 ) -> Program:
     """The program of a step graph, from the cache where it is there.
@@ -82,14 +84,15 @@ def build(
     Args:
         batch: leaves that are gathered for every step, samples first. rates: learning rate leaves.
         fixed: the layout of the same step for another batch size, whose leaves and arena it shares.
+        external: nodes whose memory is torch's, in the order of their addresses at a call.
     Raises:
         UnsupportedOpError: a dtype or op without a native form.
     """
     target = target or jit.host()
-    key = _key(graph, batch, rates, fixed, target)
+    key = _key(graph, batch, rates, fixed, external, target)
     entry = jit.read(key)
     if entry is None:
-        text, layout, used, draws = emit(graph, batch, rates, fixed, target)
+        text, layout, used, draws = emit(graph, batch, rates, fixed, external, target)
         code, cached = jit.compiled(text, target), False
         jit.write(key, _described(graph, layout, used, draws), code)
     else:
@@ -97,11 +100,16 @@ def build(
         layout, used, draws = _restored(graph, description, fixed)
         cached = True
     engine = jit.loaded(code, target)
-    return Program(graph, layout, jit.function(engine, "run", 6), used, tuple(rates), draws, cached, engine)
+    return Program(graph, layout, jit.function(engine, "call", 1), used, tuple(rates), draws, cached, engine)
 
 
 def _key(
-    graph: StepGraph, batch: Sequence[Node], rates: Sequence[Node], fixed: Layout | None, target: jit.Target
+    graph: StepGraph,
+    batch: Sequence[Node],
+    rates: Sequence[Node],
+    fixed: Layout | None,
+    external: Sequence[Node],
+    target: jit.Target,
 ) -> str:
     state = hashlib.blake2b(digest_size=20)
     updates = [digest(n) for pair in graph.updates.items() for n in pair]
@@ -112,6 +120,8 @@ def _key(
         *updates,
         b"/",
         *(digest(n) for n in [*batch, *rates, *graph.parameters]),
+        b"/",
+        *(digest(n) for n in external),
     ):
         state.update(part + b"\0")
     if fixed is not None:
@@ -161,18 +171,24 @@ def emit(
     batch: Sequence[Node],
     rates: Sequence[Node],
     fixed: Layout | None,
+    external: Sequence[Node],
     target: jit.Target,
     only: Callable[[Kernel], bool] | None = None,
 ) -> tuple[str, Layout, tuple[Node, ...], bool]:
     """(LLVM text, layout, leaves of the batch that are read, whether it draws random numbers) of a step.
 
-    ``only``: which kernels are written: to measure them one by one.
+    The function ``run`` takes the arena, the addresses of the data, the sample numbers, how many steps, the learning
+    rates (float64, one row per step), where the losses go (float64; in their own dtype where there are external
+    tensors), and the addresses of external tensors; ``call`` takes the address of these seven.
+
+    Args:
+        only: which kernels are written: to measure them one by one.
     """
     lanes = lanes_of(graph, target)
-    plan = schedule([graph.loss, *graph.gradients.values(), *graph.outputs], graph.updates, weight)
+    plan = schedule(graph.results, graph.updates, weight)
     order = graph.order
     batch = [b for b in batch if b in plan.stored]
-    layout = choose(plan, order, lanes, batch, graph.parameters, graph.results, fixed)
+    layout = choose(plan, order, lanes, batch, graph.parameters, graph.results, fixed, external)
     draws = any(n.op.native == "draw" for n in order)
     if draws and STEP_COUNTER not in layout.views:
         layout.views[STEP_COUNTER] = layout.dense((), "i64", (), False)
@@ -202,23 +218,20 @@ def emit(
                     rate = Value(e, "f64", 1, e.let(f"load double, ptr {slot}, align 8"))
                     writer.ground = len(e.scopes) - 1
                     writer.store(rate, layout.views[leaf], ())
+            _copy_weights(writer, graph, external=True)
             for kernel in plan.kernels:
                 if only is None or only(kernel):
                     writer.kernel(kernel)
             if only is None:
-                _copy_weights(writer, graph)
+                _copy_weights(writer, graph, external=False)
             writer.ground = len(e.scopes) - 1
             e.scopes[-1].values = {}
-            loss = e.convert(
-                e.load(
-                    writer.base(layout.views[graph.loss]),
-                    layout.views[graph.loss].kind,
-                    layout.views[graph.loss].address(()),
-                ),
-                "f64",
-            )
-            slot = e.let(f"getelementptr inbounds double, ptr %losses, i64 {s.ssa}")
-            e.line(f"store double {loss.text}, ptr {slot}, align 8")
+            if graph.loss is not None:
+                view = layout.views[graph.loss]
+                kind = view.kind if external else "f64"
+                loss = e.convert(e.load(writer.base(view), view.kind, view.address(())), kind)
+                slot = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr %losses, i64 {s.ssa}")
+                e.line(f"store {LLVM[kind]} {loss.text}, ptr {slot}, align {BYTES[kind]}")
             if draws:
                 view = layout.views[STEP_COUNTER]
                 count = e.load(writer.base(view), "i64", view.address(()))
@@ -227,11 +240,30 @@ def emit(
 
         e.loop("%steps", step)
 
-    arguments = (
-        "ptr noalias %arena, ptr noalias %data, ptr noalias %order, i64 %steps, ptr noalias %rates, ptr noalias %losses"
-    )
-    e.function("run", arguments, body)
+    pointers = ("arena", "data", "order", "steps", "rates", "losses", "tensors")
+    e.function("run", ", ".join(_ARGUMENTS[n] for n in pointers), body)
+
+    def call() -> None:
+        given = []
+        for k, name in enumerate(pointers):
+            kind = _ARGUMENTS[name].split()[0]
+            slot = e.let(f"getelementptr inbounds i64, ptr %arguments, i64 {k}")
+            given.append(f"{kind} {e.let(f'load {kind}, ptr {slot}, align 8')}")
+        e.line(f"call void @run({', '.join(given)})")
+
+    e.function("call", "ptr %arguments", call)
     return e.module(), layout, tuple(batch), draws
+
+
+_ARGUMENTS = {
+    "arena": "ptr noalias %arena",
+    "data": "ptr noalias %data",
+    "order": "ptr noalias %order",
+    "steps": "i64 %steps",
+    "rates": "ptr noalias %rates",
+    "losses": "ptr noalias %losses",
+    "tensors": "ptr noalias %tensors",
+}
 
 
 # ---- the batch ---------------------------------------------------------------------------------------------
@@ -348,9 +380,10 @@ def _gather_lanes(w: KernelWriter, leaf: Node, view: View, row: Callable[[Affine
 
 
 # ---- transposed copies of weights --------------------------------------------------------------------------
-def _copy_weights(w: KernelWriter, graph: StepGraph) -> None:
+def _copy_weights(w: KernelWriter, graph: StepGraph, external: bool) -> None:
+    """Copies of weights: of those that a step has changed, or, of torch's own memory, of all before a step."""
     for leaf, copies in w.layout.copies.items():
-        if leaf not in graph.updates:
+        if w.layout.views[leaf].external != external or (not external and leaf not in graph.updates):
             continue
         for view in copies.values():
             copy_weight(w, leaf, view)
@@ -378,7 +411,7 @@ def copy_weight(w: KernelWriter, leaf: Node, to: View) -> None:
             loaded = []
             for k in range(n):
                 at[slow], at[fast] = i + k, replace(j, lane=1)
-                loaded.append(e.load(w.base(source), source.kind, source.address(tuple(at))))
+                loaded.append(e.load(w.base(source), source.kind, source.address(tuple(at)), source.external))
             for k, value in enumerate(transposed(e, loaded)):
                 if k < e.valid:
                     at[slow], at[fast] = replace(i, lane=1), j + k

@@ -440,10 +440,10 @@ class Emitter:
             pointer = self.let(f"getelementptr inbounds {LLVM[kind]}, ptr {pointer}, i64 {address.const}")
         return pointer
 
-    def load(self, base: str, kind: str, address: Affine) -> Value:
+    def load(self, base: str, kind: str, address: Affine, guarded: bool = False) -> Value:
         """The element at an address, or one per lane where the address moves with the lane.
 
-        Lanes that do not count repeat the first, so that nothing outside is read.
+        ``guarded``: memory that may end with the last lane that counts; what is behind it is not touched.
         """
         stored = "i8" if kind == "i1" else kind
         if address.lane == 0:
@@ -452,11 +452,26 @@ class Emitter:
         elif address.lane == 1:
             pointer = self.pointer(base, stored, Affine(address.terms, address.const))
             kind_text = f"<{self.lanes} x {LLVM[stored]}>"
+            if guarded and self.valid < self.lanes:
+                return self._masked_load(pointer, stored, kind)
             value = Value(self, stored, self.lanes, self.let(f"load {kind_text}, ptr {pointer}, align {BYTES[stored]}"))
         else:
             one = Affine(address.terms, address.const)
             parts = [self.load(base, stored, one + k * address.lane) for k in range(self.valid)]
             value = self.gathered(parts)
+        return self.convert(value, "i1") if kind == "i1" else value
+
+    def _masked_load(self, pointer: str, stored: str, kind: str) -> Value:
+        vector = f"<{self.lanes} x {LLVM[stored]}>"
+        mask = ", ".join(f"i1 {'true' if k < self.valid else 'false'}" for k in range(self.lanes))
+        target = self.intrinsic(
+            f"llvm.masked.load.v{self.lanes}{stored}.p0", vector, ["ptr", "i32", f"<{self.lanes} x i1>", vector]
+        )
+        text = self.let(
+            f"call {vector} {target}(ptr {pointer}, i32 {BYTES[stored]}, "
+            f"<{self.lanes} x i1> <{mask}>, {vector} zeroinitializer)"
+        )
+        value = Value(self, stored, self.lanes, text)
         return self.convert(value, "i1") if kind == "i1" else value
 
     def gathered(self, parts: Sequence[Value]) -> Value:

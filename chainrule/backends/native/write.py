@@ -53,8 +53,13 @@ class KernelWriter:
     def base(self, view: View) -> str:
         """The pointer to a buffer, made once at the start of the function."""
         if view.start not in self.bases:
-            name = self.e.fresh()
-            self.e.scopes[0].head.append(f"  {name} = getelementptr inbounds i8, ptr {self.arena}, i64 {view.start}")
+            name, head = self.e.fresh(), self.e.scopes[0].head
+            if view.external:
+                slot = self.e.fresh()
+                head.append(f"  {slot} = getelementptr inbounds ptr, ptr %tensors, i64 {-1 - view.start}")
+                head.append(f"  {name} = load ptr, ptr {slot}, align 8")
+            else:
+                head.append(f"  {name} = getelementptr inbounds i8, ptr {self.arena}, i64 {view.start}")
             self.bases[view.start] = name
         return self.bases[view.start]
 
@@ -66,7 +71,7 @@ class KernelWriter:
             for other in self.layout.copies.get(node, {}).values():
                 if other.address(index).lane == 1:
                     view, address = other, other.address(index)
-        value = self.e.load(self.base(view), view.kind, address)
+        value = self.e.load(self.base(view), view.kind, address, view.external)
         return value
 
     def store(self, value: Value, view: View, index: Index) -> None:
@@ -131,7 +136,7 @@ class KernelWriter:
         return kind
 
     def _evaluate(self, node: Node, index: Index) -> Value:
-        if node in self.plan.stored and node not in self.computing:
+        if (node in self.plan.stored or node.op.native == "input") and node not in self.computing:
             return self.load(node, index)
         return self.compute(node, index)
 

@@ -9,6 +9,7 @@ step          compile_step         several    several modules as one
 result        FitResult
 """
 
+from chainrule.verbs.fit.forward import compile_forward as compile_forward
 from chainrule.verbs.fit.loop import Callback as Callback
 from chainrule.verbs.fit.result import FitResult as FitResult
 from chainrule.verbs.fit.step import CompiledStep as CompiledStep

@@ -9,9 +9,10 @@ import torch
 
 from chainrule.backends.torch import Step
 from chainrule.backends.torch import step as compile_traced
-from chainrule.errors import StaleTraceError, UnsupportedOpError
+from chainrule.errors import BackendError, ChainruleError, ModelError, StaleTraceError, UnsupportedOpError
 from chainrule.frontends.torch import Trace, trace_case
 
+BACKENDS = ("auto", "native", "torch")
 _MAX_STALE = 8  # traces for other branches, after which the program branches on every batch
 
 
@@ -93,30 +94,86 @@ def _signature(batch: Any) -> Any:
     return repr(batch)
 
 
+class StepOfYourOwn:
+    """``step(x, y) -> loss``; see :func:`compile_step`.
+
+    Attributes:
+        backend: "native" or "torch". reason: why that one. Both are known after the first call.
+    """
+
+    def __init__(
+        self, model: Any, loss: Any, optimizer: torch.optim.Optimizer | None, objective: Any, backend: str
+    ) -> None:
+        if backend not in BACKENDS:
+            raise BackendError(
+                f"unknown back end {backend!r}", required=" or ".join(BACKENDS), instead='backend="auto"'
+            )
+        self.model, self.loss, self.optimizer, self.objective = model, loss, optimizer, objective
+        self.backend, self.reason, self._asked = "", "", backend
+        self._run: Callable[..., torch.Tensor] = self._first
+
+    def __call__(self, *batch: Any) -> torch.Tensor:
+        """The loss of a batch; the model is trained by one step, or, without an optimizer, has its gradients."""
+        return self._run(*batch)
+
+    def _first(self, *batch: Any) -> torch.Tensor:
+        self.reason = "asked for"
+        if self._asked != "torch":
+            try:
+                self._run = self._native(batch)
+                self.backend = "native"
+                self.reason = "gradients and update in one compiled call" if self._asked == "auto" else "asked for"
+                return self._run(*batch)
+            except ChainruleError as error:
+                if self._asked == "native" or isinstance(error, ModelError):
+                    raise
+                self.reason = f"not native: {error.what}"
+        self.backend, compiled = "torch", CompiledStep(self.model, self.loss, self.objective)
+
+        def step(*batch: Any) -> torch.Tensor:
+            value = compute(compiled, self.model, batch[0] if len(batch) == 1 else batch)
+            if self.optimizer is not None:
+                self.optimizer.step()
+            return value
+
+        self._run = step
+        return step(*batch)
+
+    def _native(self, batch: tuple[Any, ...]) -> Callable[..., torch.Tensor]:
+        if not isinstance(self.model, torch.nn.Module):
+            raise BackendError("native code trains one torch module", instead='backend="torch"')
+        # llvmlite is loaded where it is needed, and may be missing where there is no wheel of it
+        try:
+            from chainrule.backends.native.step import NativeStep
+        except ModuleNotFoundError as error:
+            raise BackendError(f"{error.name} is not installed", instead='pip install "chainrule[torch]"') from None
+        step = NativeStep(self.model, self.loss, self.optimizer, self.objective)
+        step.prepare(*batch)
+        return step
+
+
 def compile_step(
     model: torch.nn.Module,
     loss: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
     objective: Any = None,
-) -> Callable[..., torch.Tensor]:
+    backend: str = "auto",
+) -> StepOfYourOwn:
     """A training step for a loop of one's own: ``step(x, y) -> loss``.
 
-    Each call computes loss and gradients with the derived step, puts the gradients into ``.grad`` and, where an
-    optimizer is given, takes its step.
+    With an optimizer each call takes one step of it; parameters and optimizer state are torch's own and up to date
+    after every call, and ``.grad`` is left alone by native code, where gradients are used up by the update. Without one
+    the gradients are put into ``.grad``.
+
+    Args:
+        backend: "native": one call of compiled code; "torch": the derived step in torch's kernels; "auto": the first
+            where it covers model and optimizer. ``step.backend`` and ``step.reason`` say which ran.
 
     Raises:
         ModelError, UnsupportedOpError: at the first call, if the model cannot be traced.
+        BackendError: an unknown back end, or a native one that was asked for and cannot run.
     """
-    compiled = CompiledStep(model, loss, objective)
-
-    def step(*batch: Any) -> torch.Tensor:
-        given = batch[0] if len(batch) == 1 else batch
-        value = compute(compiled, model, given)
-        if optimizer is not None:
-            optimizer.step()
-        return value
-
-    return step
+    return StepOfYourOwn(model, loss, optimizer, objective, backend)
 
 
 def compute(compiled: CompiledStep, model: torch.nn.Module, batch: Any) -> torch.Tensor:
