@@ -1,7 +1,7 @@
 """Problem 7.16: the training code of figure 7.8, and its plot of the training loss against epochs.
 
-    python problem_7_16.py                        trains it as the figure does and with cr.fit, writes loss.svg and loss.png
-    chainrule fit problem_7_16.py:setup           the second of these, from the command line
+python problem_7_16.py                        trains it as the figure does and with cr.fit, writes loss.svg and loss.png
+chainrule fit problem_7_16.py:setup           the second of these, from the command line
 """
 
 from __future__ import annotations

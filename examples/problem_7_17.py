@@ -1,8 +1,8 @@
 """Problem 7.17: the code of figure 7.8 for binary classification, in the two ways that are right and one that is not.
 
-    python problem_7_17.py
-    chainrule fit problem_7_17.py:with_logits
-    chainrule diagnose problem_7_17.py:squashed_twice     # exit code 1: the loss takes a second sigmoid
+python problem_7_17.py
+chainrule fit problem_7_17.py:with_logits
+chainrule diagnose problem_7_17.py:squashed_twice     # exit code 1: the loss takes a second sigmoid
 """
 
 from __future__ import annotations
