@@ -172,7 +172,11 @@ class Jax:
         self.process = None
         if probe.returncode == 0:
             self.process = subprocess.Popen(
-                [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                [python, str(script)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
             )
 
     def seconds(self, name: str, budget: float) -> float:
@@ -292,7 +296,9 @@ def main() -> None:
         return
     rate = peak()
     print(f"multiply-add rate {rate / 1e9:.1f} GFLOP/s; times in microseconds per step; ratios are times of ours")
-    print(f"{'':12} {'floor':>9} {'native':>9} {'/floor':>6} {'eager':>10} {'ratio':>7} {'JAX':>10} {'ratio':>7}   error")
+    print(
+        f"{'':12} {'floor':>9} {'native':>9} {'/floor':>6} {'eager':>10} {'ratio':>7} {'JAX':>10} {'ratio':>7}   error"
+    )
     jax = Jax()
     for w in workloads():
         if not arguments.names or w.name in arguments.names:

@@ -192,8 +192,8 @@ class KernelWriter:
     def _gather(self, node: Node, index: Index) -> Value:
         e = self.e
         places, axis, rest = access.gathered(node, index)
-        place = self.value(node.inputs[1], places)
         x = node.inputs[0]
+        place = self._within(self.value(node.inputs[1], places), node.inputs[1], x.shape[axis])
         view = self._view_of(x)
         at = list(rest)
         at.insert(axis, ZERO)
@@ -211,6 +211,17 @@ class KernelWriter:
                 Value(e, view.kind, 1, e.let(f"load {_llvm(view.kind)}, ptr {text}, align {_bytes(view.kind)}"))
             )
         return parts[0] if lanes == 1 else e.gathered(parts)
+
+    def _within(self, place: Value, node: Node, size: int) -> Value:
+        """A position that cannot leave the tensor, whatever the data holds."""
+        while node.inputs and not node.op.native == "max_pool_place":
+            if not access.is_view(node) and not access.is_placement(node):
+                break
+            node = node.inputs[0]
+        if node.op.native == "max_pool_place":
+            return place
+        e = self.e
+        return e.where(place < 0, 0, e.where(place > size - 1, size - 1, place))
 
     def _view_of(self, x: Node) -> View:
         """The memory of a stored node behind views, as a view of the outermost."""
@@ -699,6 +710,7 @@ class KernelWriter:
             place = e.convert(self.value(node.inputs[1], access.scatter_place(node, tuple(index))), "i64")
             target = access.scattered(node, tuple(index), None)
             axis = next(a for a, i in enumerate(target) if i is None)
+            place = self._within(place, node.inputs[1], node.shape[axis])
             address = view.address(tuple(ZERO if i is None else i for i in target))
             pointer = e.pointer(self.base(view), view.kind, address)
             scaled = place * view.strides[axis]
