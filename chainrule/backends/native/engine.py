@@ -18,7 +18,7 @@ import torch
 
 from chainrule.backends.native import architecture, optimizers
 from chainrule.backends.native.forms import KINDS
-from chainrule.backends.native.prepare import StepGraph, step_graph
+from chainrule.backends.native.prepare import Limit, StepGraph, limits, step_graph
 from chainrule.backends.native.program import STEP_COUNTER, Program, build
 from chainrule.errors import BackendError, ModelError, UnsupportedOpError
 from chainrule.frontends.torch import Trace, trace_case
@@ -36,6 +36,30 @@ class Traced:
     parameters: Mapping[Node, str]
     buffers: Mapping[Node, str]
     captured: Mapping[Node, torch.Tensor]
+    limits: Mapping[Node, Limit]
+
+
+class Checked:
+    """Integer tensors whose numbers were found to be allowed: looked through once, and again after a write."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Node, tuple[int, int, int]] = {}
+
+    def check(self, leaf: Node, tensor: torch.Tensor, limit: Limit) -> None:
+        """Raises ModelError for a position or class number outside of its range."""
+        state = (id(tensor), tensor._version, tensor.numel())
+        if self._seen.get(leaf) == state or not tensor.numel():
+            return
+        wrong = (tensor < 0) | (tensor >= limit.size)
+        for number in limit.ignored:
+            wrong &= tensor != number
+        if bool(wrong.any()):
+            raise ModelError(
+                f"{leaf.params['name']} holds a number outside of its range",
+                given=str(int(tensor[wrong].flatten()[0])),
+                required=f"0 to {limit.size - 1}",
+            )
+        self._seen[leaf] = state
 
 
 class Compiled:
@@ -95,6 +119,7 @@ class NativeEngine:
         self._taken = 0
         self._loaded = False
         self._filled: set[int] = set()
+        self._checked = Checked()
         self.size = _batch_size(example)
         self.compiled = _shared(self._key(), self.size)
         self.first, self.traced = self._program(self.size)
@@ -281,6 +306,8 @@ class NativeEngine:
                     given=f"{tuple(tensor.shape)}, {tensor.dtype}",
                     required=f"(samples, {', '.join(map(str, leaf.shape[1:]))}), {leaf.type.dtype}",
                 )
+            if leaf in traced.limits:
+                self._checked.check(leaf, tensor, traced.limits[leaf])
             if leaf in program.batch:
                 out.append(tensor.detach().contiguous())
         return out
@@ -360,7 +387,7 @@ def traced_step(
     parameters = {leaf: path for path, leaf in reversed(case.parameters.items()) if leaf in set(used) | set(wanted)}
     known = {*parameters, *named_buffers, *leaves}
     captured = {leaf: tensor for leaf, tensor in case.values.items() if leaf not in known and leaf in set(used)}
-    return Traced(graph, rule, leaves, parameters, named_buffers, captured)
+    return Traced(graph, rule, leaves, parameters, named_buffers, captured, limits(graph.order))
 
 
 def _sliced(example: Any, size: int) -> Any:

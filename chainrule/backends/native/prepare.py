@@ -19,6 +19,7 @@ from chainrule.errors import ModelError, UnsupportedOpError
 from chainrule.interpreters.differentiate import expand_composites, gradient
 from chainrule.interpreters.simplify import simplify
 from chainrule.ir import OPS, Graph, Node, Op, apply, constant, rebuild, toposort
+from chainrule.ops.families import Parts
 
 Rule = Callable[[str, Node, Node], tuple[Node, Mapping[Node, Node]]]
 
@@ -57,8 +58,17 @@ class StepGraph:
 
 
 def expanded(nodes: Sequence[Node]) -> list[Node]:
-    """Without composites."""
-    return list(expand_composites(nodes, keep_named=False))
+    """Without composites, and without ops of several outputs where these have forms of their own."""
+    image = rebuild(nodes, _taken_apart)
+    return list(expand_composites([image[n] for n in nodes], keep_named=False))
+
+
+def _taken_apart(node: Node, inputs: tuple[Node, ...]) -> Node:
+    new = node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
+    source = new.inputs[0] if new.inputs else new
+    if "index" in new.params and isinstance(source.op.native, Parts):
+        return source.op.native.rule(*source.inputs, **source.params)[new.params["index"]]
+    return new
 
 
 def step_graph(
@@ -213,6 +223,39 @@ def weight(node: Node) -> int:
         return 1
 
 
-def symmetric_difference(a: Mapping, b: Mapping) -> set:
-    """Keys of one of two mappings."""
-    return set(a) ^ set(b)
+@dataclass(frozen=True)
+class Limit:
+    """Which numbers an integer tensor of the batch may hold: from 0 below ``size``, and those that are ``ignored``."""
+
+    size: int
+    ignored: frozenset[int]
+
+
+def limits(order: Sequence[Node]) -> dict[Node, Limit]:
+    """The limits of integer leaves that are used as positions or class numbers."""
+    sizes: dict[Node, int] = {}
+    ignored: dict[Node, set[int]] = {}
+    for node in order:
+        kind = node.op.native
+        if kind == "one_hot":
+            size, place = node.params["classes"], node.inputs[0]
+        elif kind in access.INDEXED:
+            size, place = node.inputs[0].shape[node.params["axis"]], node.inputs[1]
+        elif access.is_scatter(node):
+            size, place = node.shape[node.params["axis"]], node.inputs[1]
+        else:
+            numbers = [x.number for x in node.inputs if isinstance(x.number, int)]
+            if node.type.dtype == "bool" and numbers and access.is_elementwise(node):
+                for x in node.inputs:
+                    ignored.setdefault(_behind(x), set()).update(numbers)
+            continue
+        for leaf in toposort([place]):
+            if leaf.op.native == "input" and "int" in leaf.type.dtype:
+                sizes[leaf] = min(size, sizes.get(leaf, size))
+    return {leaf: Limit(size, frozenset(ignored.get(leaf, ()))) for leaf, size in sizes.items()}
+
+
+def _behind(node: Node) -> Node:
+    while access.is_view(node):
+        node = node.inputs[0]
+    return node

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from chainrule.backends.native import optimizers
-from chainrule.backends.native.engine import traced_step
-from chainrule.backends.native.prepare import StepGraph, forward_graph
+from chainrule.backends.native.engine import Checked, traced_step
+from chainrule.backends.native.prepare import StepGraph, forward_graph, limits
 from chainrule.backends.native.program import STEP_COUNTER, Program, build
 from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch import Trace, trace, trace_case
@@ -178,6 +178,8 @@ class _Entry:
         self.shapes, self.dtypes = [t.shape for t in found], [t.dtype for t in found]
         last = len(program.batch)
         self.slots = [program.batch.index(leaf) if leaf in program.batch else last for leaf in traced.batch]
+        self.limited = [(k, leaf, traced.limits[leaf]) for k, leaf in enumerate(traced.batch) if leaf in traced.limits]
+        self.checked = Checked()
         loss = graph.loss
         assert loss is not None
         self.dtype = getattr(torch, loss.type.dtype)
@@ -246,6 +248,7 @@ class _Entry:
         holders, names = self.holders, self.names
         modules, modes, shapes, dtypes = self.modules, self.modes, self.shapes, self.dtypes
         options, state, flat, slots = self.options, self.state, self.flat, self.slots
+        limited, checked = self.limited, self.checked
         groups = [] if optimizer is None else list(enumerate(optimizer.param_groups))
         data, rates, arguments, point = memory.data, memory.rates, memory.arguments, memory.point
         code, address, dtype = memory.program.code, memory.address, self.dtype
@@ -276,6 +279,8 @@ class _Entry:
                     if optimizer.param_groups[g] is not group or get(group) != values:
                         return None
                     rates[g] = group["lr"]
+            for k, leaf, limit in limited:
+                checked.check(leaf, given[k], limit)
             if not all(map(contiguous, given)):
                 given = [t.contiguous() for t in given]
             for slot, address_of in zip(slots, map(pointer, given), strict=True):
@@ -406,6 +411,9 @@ class _ForwardEntry:
             for leaf, tensor in zip(held, self.weights, strict=True)
         ]
         known = {*leaves, *batch}
+        self.limited = [
+            (k, leaf, limit) for leaf, limit in limits(order).items() for k, b in enumerate(batch) if b is leaf
+        ]
         self.memory = _Memory(program, len(held) + 1, len(program.batch), 0)
         self.memory.external = self.weights
         self.memory.constants({n: t for n, t in case.values.items() if n not in known})
@@ -427,6 +435,7 @@ class _ForwardEntry:
         contiguous, pointer = torch.Tensor.is_contiguous, torch.Tensor.data_ptr
         data, tensors, code, address = memory.data, memory.tensors, memory.program.code, memory.address
         held = memory.point(holders, names, 1) or []
+        limited, checked = self.limited, Checked()
 
         def call(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
             nonlocal held
@@ -442,6 +451,8 @@ class _ForwardEntry:
                 held = memory.point(holders, names, 1) or []
                 if not held:
                     return None
+            for k, leaf, limit in limited:
+                checked.check(leaf, inputs[k], limit)
             if not all(map(contiguous, inputs)):
                 inputs = tuple(x.contiguous() for x in inputs)
             for slot, address_of in zip(slots, map(pointer, inputs), strict=True):

@@ -45,16 +45,21 @@ def polynomial(e: Emitter, x: Value, coefficients: Sequence[float]) -> Value:
     return y
 
 
+# Added to a number of moderate size, this leaves it rounded to a whole number in the lowest bits.
+_MAGIC = {"f32": 1.5 * 2.0**23, "f64": 1.5 * 2.0**52}
+
+
 def _power_of_two(e: Emitter, n: Value) -> Value:
     """``2^n`` for a whole number in floating point, within the normal range."""
     integer, shift, bias = _INT[n.kind]
-    return e.bits(e.shift("shl", e.convert(n, integer) + bias, shift), n.kind)
+    low = e.shift("shl", e.bits(n + _MAGIC[n.kind], integer), shift)
+    return e.bits(low + (bias << shift), n.kind)
 
 
 def _reduced(e: Emitter, x: Value) -> tuple[Value, Value]:
     """(n, r) with ``x = n log 2 + r`` and ``|r| <= log(2) / 2``."""
     high, low = _LN2[x.kind]
-    n = e.call("rint", x * (1 / math.log(2)))
+    n = e.fma(x, 1 / math.log(2), _MAGIC[x.kind]) - _MAGIC[x.kind]
     return n, e.fma(n, -low, e.fma(n, -high, x))
 
 
@@ -74,30 +79,32 @@ def expm1(e: Emitter, x: Value) -> Value:
     clamped = e.where(x < low, low, e.where(x > high, high, x))
     n, r = _reduced(e, clamped)
     p = _expm1_near_zero(e, r)
-    two = _power_of_two(e, n * 0.5) if False else None
     half = e.call("floor", n * 0.5)
     first, second = _power_of_two(e, half), _power_of_two(e, n - half)
-    del two
     # 2^n (p + 1) - 1 = 2^n p + (2^n - 1), and 2^n = first * second.
     scaled = e.fma(p * first, second, e.fma(first, second, -1.0))
     return e.where(x > high, x * math.inf, scaled)
 
 
 def _expm1_near_zero(e: Emitter, r: Value) -> Value:
-    terms = [1 / math.factorial(k) for k in range(2, 9 if r.kind == "f32" else 15)]
+    terms = [1 / math.factorial(k) for k in range(2, 8 if r.kind == "f32" else 15)]
     return e.fma(r * r, polynomial(e, r, terms), r)
 
 
 def tanh(e: Emitter, x: Value) -> Value:
-    """tanh x = t / (t + 2) with ``t = e^(2x) - 1``, on ``|x|``."""
+    """tanh x = t / (t + 2) with ``t = e^(2x) - 1``, on ``|x|``; NaN passes through every line."""
     top = 9.5 if x.kind == "f32" else 20.0
+    integer, shift, bias = _INT[x.kind]
+    magic = _MAGIC[x.kind]
     magnitude = e.call("fabs", x)
-    u = e.where(magnitude > top, 2 * top, magnitude * 2.0)
-    n, r = _reduced(e, u)
-    two = _power_of_two(e, n)
+    magnitude = e.where(magnitude > top, top, magnitude)
+    moved = e.fma(magnitude, 2 / math.log(2), magic)
+    n = moved - magic
+    high, low = _LN2[x.kind]
+    r = e.fma(n, -low, e.fma(n, -high, magnitude * 2.0))
+    two = e.bits(e.shift("shl", e.bits(moved, integer), shift) + (bias << shift), x.kind)
     t = e.fma(_expm1_near_zero(e, r), two, two - 1.0)
-    y = e.call("copysign", t / (t + 2.0), x)
-    return e.where(e.compare("ne", x, x), x, y)
+    return e.call("copysign", t / (t + 2.0), x)
 
 
 def sigmoid(e: Emitter, x: Value) -> Value:
@@ -113,14 +120,13 @@ def log(e: Emitter, x: Value) -> Value:
 def log1p(e: Emitter, x: Value) -> Value:
     """log(1 + x): what rounding ``1 + x`` loses is put back."""
     one = x + 1.0
-    lost = e.where(one > x, x - (one - 1.0), 1.0 - (one - x))
     lost = e.where(e.call("fabs", x) < 1.0, x - (one - 1.0), 1.0 - (one - x))
     y = _log_of(e, one, e.where(one > 0.0, lost / one, 0.0))
     return e.where(e.compare("eq", x, math.inf), x, e.where(e.compare("eq", one, 1.0), x, y))
 
 
 def _log_of(e: Emitter, x: Value, correction: Value | None) -> Value:
-    integer, shift, bias = _INT[x.kind]
+    integer, shift, _ = _INT[x.kind]
     tiny = 2.0**-126 if x.kind == "f32" else 2.0**-1022
     subnormal = x < tiny
     grow = 24 if x.kind == "f32" else 54

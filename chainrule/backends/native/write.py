@@ -23,7 +23,7 @@ from chainrule.backends.native.values import BYTES, LLVM, Affine, Emitter, LoopV
 from chainrule.errors import UnsupportedOpError
 from chainrule.ir import Node
 
-_HEAVY = 6  # instructions of an epilogue that are worth a pass of their own after horizontal sums
+_PANEL = 16 * 1024  # bytes: half of the first cache
 
 
 class KernelWriter:
@@ -45,6 +45,7 @@ class KernelWriter:
     ) -> None:
         self.e, self.plan, self.layout, self.arena = e, plan, layout, arena
         self.forms, self.registers, self.draw = Forms(e), registers, draw
+        self.width = 32  # bytes of a vector
         self.bases: dict[int, str] = {}
         self.computing: set[Node] = set()
         self.vector: tuple[Node, int] | None = None
@@ -191,8 +192,8 @@ class KernelWriter:
     def _gather(self, node: Node, index: Index) -> Value:
         e = self.e
         places, axis, rest = access.gathered(node, index)
-        place = self.value(node.inputs[1], places)
         x = node.inputs[0]
+        place = self._within(self.value(node.inputs[1], places), node.inputs[1], x.shape[axis])
         view = self._view_of(x)
         at = list(rest)
         at.insert(axis, ZERO)
@@ -210,6 +211,17 @@ class KernelWriter:
                 Value(e, view.kind, 1, e.let(f"load {_llvm(view.kind)}, ptr {text}, align {_bytes(view.kind)}"))
             )
         return parts[0] if lanes == 1 else e.gathered(parts)
+
+    def _within(self, place: Value, node: Node, size: int) -> Value:
+        """A position that cannot leave the tensor, whatever the data holds."""
+        while node.inputs and not node.op.native == "max_pool_place":
+            if not access.is_view(node) and not access.is_placement(node):
+                break
+            node = node.inputs[0]
+        if node.op.native == "max_pool_place":
+            return place
+        e = self.e
+        return e.where(place < 0, 0, e.where(place > size - 1, size - 1, place))
 
     def _view_of(self, x: Node) -> View:
         """The memory of a stored node behind views, as a view of the outermost."""
@@ -448,8 +460,7 @@ class KernelWriter:
         outer = [a for a in rest if a != row_axis]
         vectors = 1 if vector is None else -(-shape[vector] // lanes)
         rows_total = 1 if row_axis is None else shape[row_axis]
-        terms = math.prod(found.sizes)
-        rows, columns = self._block(rows_total, vectors, len(core.inputs))
+        rows, columns = self._block(rows_total, vectors, len(core.inputs), math.prod(found.sizes))
 
         def block(m: Affine, mr: int, v: Affine, nr: int, tail: int) -> None:
             """One block of results: mr rows from m, nr vectors from v, the last of which has ``tail`` lanes."""
@@ -509,7 +520,6 @@ class KernelWriter:
 
             self.loop(shape[a], body)
 
-        del terms
         nest(0)
 
     def _row_axis(self, core: Node, found: access.Accumulation, vector: int | None, rest: Sequence[int]) -> int | None:
@@ -527,8 +537,12 @@ class KernelWriter:
 
         return max(rest, key=score)
 
-    def _block(self, rows: int, vectors: int, operands: int) -> tuple[int, int]:
-        """The block with the least estimated time: multiply-adds, loads, latency and turns that do less."""
+    def _block(self, rows: int, vectors: int, operands: int, terms: int = 0) -> tuple[int, int]:
+        """The block with the least estimated time: multiply-adds, loads, latency and turns that do less.
+
+        A block streams ``terms`` x ``columns`` vectors; where they do not fit into half of the first cache, each load
+        of one takes longer.
+        """
         budget = 10 if self.registers <= 16 else 16
         if operands == 1:
             budget = 4
@@ -537,11 +551,11 @@ class KernelWriter:
             for c in range(1, min(vectors, 10) + 1):
                 if r * c > budget:
                     continue
+                load = 0.5 if terms * c * self.width <= _PANEL else 2.2
                 time = 0.0
                 for br, count_r in ((r, rows // r), (rows % r, 1 if rows % r else 0)):
                     for bc, count_c in ((c, vectors // c), (vectors % c, 1 if vectors % c else 0)):
-                        work = br * bc
-                        time += count_r * count_c * max(work / 2, (br + bc) / 2, 5)
+                        time += count_r * count_c * max(br * bc / 2, br / 2 + bc * load, 5)
                 if best is None or time < best[0] * 0.999:
                     best = (time, r, c)
         assert best is not None
@@ -696,6 +710,7 @@ class KernelWriter:
             place = e.convert(self.value(node.inputs[1], access.scatter_place(node, tuple(index))), "i64")
             target = access.scattered(node, tuple(index), None)
             axis = next(a for a, i in enumerate(target) if i is None)
+            place = self._within(place, node.inputs[1], node.shape[axis])
             address = view.address(tuple(ZERO if i is None else i for i in target))
             pointer = e.pointer(self.base(view), view.kind, address)
             scaled = place * view.strides[axis]

@@ -157,6 +157,11 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], str, str, Any]] = {
     "images, transposed": (
         lambda: S(nn.ConvTranspose2d(1, 2, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(1250, 5)), "image", "y",
         nn.MSELoss()),
+    "batch norm": (lambda: S(nn.Linear(10, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 5)), "x", "y",
+                   nn.MSELoss()),
+    "images, batch norm": (
+        lambda: S(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                  nn.Linear(4, 5)), "image", "y", nn.MSELoss()),
     "signals": (
         lambda: S(nn.Conv1d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(8, 5)),
         "signal", "y", nn.MSELoss()),
@@ -307,3 +312,23 @@ def test_data_that_does_not_fit_is_refused() -> None:
         engine.run((d["x"], d["y"]), np.array([0, 1, 99]), 3, np.zeros(1))
     with pytest.raises(BackendError, match="more steps"):
         engine.run((d["x"], d["y"]), None, 8, np.zeros(6))
+
+
+def test_numbers_outside_of_their_range_are_refused() -> None:
+    d = data()
+    model = nn.Linear(10, 5)
+    wrong = d["classes"].clone()
+    wrong[11] = 5
+    for loss in (nn.CrossEntropyLoss(), lambda o, t: nn.functional.nll_loss(torch.log_softmax(o, 1), t)):
+        engine = native_engine(model, (d["x"][:8], d["classes"][:8]), loss, momentum(model.parameters()))
+        with pytest.raises(ModelError, match="outside of its range"):
+            engine.run((d["x"], wrong), None, 8, np.zeros(5))
+    ignoring = nn.CrossEntropyLoss(ignore_index=7)
+    wrong[11] = 7
+    engine = native_engine(model, (d["x"][:8], d["classes"][:8]), ignoring, momentum(model.parameters()))
+    losses = engine.run((d["x"], wrong), None, 8, np.zeros(5))
+    assert losses[1] == pytest.approx(ignoring(model(d["x"][8:16]), wrong[8:16]).item(), rel=1e-5)
+    words = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 5))
+    engine = native_engine(words, (d["words"][:8], d["y"][:8]), nn.MSELoss(), momentum(words.parameters()))
+    with pytest.raises(ModelError, match="0 to 6"):
+        engine.run((d["words"] + 1, d["y"]), None, 8, np.zeros(5))
