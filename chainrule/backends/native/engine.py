@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from chainrule.backends.native import architecture, optimizers
+from chainrule.backends.engine import Engine
+from chainrule.backends.native import access, architecture, jit, optimizers, verify
 from chainrule.backends.native.forms import KINDS
 from chainrule.backends.native.prepare import Limit, StepGraph, limits, step_graph
 from chainrule.backends.native.program import STEP_COUNTER, Program, build
@@ -82,6 +83,9 @@ class Compiled:
 
 
 _KEPT = 64
+_SMALL = 3_000_000  # parameters
+_SMALL_STEP = 3e9  # multiplications of a step: a tenth of a second on one core
+_SMALL_GRAPH = 3_000  # nodes: minutes of compilation
 _COMPILED: OrderedDict[Hashable, Compiled] = OrderedDict()
 _LOCK = threading.Lock()
 
@@ -111,9 +115,10 @@ class NativeEngine:
         optimizer: torch.optim.Optimizer,
         example: Any,
         seed: int,
+        small: bool = False,
     ) -> None:
         self.model, self.loss, self.objective, self.optimizer = model, loss, objective, optimizer
-        self.example, self.seed = example, seed
+        self.example, self.seed, self.small = example, seed, small
         self.steps_before = 0  # of the stream of random draws, when ``load`` is called: where a run goes on
         self._arena: np.ndarray | None = None
         self._taken = 0
@@ -122,7 +127,11 @@ class NativeEngine:
         self._checked = Checked()
         self.size = _batch_size(example)
         self.compiled = _shared(self._key(), self.size)
+        self._case: Trace | None = None
         self.first, self.traced = self._program(self.size)
+        if self._case is not None and not self.first.cached and not self.first.draws:
+            self._verify(self._case)
+        self._case = None
         self.reason = self._reason(self.size)
 
     def _key(self) -> Hashable | None:
@@ -148,8 +157,32 @@ class NativeEngine:
 
     def _trace(self, size: int) -> Traced:
         batch = _sliced(self.example, size)
-        case = trace_case(self.model, batch, self.loss, self.objective)
-        return traced_step(case, self.model, self.optimizer)
+        self._case = trace_case(self.model, batch, self.loss, self.objective)
+        traced = traced_step(self._case, self.model, self.optimizer)
+        if self.small:
+            _refuse_large(traced.graph)
+        return traced
+
+    def _verify(self, case: Trace) -> None:
+        """Holds one step of new code against the torch back end.
+
+        Raises:
+            BackendError: it differs; the program is forgotten.
+        """
+        expected = verify.expected_step(case, self.model, self.optimizer, self.example)
+        if expected is None:
+            return
+        tensors = tuple(t for _, t in convention.leaves(self.example))
+        rates = np.array([[float(group["lr"]) for group in self.optimizer.param_groups]])
+        (loss,) = self.run(tensors, None, self.size, rates)
+        named = {path: leaf for leaf, path in self.traced.parameters.items() if leaf in self.first.graph.updates}
+        try:
+            verify.compare(loss, {path: self._read(leaf) for path, leaf in named.items()}, expected)
+        except BackendError:
+            jit.forget(self.first.key)
+            self.compiled.programs.clear()
+            raise
+        self._loaded = False
 
     # ---- memory --------------------------------------------------------------------------------------------
     def _memory(self) -> np.ndarray:
@@ -321,13 +354,15 @@ def native_engine(
     *,
     objective: Callable[[Any, Any], Any] | None = None,
     seed: int = 0,
-) -> NativeEngine:
+    small: bool = False,
+) -> Engine:
     """A compiled training step.
 
     Args:
         model, loss, objective: as in :func:`chainrule.case`. example: one full batch, ``(inputs, target)``.
-        optimizer: SGD, Adam, AdamW or RMSprop of torch.
+        optimizer: SGD, Adam, AdamW, RMSprop or LBFGS of torch.
         seed: of random draws.
+        small: refuse what is so large that torch's kernels on all cores are faster.
     Raises:
         UnsupportedOpError: an op, dtype or optimizer without a native form; names it.
         BackendError: something that native code cannot do here.
@@ -336,9 +371,17 @@ def native_engine(
         raise BackendError(
             "native code runs on the CPU", given="parameters on another device", instead='backend="torch"'
         )
+    if small:
+        count = sum(p.numel() for p in model.parameters())
+        if count > _SMALL:
+            raise BackendError(f"{count:,} parameters: torch's kernels are as fast", required=f"at most {_SMALL:,}")
+    if type(optimizer) is torch.optim.LBFGS:
+        from chainrule.backends.native.closure import ClosureEngine  # made of single steps, which are made of this
+
+        return ClosureEngine(model, loss, objective, optimizer, example)
     if not optimizers.supported(optimizer):
         raise UnsupportedOpError(f"optimizer {type(optimizer).__name__} has no native form", instead='backend="torch"')
-    return NativeEngine(model, loss, objective, optimizer, example, seed)
+    return NativeEngine(model, loss, objective, optimizer, example, seed, small)
 
 
 def traced_step(
@@ -388,6 +431,22 @@ def traced_step(
     known = {*parameters, *named_buffers, *leaves}
     captured = {leaf: tensor for leaf, tensor in case.values.items() if leaf not in known and leaf in set(used)}
     return Traced(graph, rule, leaves, parameters, named_buffers, captured, limits(graph.order))
+
+
+def _refuse_large(graph: StepGraph) -> None:
+    """Raises BackendError for a step that torch's kernels run as fast, or that would take long to compile."""
+    nodes = graph.order
+    if len(nodes) > _SMALL_GRAPH:
+        raise BackendError(
+            f"a graph of {len(nodes):,} nodes takes long to compile", required=f"at most {_SMALL_GRAPH:,}"
+        )
+    work = 0.0
+    for node in nodes:
+        found = access.accumulation(node)
+        if found is not None:
+            work += float(np.prod(node.shape, dtype=float) * np.prod(found.sizes, dtype=float))
+    if work > _SMALL_STEP:
+        raise BackendError(f"{work:.1e} multiplications a step: torch's kernels are as fast")
 
 
 def _sliced(example: Any, size: int) -> Any:

@@ -38,7 +38,7 @@ class Program:
             order, steps, rates, losses, tensors (see :func:`emit`).
         batch: leaves of the batch in order. rates: leaves of the learning rates.
         draws: whether it needs a counter for random numbers. cached: whether it came from the cache.
-        engine: what owns the machine code.
+        engine: what owns the machine code. key: of its entry in the cache.
     """
 
     graph: StepGraph
@@ -49,6 +49,7 @@ class Program:
     draws: bool
     cached: bool
     engine: Any
+    key: str
 
     def array(self, arena: np.ndarray, leaf: Node, view: View | None = None) -> np.ndarray:
         """The memory of a stored node, in its logical shape."""
@@ -100,7 +101,7 @@ def build(
         layout, used, draws = _restored(graph, description, fixed)
         cached = True
     engine = jit.loaded(code, target)
-    return Program(graph, layout, jit.function(engine, "call", 1), used, tuple(rates), draws, cached, engine)
+    return Program(graph, layout, jit.function(engine, "call", 1), used, tuple(rates), draws, cached, engine, key)
 
 
 def _key(
@@ -319,9 +320,8 @@ def _gather(w: KernelWriter, leaf: Node, source: str, position: str) -> None:
                     _copy_run(e, to, start, view.kind, run)
                 else:
                     target = e.intrinsic("llvm.memcpy.p0.p0.i64", "void", ["ptr", "ptr", "i64", "i1"])
-                    e.line(
-                        f"call void {target}(ptr align {size} {to}, ptr align {size} {start}, i64 {run * size}, i1 false)"
-                    )
+                    given = f"ptr align {size} {to}, ptr align {size} {start}, i64 {run * size}, i1 false"
+                    e.line(f"call void {target}({given})")
 
             nest(0)
 

@@ -50,7 +50,7 @@ class Root:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Kernels in order; ``stored``: nodes with memory; ``placed``: node -> (placement, operand number) it is part of."""
+    """Kernels in order; ``stored``: nodes with memory; ``placed``: node -> (placement, which operand of it)."""
 
     kernels: list[Kernel]
     stored: set[Node]

@@ -266,7 +266,7 @@ class Emitter:
         return Value(self, x.kind, lanes, out)
 
     def together(self, *operands: Operand) -> list[Value]:
-        """Operands of one instruction: numbers in the kind of the values, scalars in every lane where one is a vector."""
+        """Operands of one instruction: numbers in the kind of the values, scalars in every lane beside a vector."""
         values = [o for o in operands if isinstance(o, Value)]
         kind = next((v.kind for v in values if v.is_float), values[0].kind)
         if any(v.kind == "f64" for v in values):
