@@ -32,7 +32,8 @@ from torch import nn
 import chainrule as cr
 from chainrule.backends.native import jit, native_engine
 from chainrule.backends.native import program as programs
-from chainrule.backends.native.values import Emitter
+from chainrule.backends.native.emitter import Emitter
+from chainrule.backends.native.values import Affine
 
 ROUNDS, WINDOWS = 6, 25
 
@@ -120,12 +121,12 @@ def peak() -> float:
     e = Emitter(target.bytes // 4)
 
     def body() -> None:
-        one = e.vector(e.load("%x", "f32", programs.Affine()))
+        one = e.vector(e.load("%x", "f32", Affine()))
         chains = e.loop("%n", lambda _, held: [e.fma(v, one, one) for v in held], [one] * 12)
         total = chains[0]
         for v in chains[1:]:
             total = total + v
-        e.store(e.total(total), "%x", programs.Affine())
+        e.store(e.total(total), "%x", Affine())
 
     e.function("f", "ptr %x, i64 %n", body)
     engine = jit.loaded(jit.compiled(e.module(), target), target)

@@ -174,7 +174,13 @@ def test_structures(name: str) -> None:
     d = data()
     torch.manual_seed(1)
     ours, torchs = trained_twice(
-        make(), (d[x], d[y]), loss, lambda p: torch.optim.SGD(p, lr=0.005, momentum=0.9), batch=batch, steps=6
+        make(),
+        (d[x], d[y]),
+        loss,
+        lambda p: torch.optim.SGD(p, lr=0.005, momentum=0.9),
+        batch=batch,
+        steps=6,
+        short=batch == 5,
     )
     assert_same(ours, torchs, rounding(torch.float64))
 
@@ -207,7 +213,7 @@ def test_figure_7_8_keeps_torchs_losses_and_repeats_bit_for_bit() -> None:
         model = nn.Sequential(nn.Linear(10, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 5))
         model.load_state_dict(start)
         make = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)  # noqa: E731
-        return trained_twice(model, (x, y), nn.MSELoss(), make, batch=10, steps=100, dtype=dtype, short=False)
+        return trained_twice(model, (x, y), nn.MSELoss(), make, batch=10, steps=100, dtype=dtype)
 
     double = run(torch.float64)
     single, again = run(torch.float32)[0], run(torch.float32)[0]

@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule.backends.native import engine as engines
-from chainrule.backends.native import jit, native_engine
+from chainrule.backends.native import jit, native_engine, shared
 from chainrule.backends.native.program import emit
 
 
@@ -22,7 +21,7 @@ def trained(width: int = 6) -> tuple[Any, np.ndarray]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
     x, y = torch.randn(12, 3), torch.randn(12, 2)
-    engines._COMPILED.clear()
+    shared._COMPILED.clear()
     engine = native_engine(model, (x[:4], y[:4]), nn.MSELoss(), torch.optim.Adam(model.parameters()))
     return engine, engine.run((x, y), None, 4, np.full(3, 0.01))
 
