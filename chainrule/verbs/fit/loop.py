@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ import torch
 from chainrule.backends.engine import Engine
 from chainrule.errors import ModelError
 from chainrule.frontends.torch.batch import leaves
-from chainrule.verbs.fit.choice import Choice
 from chainrule.verbs.fit.data import Arrays, Source
 from chainrule.verbs.fit.evaluate import evaluate
 from chainrule.verbs.fit.fingerprint import fingerprint
@@ -30,9 +29,18 @@ from chainrule.verbs.fit.stopping import Best
 
 _PIECE = 0.1  # seconds that a run of steps may take before Ctrl-C, saving and the progress bar are looked at
 _SYNC = 1.0  # seconds of training that are run again, at most, to find the step at which a loss was not finite
+_EARLY = "stopped early"  # which a resumed run stays; other ends were somebody's wish at that time
 _FIRST_PIECE = 32  # steps, while nothing is known about their time
 
 Callback = Callable[[int, float], Any]
+
+
+class EngineChoice(Protocol):
+    """Makes the engine of a run from its first batch; ``seed`` is that of its stream of random draws, if any."""
+
+    seed: int | None
+
+    def __call__(self, batch: Any) -> Engine: ...
 
 
 @dataclass(eq=False)
@@ -50,7 +58,7 @@ class Loop:
     objective: Any
     source: Source
     validation: Source | None
-    engine: Choice
+    engine: EngineChoice
     schedule: Schedule
     epochs: int
     best: Best
@@ -58,6 +66,7 @@ class Loop:
     progress: Progress
     interruptible: Interruptible
     callbacks: Sequence[Callback] = ()
+    called: Any = None  # what is called in place of the model, where something wraps it
     running: Engine | None = field(default=None, init=False)
     epoch_loss: list[float] = field(default_factory=list, init=False)
     validation_loss: list[float] = field(default_factory=list, init=False)
@@ -113,9 +122,9 @@ class Loop:
         done = len(self.epoch_loss)
         if self._middle is not None:  # the saved run was in the middle of this epoch: draw its order again
             self._began = self._middle["began"]
-            restore_random(self._began, self.source.generators())
+            self._restore_random(self._began)
         elif self.saver is not None:
-            self._began = random_state(self.source.generators())
+            self._began = self._random()
         if not self._position:
             self._before = len(self.losses)
             self.learning_rate.append(self.schedule.rates()[0])
@@ -129,19 +138,18 @@ class Loop:
         metric = mean
         if self.validation is not None:
             self.sync()
-            metric = evaluate(self.model, self.validation, self.loss, self.objective)
+            metric = evaluate(self.called or self.model, self.validation, self.loss, self.objective)
             self.validation_loss.append(metric)
         if self.best.keep and self.best.improves(metric):
             self.sync()
         if self.best.see(done + 1, metric, self.model):
-            self.stopped = f"stopped early: no improvement in {self.best.patience} epochs"
+            self.stopped = f"{_EARLY}: no improvement in {self.best.patience} epochs"
         self.schedule.end_epoch(metric)
         self.epoch_loss.append(mean)
         self._position = 0
         # The epoch is complete: whatever ends the run from here on, a saved run begins with the next one.
-        if self.callbacks:
-            self._call_back(done + 1, mean)
-        if self.saver is not None and self.saver.due and len(self.epoch_loss) < self.epochs:
+        self._end_epoch(done + 1, mean)
+        if self.saver is not None and self._save_due() and len(self.epoch_loss) < self.epochs:
             self.save()
         if self.progress.shown:
             self.progress.update(done + 1, mean, self.validation_loss[-1] if self.validation_loss else None)
@@ -179,7 +187,7 @@ class Loop:
             self.epoch_loss.append(mean)
             self.best.see(len(self.epoch_loss), mean)
         self._look_up(False, None)
-        if self.saver is not None and self.saver.due and len(self.epoch_loss) < self.epochs:
+        if self.saver is not None and self._save_due() and len(self.epoch_loss) < self.epochs:
             self.save()
         if self.progress.shown:
             self.progress.update(len(self.epoch_loss), self.epoch_loss[-1])
@@ -221,7 +229,7 @@ class Loop:
     def _continue(self) -> None:
         """After the order of a half-done epoch has been drawn again: the generators as they were in its middle."""
         if self._middle is not None:
-            restore_random(self._middle["now"], self.source.generators())
+            self._restore_random(self._middle["now"])
             self._middle = None
 
     def _run(self, engine: Engine, *arguments: Any) -> None:
@@ -235,7 +243,8 @@ class Loop:
         if not np.isfinite(losses).all():
             self._not_finite(engine, losses)
         self.losses.append(losses)
-        self.schedule.end_steps()
+        if getattr(engine, "took_step", True):
+            self.schedule.end_steps()
         self.steps += len(rates)
         self._position += len(rates)
 
@@ -250,7 +259,7 @@ class Loop:
             raise KeyboardInterrupt
         if perf_counter() - self._synced[0] > _SYNC:
             self.sync()
-        if inside and self.saver is not None and self.saver.due:
+        if inside and self.saver is not None and self._save_due():
             self.save()
         if self.progress.shown and total and inside:
             done = len(self.epoch_loss)
@@ -286,7 +295,9 @@ class Loop:
         self._mark()
         return self.running
 
-    def _call_back(self, epoch: int, loss: float) -> None:
+    def _end_epoch(self, epoch: int, loss: float) -> None:
+        if not self.callbacks:
+            return
         self.sync()
         for callback in self.callbacks:
             if callback(epoch, loss) is True and not self.stopped:
@@ -317,14 +328,33 @@ class Loop:
         """Writes the state of the run."""
         assert self.saver is not None
         self.sync()
-        self.saver.save(self.state())
+        self._write(self.state())
+
+    def _write(self, state: dict[str, Any]) -> None:
+        assert self.saver is not None
+        self.saver.save(state)
+
+    def _save_due(self) -> bool:
+        return self.saver is not None and self.saver.due
+
+    def _objects(self) -> dict[str, Any]:
+        return objects_state(self.model, self.schedule.optimizers, self.schedule.schedulers)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        restore_objects(state, self.model, self.schedule.optimizers, self.schedule.schedulers)
+
+    def _random(self) -> Any:
+        return random_state(self.source.generators())
+
+    def _restore_random(self, state: Any) -> None:
+        restore_random(state, self.source.generators())
 
     def state(self) -> dict[str, Any]:
         """Everything that decides what comes next, as data."""
         inside = self._position > 0
         return {
-            **objects_state(self.model, self.schedule.optimizers, self.schedule.schedulers),
-            "random": random_state(self.source.generators()),
+            **self._objects(),
+            "random": self._random(),
             "began": self._began if inside else None,
             "position": self._position,
             "steps": self.steps,
@@ -334,7 +364,7 @@ class Loop:
             "step_loss": torch.from_numpy(np.concatenate([*self.losses, np.zeros(0)])),
             "before": sum(map(len, self.losses[: self._before])),
             "best": self.best.state(),
-            "stopped": "" if self.interrupted else self.stopped,
+            "stopped": self.stopped if self.stopped.startswith(_EARLY) else "",
             "stream": self.engine.seed,
         }
 
@@ -344,8 +374,8 @@ class Loop:
         Raises:
             ModelError: the saved run is of another training.
         """
-        restore_objects(state, self.model, self.schedule.optimizers, self.schedule.schedulers)
-        restore_random(state["random"], self.source.generators())
+        self._restore(state)
+        self._restore_random(state["random"])
         self.epoch_loss, self.validation_loss = list(state["epoch_loss"]), list(state["validation_loss"])
         self.learning_rate, self.steps = list(state["learning_rate"]), state["steps"]
         before, losses = state["before"], state["step_loss"].numpy()

@@ -48,6 +48,7 @@ class Schedule:
         per_step = [every == "step" or (every == "auto" and isinstance(s, _PER_STEP)) for s in schedulers]
         self._per_step = [s for s, p in zip(schedulers, per_step, strict=True) if p]
         self._per_epoch = [s for s, p in zip(schedulers, per_step, strict=True) if not p]
+        self.follows = False  # schedulers are stepped after a step, never ahead of it
         for scheduler in self._per_step:
             if isinstance(scheduler, ReduceLROnPlateau):
                 raise ModelError(
@@ -63,7 +64,7 @@ class Schedule:
     @property
     def moves_more_than_rates(self) -> bool:
         """Whether a scheduler that is due after every step may change momentum as well: then it cannot run ahead."""
-        return any(
+        return self.follows or any(
             getattr(scheduler, "cycle_momentum", False) or type(scheduler).__module__ != OneCycleLR.__module__
             for scheduler in self._per_step
         )

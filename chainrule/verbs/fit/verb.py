@@ -14,6 +14,7 @@ from chainrule.errors import ModelError
 from chainrule.verbs.case import Case
 from chainrule.verbs.fit.choice import Choice
 from chainrule.verbs.fit.data import Source, source_of
+from chainrule.verbs.fit.distributed import DistributedLoop, accelerator_for, distribute, prepare
 from chainrule.verbs.fit.interrupt import Interruptible
 from chainrule.verbs.fit.loop import Callback, Loop
 from chainrule.verbs.fit.progress import Progress
@@ -49,6 +50,7 @@ def fit(
     seeds: Sequence[int] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
+    accelerator: Any = None,
 ) -> FitResult:
     """Trains a model in place; parameters, buffers and optimizer state stay torch's, so training can go on there.
 
@@ -76,6 +78,8 @@ def fit(
             stays as it is.
         callbacks: called with (epoch, mean loss) after each epoch; one that returns True ends training.
         progress: a bar on stderr; None is where that is a terminal.
+        accelerator: an ``accelerate.Accelerator`` (DDP, FSDP2, mixed precision, gradient accumulation). Without one,
+            a program under ``torchrun`` gets a plain one. Every process trains on its share of the batches.
 
     Returns:
         FitResult: ``h.loss``, ``h.step_loss``, ``h.validation``, ``h.backend``, ``h.reason``, ``h.plot()``. Ctrl-C
@@ -106,6 +110,7 @@ def fit(
         raise ModelError("both loss and objective are given", required="one of them")
     if not isinstance(epochs, int) or epochs < 0:
         raise ModelError(f"epochs={epochs!r}", required="a whole number of passes over the data")
+    given = model
     model, objective = as_one(model, objective)
     optimizers, schedulers = _listed(optimizer), _listed(scheduler)
     _check_optimizers(model, optimizers)
@@ -116,12 +121,14 @@ def fit(
     if seeds is not None and (save_dir is not None or callbacks):
         raise ModelError("seeds cannot be combined with save_dir or callbacks", instead="one fit per seed")
 
-    def train(model: Any, optimizers: Any, schedulers: Any, source: Source, bar: Progress) -> FitResult:
+    def train(
+        model: Any, optimizers: Any, schedulers: Any, source: Source, bar: Progress, prepared: Any = None
+    ) -> FitResult:
         start = perf_counter()
         schedule = Schedule(schedulers, optimizers, scheduler_every)
         saver = Saver(save_dir, save_every) if save_dir is not None else None
         with Interruptible() as interruptible:
-            loop = Loop(
+            loop = (Loop if prepared is None else DistributedLoop)(
                 model=model,
                 loss=loss,
                 objective=objective,
@@ -136,6 +143,8 @@ def fit(
                 interruptible=interruptible,
                 callbacks=tuple(callbacks),
             )
+            if prepared is not None:
+                distribute(loop, prepared, loss, objective)
             state = saver.load(resume) if saver is not None else None
             if state is not None:
                 loop.resume(state)
@@ -147,11 +156,24 @@ def fit(
                 bar.close()
         return result_of(loop, perf_counter() - start)
 
+    accelerator = accelerator_for(accelerator)
+    if accelerator is not None:
+        if seeds is not None or (objective is not None and not isinstance(given, torch.nn.Module)):
+            raise ModelError("seeds and several modules are for one process", instead="one module, under torchrun")
+        return _distributed(accelerator, train, model, optimizers, schedulers, source, backend)
     if seeds is not None:
         silent = Progress(epochs, shown=False)
         run = lambda *parts: train(*parts, silent)  # noqa: E731
         return replicas(run, model, optimizers, schedulers, source, list(seeds))
     return train(model, optimizers, schedulers, source, Progress(epochs, progress))
+
+
+def _distributed(
+    accelerator: Any, train: Any, model: Any, optimizers: Any, schedulers: Any, source: Source, backend: str
+) -> FitResult:
+    prepared = prepare(accelerator, model, optimizers, source, backend)
+    shown = None if accelerator.is_main_process else False
+    return train(model, optimizers, schedulers, prepared.source, Progress(1, shown), prepared)
 
 
 def result_of(loop: Loop, seconds: float) -> FitResult:

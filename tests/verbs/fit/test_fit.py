@@ -502,7 +502,7 @@ def test_replicas_are_what_training_alone_gives() -> None:
         [m.reset_parameters() for m in own if hasattr(m, "reset_parameters")]
         o = torch.optim.Adam(own.parameters(), 0.01)
         loaded = loader(seed)
-        losses, means, _ = by_hand(own, o, rates.StepLR(o, 2, 0.5), "epoch", loaded, 5)
+        _, means, _ = by_hand(own, o, rates.StepLR(o, 2, 0.5), "epoch", loaded, 5)
         np.testing.assert_allclose(replica.loss, means, rtol=1e-9)
         for a, b in zip(replica.model.parameters(), own.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
