@@ -72,14 +72,13 @@ def burgers(params, points):
         return mlp(params, jnp.stack([x, t], 1), jnp.tanh)[:, 0]
 
     x, t = points[:, 0], points[:, 1]
-    one, zero = jnp.ones_like(x), jnp.zeros_like(x)
+    one = jnp.ones_like(x)
 
     def along_x(x):
         return jax.jvp(lambda x: u(x, t), (x,), (one,))
 
     (value, u_x), (_, u_xx) = jax.jvp(along_x, (x,), (one,))
     _, u_t = jax.jvp(lambda t: u(x, t), (t,), (one,))
-    del zero
     return jnp.mean((u_t + value * u_x - 0.01 * u_xx) ** 2)
 
 
@@ -100,17 +99,14 @@ def workloads(name):
     key = jax.random.PRNGKey(0)
     rng = np.random.default_rng(0)
     if name == "figure 7.8":
-        loss = lambda p, x, y: jnp.mean((mlp(p, x, jax.nn.relu) - y) ** 2)
-        step, start = momentum(loss)
+        step, start = momentum(lambda p, x, y: jnp.mean((mlp(p, x, jax.nn.relu) - y) ** 2))
         data = (rng.standard_normal((100, 10)), rng.standard_normal((100, 5)))
         return step, start(dense(key, (10, 40, 40, 5))), data, 10, 1000
     if name == "784-128-10":
-        loss = lambda p, x, y: cross_entropy(mlp(p, x, jax.nn.relu), y)
-        step, start = momentum(loss)
+        step, start = momentum(lambda p, x, y: cross_entropy(mlp(p, x, jax.nn.relu), y))
         return step, start(dense(key, (784, 128, 10))), (rng.random((640, 784)), rng.integers(0, 10, 640)), 64, 20
     if name == "tanh":
-        loss = lambda p, x, y: jnp.mean((mlp(p, x, jnp.tanh) - y) ** 2)
-        step, start = adam(loss)
+        step, start = adam(lambda p, x, y: jnp.mean((mlp(p, x, jnp.tanh) - y) ** 2))
         data = (rng.standard_normal((2560, 2)), rng.standard_normal((2560, 1)))
         return step, start(dense(key, (2, 64, 64, 64, 64, 1))), data, 256, 10
     if name == "physics":

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -31,7 +32,8 @@ from torch import nn
 import chainrule as cr
 from chainrule.backends.native import jit, native_engine
 from chainrule.backends.native import program as programs
-from chainrule.backends.native.values import Emitter
+from chainrule.backends.native.emitter import Emitter
+from chainrule.backends.native.values import Affine
 
 ROUNDS, WINDOWS = 6, 25
 
@@ -53,14 +55,14 @@ class Workload:
 
 def dense(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers[:-1])
 
 
 def dense_flops(batch: int, *sizes: int) -> float:
     """Forward, weight gradients, and input gradients of all layers but the first."""
-    products = [2.0 * batch * a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    products = [2.0 * batch * a * b for a, b in pairwise(sizes)]
     return 3 * sum(products) - products[0]
 
 
@@ -119,12 +121,12 @@ def peak() -> float:
     e = Emitter(target.bytes // 4)
 
     def body() -> None:
-        one = e.vector(e.load("%x", "f32", programs.Affine()))
+        one = e.vector(e.load("%x", "f32", Affine()))
         chains = e.loop("%n", lambda _, held: [e.fma(v, one, one) for v in held], [one] * 12)
         total = chains[0]
         for v in chains[1:]:
             total = total + v
-        e.store(e.total(total), "%x", programs.Affine())
+        e.store(e.total(total), "%x", Affine())
 
     e.function("f", "ptr %x, i64 %n", body)
     engine = jit.loaded(jit.compiled(e.module(), target), target)
@@ -218,8 +220,8 @@ def row(w: Workload, jax: Jax, rate: float) -> str:
         peer = min(peer, jax.seconds(w.name, 0.5))
     floor = w.flops / rate
     return (
-        f"{w.name:12} {floor * 1e6:9.2f} {ours * 1e6:9.2f} {ours / floor:6.2f} {theirs * 1e6:10.1f} {theirs / ours:7.1f}"
-        f" {peer * 1e6:10.1f} {peer / ours:7.2f}   {error:.0e}"
+        f"{w.name:12} {floor * 1e6:9.2f} {ours * 1e6:9.2f} {ours / floor:6.2f} {theirs * 1e6:10.1f}"
+        f" {theirs / ours:7.1f} {peer * 1e6:10.1f} {peer / ours:7.2f}   {error:.0e}"
     )
 
 

@@ -7,95 +7,23 @@ the number of threads; they are not torch's bits.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from chainrule.backends.native import architecture, optimizers
-from chainrule.backends.native.forms import KINDS
-from chainrule.backends.native.prepare import Limit, StepGraph, limits, step_graph
-from chainrule.backends.native.program import STEP_COUNTER, Program, build
+from chainrule.backends.engine import Engine
+from chainrule.backends.native import access, architecture, jit, optimizers, verify
+from chainrule.backends.native.draws import STEP_COUNTER
+from chainrule.backends.native.prepare import StepGraph
+from chainrule.backends.native.program import Program
+from chainrule.backends.native.shared import Checked, shared
+from chainrule.backends.native.traced import Traced, traced_step
 from chainrule.errors import BackendError, ModelError, UnsupportedOpError
 from chainrule.frontends.torch import Trace, trace_case
 from chainrule.frontends.torch import batch as convention
 from chainrule.ir import Node
-
-
-@dataclass(frozen=True, eq=False)
-class Traced:
-    """A step at one batch size, before it is compiled: the graph, and which leaf is what."""
-
-    graph: StepGraph
-    rule: optimizers.Rule | None
-    batch: tuple[Node, ...]
-    parameters: Mapping[Node, str]
-    buffers: Mapping[Node, str]
-    captured: Mapping[Node, torch.Tensor]
-    limits: Mapping[Node, Limit]
-
-
-class Checked:
-    """Integer tensors whose numbers were found to be allowed: looked through once, and again after a write."""
-
-    def __init__(self) -> None:
-        self._seen: dict[Node, tuple[int, int, int]] = {}
-
-    def check(self, leaf: Node, tensor: torch.Tensor, limit: Limit) -> None:
-        """Raises ModelError for a position or class number outside of its range."""
-        state = (id(tensor), tensor._version, tensor.numel())
-        if self._seen.get(leaf) == state or not tensor.numel():
-            return
-        wrong = (tensor < 0) | (tensor >= limit.size)
-        for number in limit.ignored:
-            wrong &= tensor != number
-        if bool(wrong.any()):
-            raise ModelError(
-                f"{leaf.params['name']} holds a number outside of its range",
-                given=str(int(tensor[wrong].flatten()[0])),
-                required=f"0 to {limit.size - 1}",
-            )
-        self._seen[leaf] = state
-
-
-class Compiled:
-    """The programs of one architecture, by batch size. Holds no tensor of a model, so that models share it."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.programs: dict[int, tuple[Program, Traced]] = {}
-        self.lock = threading.RLock()
-
-    def program(self, size: int, trace: Callable[[int], Traced]) -> tuple[Program, Traced]:
-        """The program for batches of a size; the first one made decides where parameters lie."""
-        with self.lock:
-            if size not in self.programs:
-                traced = trace(size)
-                fixed = self.programs[self.size][0].layout if self.programs else None
-                rates = traced.rule.rates if traced.rule is not None else ()
-                self.programs[size] = build(traced.graph, traced.batch, rates, fixed), traced
-            return self.programs[size]
-
-
-_KEPT = 64
-_COMPILED: OrderedDict[Hashable, Compiled] = OrderedDict()
-_LOCK = threading.Lock()
-
-
-def _shared(key: Hashable | None, size: int) -> Compiled:
-    """What was compiled for this architecture in this process; a new one where there is no key."""
-    if key is None:
-        return Compiled(size)
-    with _LOCK:
-        found = _COMPILED.pop(key, None) or Compiled(size)
-        _COMPILED[key] = found
-        while len(_COMPILED) > _KEPT:
-            _COMPILED.popitem(last=False)
-    return found
 
 
 class NativeEngine:
@@ -111,9 +39,10 @@ class NativeEngine:
         optimizer: torch.optim.Optimizer,
         example: Any,
         seed: int,
+        small: bool = False,
     ) -> None:
         self.model, self.loss, self.objective, self.optimizer = model, loss, objective, optimizer
-        self.example, self.seed = example, seed
+        self.example, self.seed, self.small = example, seed, small
         self.steps_before = 0  # of the stream of random draws, when ``load`` is called: where a run goes on
         self._arena: np.ndarray | None = None
         self._taken = 0
@@ -121,8 +50,12 @@ class NativeEngine:
         self._filled: set[int] = set()
         self._checked = Checked()
         self.size = _batch_size(example)
-        self.compiled = _shared(self._key(), self.size)
+        self.compiled = shared(self._key(), self.size)
+        self._case: Trace | None = None
         self.first, self.traced = self._program(self.size)
+        if self._case is not None and not self.first.cached and not self.first.draws:
+            self._verify(self._case)
+        self._case = None
         self.reason = self._reason(self.size)
 
     def _key(self) -> Hashable | None:
@@ -148,8 +81,32 @@ class NativeEngine:
 
     def _trace(self, size: int) -> Traced:
         batch = _sliced(self.example, size)
-        case = trace_case(self.model, batch, self.loss, self.objective)
-        return traced_step(case, self.model, self.optimizer)
+        self._case = trace_case(self.model, batch, self.loss, self.objective)
+        traced = traced_step(self._case, self.model, self.optimizer)
+        if self.small:
+            _refuse_large(traced.graph)
+        return traced
+
+    def _verify(self, case: Trace) -> None:
+        """Holds one step of new code against the torch back end.
+
+        Raises:
+            BackendError: it differs; the program is forgotten.
+        """
+        expected = verify.expected_step(case, self.model, self.optimizer, self.example)
+        if expected is None:
+            return
+        tensors = tuple(t for _, t in convention.leaves(self.example))
+        rates = np.array([[float(group["lr"]) for group in self.optimizer.param_groups]])
+        (loss,) = self.run(tensors, None, self.size, rates)
+        named = {path: leaf for leaf, path in self.traced.parameters.items() if leaf in self.first.graph.updates}
+        try:
+            verify.compare(loss, {path: self._read(leaf) for path, leaf in named.items()}, expected)
+        except BackendError:
+            jit.forget(self.first.key)
+            self.compiled.programs.clear()
+            raise
+        self._loaded = False
 
     # ---- memory --------------------------------------------------------------------------------------------
     def _memory(self) -> np.ndarray:
@@ -321,13 +278,15 @@ def native_engine(
     *,
     objective: Callable[[Any, Any], Any] | None = None,
     seed: int = 0,
-) -> NativeEngine:
+    small: bool = False,
+) -> Engine:
     """A compiled training step.
 
     Args:
         model, loss, objective: as in :func:`chainrule.case`. example: one full batch, ``(inputs, target)``.
-        optimizer: SGD, Adam, AdamW or RMSprop of torch.
+        optimizer: SGD, Adam, AdamW, RMSprop or LBFGS of torch.
         seed: of random draws.
+        small: refuse what is so large that torch's kernels on all cores are faster.
     Raises:
         UnsupportedOpError: an op, dtype or optimizer without a native form; names it.
         BackendError: something that native code cannot do here.
@@ -336,58 +295,38 @@ def native_engine(
         raise BackendError(
             "native code runs on the CPU", given="parameters on another device", instead='backend="torch"'
         )
+    if small:
+        count = sum(p.numel() for p in model.parameters())
+        if count > _SMALL:
+            raise BackendError(f"{count:,} parameters: torch's kernels are as fast", required=f"at most {_SMALL:,}")
+    if type(optimizer) is torch.optim.LBFGS:
+        from chainrule.backends.native.closure import ClosureEngine  # made of single steps, which are made of this
+
+        return ClosureEngine(model, loss, objective, optimizer, example)
     if not optimizers.supported(optimizer):
         raise UnsupportedOpError(f"optimizer {type(optimizer).__name__} has no native form", instead='backend="torch"')
-    return NativeEngine(model, loss, objective, optimizer, example, seed)
+    return NativeEngine(model, loss, objective, optimizer, example, seed, small)
 
 
-def traced_step(
-    case: Trace, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, counted: bool = False
-) -> Traced:
-    """What is compiled for a traced case: without an optimizer, its gradients. ``counted``: see the optimizers.
+_SMALL = 3_000_000  # parameters
+_SMALL_STEP = 3e9  # multiplications of a step: a tenth of a second on one core
+_SMALL_GRAPH = 3_000  # nodes: minutes of compilation
 
-    Raises:
-        UnsupportedOpError: an op or program without a native form.
-    """
-    if case.guards:
-        raise UnsupportedOpError(
-            f"the program branches on values at {case.guards[0].where}",
-            required="a program that does the same ops on every batch",
-            instead='backend="torch"',
+
+def _refuse_large(graph: StepGraph) -> None:
+    """Raises BackendError for a step that torch's kernels run as fast, or that would take long to compile."""
+    nodes = graph.order
+    if len(nodes) > _SMALL_GRAPH:
+        raise BackendError(
+            f"a graph of {len(nodes):,} nodes takes long to compile", required=f"at most {_SMALL_GRAPH:,}"
         )
-    if case.mutations:
-        raise UnsupportedOpError(f"the forward pass changes {case.mutations[0]}", instead='backend="torch"')
-    if case.loss is None:
-        raise ModelError("a step needs a loss", instead="a loss or an objective")
-    wanted: dict[Node, str] = {}
-    for path, leaf in case.parameters.items():
-        if path not in case.frozen and leaf not in wanted:
-            wanted[leaf] = path
-    rule: optimizers.Rule | None = None
-    update: Callable[[Mapping[Node, Node]], Mapping[Node, Node]] | None = None
-    if optimizer is not None:
-        named = dict(model.named_parameters(remove_duplicate=False))
-        group_of = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        wanted = {leaf: path for leaf, path in wanted.items() if id(named[path]) in group_of}
-        groups = {leaf: group_of[id(named[path])] for leaf, path in wanted.items()}
-
-        def written(grads: Mapping[Node, Node]) -> Mapping[Node, Node]:
-            nonlocal rule
-            rule = optimizers.updates(optimizer, grads, groups, wanted, counted)
-            return rule.updates
-
-        update = written
-    named_buffers = {leaf: path for path, leaf in case.buffers.items()}
-    graph = step_graph(case.loss, wanted, {case.buffers[path]: new for path, new in case.updates.items()}, update)
-    leaves = tuple(case.batch_inputs.values())
-    for leaf in leaves:
-        if leaf.type.dtype not in KINDS:
-            raise UnsupportedOpError(f"a batch of dtype {leaf.type.dtype} in native code", instead='backend="torch"')
-    used = [n for n in graph.order if n.op.native == "input"]
-    parameters = {leaf: path for path, leaf in reversed(case.parameters.items()) if leaf in set(used) | set(wanted)}
-    known = {*parameters, *named_buffers, *leaves}
-    captured = {leaf: tensor for leaf, tensor in case.values.items() if leaf not in known and leaf in set(used)}
-    return Traced(graph, rule, leaves, parameters, named_buffers, captured, limits(graph.order))
+    work = 0.0
+    for node in nodes:
+        found = access.accumulation(node)
+        if found is not None:
+            work += float(np.prod(node.shape, dtype=float) * np.prod(found.sizes, dtype=float))
+    if work > _SMALL_STEP:
+        raise BackendError(f"{work:.1e} multiplications a step: torch's kernels are as fast")
 
 
 def _sliced(example: Any, size: int) -> Any:

@@ -6,7 +6,8 @@ A rule ``(m, *values, **params) -> value`` is written once and serves scalars an
 from __future__ import annotations
 
 from chainrule.backends.native import vector_math as vm
-from chainrule.backends.native.values import Emitter, Operand, Value
+from chainrule.backends.native.emitter import Emitter
+from chainrule.backends.native.values import Operand, Value
 
 
 class Forms:

@@ -181,6 +181,13 @@ def write(key: str, description: dict[str, Any], code: bytes) -> None:
         return
 
 
+def forget(key: str) -> None:
+    """Takes an entry out of the cache."""
+    directory = cache_directory()
+    if directory is not None:
+        (directory / f"{key}.o").unlink(missing_ok=True)
+
+
 @cache
 def version() -> str:
     """What the emitted code depends on besides the graph: this package's own sources and LLVM."""

@@ -10,159 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
 
 from chainrule.backends.native import access
 from chainrule.backends.native.access import Index
+from chainrule.backends.native.axes import axis_classes
 from chainrule.backends.native.forms import KINDS
-from chainrule.backends.native.schedule import Schedule
-from chainrule.backends.native.values import BYTES, Affine, LoopVar
+from chainrule.backends.native.memory import Arena, Layout, View, reuse
+from chainrule.backends.native.plan import Schedule
+from chainrule.backends.native.values import Affine, LoopVar
 from chainrule.errors import UnsupportedOpError
-from chainrule.ir import Node, toposort
-
-_ALIGN = 64
-
-
-@dataclass(frozen=True)
-class View:
-    """Where a tensor is: ``start`` is a byte offset in the arena (``-1 - k``: the tensor's own memory, number k of
-    those outside of the arena); the rest counts elements.
-
-    ``room``: whether a vector store along the innermost axis may write past the last element of a row.
-    """
-
-    start: int
-    kind: str
-    offset: int
-    strides: tuple[int, ...]
-    innermost: int | None
-    room: bool
-
-    @property
-    def external(self) -> bool:
-        """Whether it is memory of torch's."""
-        return self.start < 0
-
-    def address(self, index: Index) -> Affine:
-        """The address of an element."""
-        total = Affine((), self.offset)
-        for i, s in zip(index, self.strides, strict=True):
-            total = total + i * s
-        return total
-
-
-@dataclass
-class Arena:
-    """Bytes handed out one after the other."""
-
-    size: int = _ALIGN * 4
-    zero_from: int = 0
-
-    def take(self, count: int, kind: str) -> int:
-        """The byte offset of room for ``count`` elements, with a vector to spare behind."""
-        start = self.size
-        self.size += -(-(count * BYTES[kind] + _ALIGN) // _ALIGN) * _ALIGN
-        return start
-
-
-@dataclass
-class Layout:
-    """Views of all stored nodes; ``copies``: further views of a weight, by innermost axis."""
-
-    lanes: int
-    arena: Arena
-    views: dict[Node, View] = field(default_factory=dict)
-    copies: dict[Node, dict[int, View]] = field(default_factory=dict)
-
-    def dense(self, shape: Sequence[int], kind: str, order: Sequence[int], pad: bool) -> View:
-        """A new tensor whose dimensions lie in ``order``, outermost first."""
-        strides, step = [0] * len(shape), 1
-        innermost = order[-1] if order else None
-        for a in reversed(order):
-            strides[a] = step
-            size = shape[a]
-            if a == innermost and pad and size > 1:
-                size = -(-size // self.lanes) * self.lanes
-            step *= size
-        return View(self.arena.take(step, kind), kind, 0, tuple(strides), innermost, pad)
-
-
-# ---- which dimensions are one index ------------------------------------------------------------------------
-class _Classes:
-    """Union-find over (node, axis)."""
-
-    def __init__(self) -> None:
-        self.parent: dict = {}
-
-    def find(self, key: object) -> object:
-        self.parent.setdefault(key, key)
-        while self.parent[key] != key:
-            self.parent[key] = self.parent[self.parent[key]]
-            key = self.parent[key]
-        return key
-
-    def join(self, a: object, b: object) -> None:
-        self.parent[self.find(a)] = self.find(b)
-
-
-def axis_classes(order: Sequence[Node]) -> Callable[[Node, int], object]:
-    """``(node, axis) -> class``: dimensions in one class run over the same index."""
-    classes = _Classes()
-
-    def same(node: Node, index: Index, keys: dict[LoopVar, object]) -> None:
-        for a, i in enumerate(index):
-            if len(i.terms) == 1 and i.terms[0][1] == 1 and i.const == 0:
-                classes.join((node, a), keys[i.terms[0][0]])
-
-    for node in order:
-        rank = len(node.shape) if hasattr(node.type, "shape") else 0
-        own = [LoopVar(f"{a}", a) for a in range(rank)]
-        index = tuple(Affine(((v, 1),)) for v in own)
-        keys: dict[LoopVar, object] = {v: (node, a) for a, v in enumerate(own)}
-        found = access.accumulation(node)
-        if found is not None:
-            extra = [LoopVar(f"r{a}", a) for a in range(len(found.sizes))]
-            keys |= {v: (node, "extra", a) for a, v in enumerate(extra)}
-            for x, at in zip(node.inputs, found.read(index, tuple(Affine(((v, 1),)) for v in extra)), strict=True):
-                same(x, at, keys)
-        elif access.is_view(node):
-            same(node.inputs[0], access.through(node, index), keys)
-        elif access.is_product(node):
-            for x, at in zip(node.inputs, access.product_reads(node, index), strict=True):
-                same(x, at, keys)
-        elif access.is_elementwise(node):
-            for x in node.inputs:
-                same(x, access.broadcast_index(x, node.shape, index), keys)
-        elif node.op.native == "reshape":
-            for inside, outside in access.reshape_groups(node.inputs[0].shape, node.shape):
-                if len(inside) == len(outside) == 1:
-                    classes.join((node, outside[0]), (node.inputs[0], inside[0]))
-        elif node.op.native in ("concat", "pad"):
-            for x in node.inputs:
-                for a in range(rank):
-                    if x.shape[a] == node.shape[a]:
-                        classes.join((node, a), (x, a))
-        elif node.op.native in access.INDEXED:
-            places, axis, rest = access.gathered(node, index)
-            same(node.inputs[1], places, keys)
-            left = [a for a in range(node.inputs[0].type.rank) if a != axis]
-            for a, i in zip(left, rest, strict=True):
-                if node.inputs[0].shape[a] == node.shape[i.terms[0][0].depth]:
-                    classes.join((node.inputs[0], a), keys[i.terms[0][0]])
-        elif access.is_scatter(node):
-            x = node.inputs[0]
-            inner = [LoopVar(f"{a}", a) for a in range(x.type.rank)]
-            at = tuple(Affine(((v, 1),)) for v in inner)
-            same(node.inputs[1], access.scatter_place(node, at), {v: (x, a) for a, v in enumerate(inner)})
-            for a, i in enumerate(access.scattered(node, at, None)):
-                if i is not None and x.shape[i.terms[0][0].depth] == node.shape[a]:
-                    classes.join((node, a), (x, i.terms[0][0].depth))
-        elif node.op.native == "max_pool_place":
-            for a in range(rank - len(node.params["kernel_size"])):
-                classes.join((node, a), (node.inputs[0], a))
-        elif node.op.native == "one_hot":
-            same(node.inputs[0], index[:-1], keys)
-    return lambda node, axis: classes.find((node, axis))
+from chainrule.ir import Node
 
 
 # ---- choosing ----------------------------------------------------------------------------------------------
@@ -273,71 +130,8 @@ def choose(
         for root in kernel.roots:
             if root.into is not None and root.into not in layout.views:
                 place(root.into)
-    _reuse(plan, layout, set(outputs), set(batch), mark)
+    reuse(plan, layout, set(outputs), set(batch), mark)
     return layout
-
-
-def _reuse(plan: Schedule, layout: Layout, outputs: set[Node], batch: set[Node], mark: int) -> None:
-    """Moves what lives for a part of the step together: memory is used again once its value is not read any more."""
-
-    def whole(node: Node) -> Node:
-        while node in plan.placed:
-            node = plan.placed[node][0]
-        return node
-
-    life: dict[Node, tuple[int, int]] = {}
-
-    def seen(node: Node, at: int) -> None:
-        first, last = life.get(whole(node), (at, at))
-        life[whole(node)] = (min(first, at), max(last, at))
-
-    for node in batch:
-        if node in layout.views:
-            seen(node, -1)
-    for at, kernel in enumerate(plan.kernels):
-        for node in kernel.reads:
-            seen(node, at)
-        for root in kernel.roots:
-            seen(root.into if root.into is not None else root.node, at)
-    members: dict[Node, list[Node]] = {}
-    for node in layout.views:
-        members.setdefault(whole(node), []).append(node)
-    movable = []
-    for owner, nodes in members.items():
-        fixed = any(n.op.native in ("input", "constant") and n not in batch for n in nodes)
-        # The border of a padded image is written once, when the program is loaded.
-        fixed = fixed or any(n.op.native == "pad" for n in nodes) or any(n in outputs for n in nodes)
-        if not fixed and owner in life and layout.views[owner].start >= mark:
-            movable.append(owner)
-    starts = {layout.views[o].start for o in movable}
-    held = [*layout.views.values(), *(v for c in layout.copies.values() for v in c.values())]
-    kept = sorted({v.start for v in held if not v.external})
-    sizes = {a: b - a for a, b in zip(kept, [*kept[1:], layout.arena.size], strict=True)}
-    # What stays is packed first, then what moves, largest first, each as low as its life allows.
-    new: dict[int, int] = {}
-    cursor = mark
-    for start in kept:
-        if start >= mark and start not in starts:
-            new[start] = cursor
-            cursor += sizes[start]
-    placed: list[tuple[int, int, int, int]] = []
-    for owner in sorted(movable, key=lambda o: (-sizes[layout.views[o].start], life[o])):
-        first, last = life[owner]
-        size = sizes[layout.views[owner].start]
-        at = cursor
-        for low, high, begin, end in sorted(placed):
-            if begin <= last and first <= end and low < at + size and at < high:
-                at = high
-        placed.append((at, at + size, first, last))
-        new[layout.views[owner].start] = at
-    layout.arena.size = max([cursor, *(high for _, high, _, _ in placed)])
-    for node, view in layout.views.items():
-        if view.start in new:
-            layout.views[node] = replace(view, start=new[view.start])
-    for copies in layout.copies.values():
-        for axis, view in copies.items():
-            if view.start in new:
-                copies[axis] = replace(view, start=new[view.start])
 
 
 def _followers(plan: Schedule, leaders: set[Node]) -> dict[Node, Node]:
@@ -495,8 +289,3 @@ def vector_axis(core: Node, plan: Schedule, layout: Layout) -> tuple[str, int] |
     """The index that an accumulation is vectorised along; None: every index has one value."""
     costs = vector_costs(core, plan, layout)
     return min(costs)[1] if costs else None
-
-
-def all_nodes(outputs: Iterable[Node]) -> list[Node]:
-    """Every node, operands first."""
-    return toposort(list(outputs))

@@ -98,6 +98,8 @@ def updates(
         if options.get("maximize"):
             g = -g
         new[leaf] = build(leaf, g, rates[number], options, held)
+        if counted and counts_steps(optimizer):
+            held.count()
     return Rule(rates, tuple(states), new)
 
 
@@ -129,14 +131,18 @@ class _Held:
         self.new[leaf] = value
         return value
 
+    def count(self) -> Node:
+        """The number of this step, where torch keeps it."""
+        step = variable(f"{self.name}:step", TensorType((), "float32"))
+        if step not in self.new:
+            self.states.append(State(step, self.name, "step"))
+            self.new[step] = step + constant(1.0, "float32")
+        return self.new[step]
+
     def power(self, base: float) -> Node:
         """``base^t`` for the number t of this step, float64; one for all parameters of a group."""
         if self.counted:
-            step = variable(f"{self.name}:step", TensorType((), "float32"))
-            if step not in self.new:
-                self.states.append(State(step, self.name, "step"))
-                self.new[step] = step + constant(1.0, "float32")
-            return apply(OPS["pow"], constant(base, "float64"), cast(self.new[step], "float64"))
+            return apply(OPS["pow"], constant(base, "float64"), cast(self.count(), "float64"))
         key = (self.group, base)
         if key not in self.powers:
             leaf = variable(f"power:{self.group}:{base!r}", TensorType((), "float64"))

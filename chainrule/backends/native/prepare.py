@@ -13,8 +13,9 @@ from functools import cache
 import numpy as np
 
 from chainrule.backends.native import access
+from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.forms import Forms
-from chainrule.backends.native.values import Emitter, Scope
+from chainrule.backends.native.values import Scope, Value
 from chainrule.errors import ModelError, UnsupportedOpError
 from chainrule.interpreters.differentiate import expand_composites, gradient
 from chainrule.interpreters.simplify import simplify
@@ -29,7 +30,8 @@ class StepGraph:
     """One step as a graph.
 
     Attributes:
-        loss: a scalar, or None of a forward pass. updates: leaf -> its value after the step. gradients: of the parameters, where asked for.
+        loss: a scalar, or None of a forward pass. updates: leaf -> its value after the step.
+        gradients: of the parameters, where asked for.
         parameters: leaf -> its name. unused: names of parameters that the loss does not depend on.
     """
 
@@ -208,7 +210,6 @@ def _weight(op: Op, arity: int, params: tuple) -> int:
 
 
 def _opaque(e: Emitter, kind: str):
-    from chainrule.backends.native.values import Value
 
     return Value(e, kind, 8, "%x")
 

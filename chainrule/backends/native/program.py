@@ -7,25 +7,28 @@ the same architecture: it holds no tensors.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 
 from chainrule.backends.native import jit
-from chainrule.backends.native.access import ZERO, Index
+from chainrule.backends.native.copies import copy_weights
+from chainrule.backends.native.draws import STEP_COUNTER, drawing
+from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.forms import KINDS
-from chainrule.backends.native.layout import Arena, Layout, View, choose
+from chainrule.backends.native.gather import gather
+from chainrule.backends.native.kernels import KernelWriter
+from chainrule.backends.native.layout import choose
+from chainrule.backends.native.memory import Arena, Layout, View
+from chainrule.backends.native.plan import Kernel
 from chainrule.backends.native.prepare import StepGraph, weight
-from chainrule.backends.native.schedule import Kernel, schedule
-from chainrule.backends.native.values import BYTES, LLVM, Affine, Emitter, LoopVar, Scope, Value
-from chainrule.backends.native.write import KernelWriter
+from chainrule.backends.native.schedule import schedule
+from chainrule.backends.native.values import BYTES, LLVM, LoopVar, Value
 from chainrule.errors import UnsupportedOpError
-from chainrule.ir import Node, TensorType, digest, toposort, variable
+from chainrule.ir import Node, digest, toposort
 
-STEP_COUNTER = variable("random_step", TensorType((), "int64"))
 _NUMPY = {"f32": np.float32, "f64": np.float64, "i64": np.int64, "i32": np.int32, "i8": np.int8, "i1": np.int8}
 
 
@@ -34,11 +37,11 @@ class Program:
     """A compiled step.
 
     Attributes:
-        graph: what it computes. layout: where. code: ``run(arguments)``, the address of eight numbers: arena, data,
+        graph: what it computes. layout: where. code: ``run(arguments)``, the address of seven numbers: arena, data,
             order, steps, rates, losses, tensors (see :func:`emit`).
         batch: leaves of the batch in order. rates: leaves of the learning rates.
         draws: whether it needs a counter for random numbers. cached: whether it came from the cache.
-        engine: what owns the machine code.
+        engine: what owns the machine code. key: of its entry in the cache.
     """
 
     graph: StepGraph
@@ -49,6 +52,7 @@ class Program:
     draws: bool
     cached: bool
     engine: Any
+    key: str
 
     def array(self, arena: np.ndarray, leaf: Node, view: View | None = None) -> np.ndarray:
         """The memory of a stored node, in its logical shape."""
@@ -100,7 +104,7 @@ def build(
         layout, used, draws = _restored(graph, description, fixed)
         cached = True
     engine = jit.loaded(code, target)
-    return Program(graph, layout, jit.function(engine, "call", 1), used, tuple(rates), draws, cached, engine)
+    return Program(graph, layout, jit.function(engine, "call", 1), used, tuple(rates), draws, cached, engine, key)
 
 
 def _key(
@@ -205,11 +209,11 @@ def emit(
 
         def step(s: LoopVar, _: list[Value]) -> list[Value]:
             writer = KernelWriter(e, plan, layout, "%arena", target.registers)
-            writer.draw = _drawing(writer)
+            writer.draw = drawing(writer)
             for k, leaf in enumerate(batch):
                 size = leaf.shape[0]
                 position = e.let(f"mul nuw nsw i64 {s.ssa}, {size}")
-                _gather(writer, leaf, sources[k], position)
+                gather(writer, leaf, sources[k], position)
             for g, leaf in enumerate(rates):
                 if leaf in plan.stored:
                     at = e.let(f"mul nuw nsw i64 {s.ssa}, {len(rates)}")
@@ -218,12 +222,12 @@ def emit(
                     rate = Value(e, "f64", 1, e.let(f"load double, ptr {slot}, align 8"))
                     writer.ground = len(e.scopes) - 1
                     writer.store(rate, layout.views[leaf], ())
-            _copy_weights(writer, graph, external=True)
+            copy_weights(writer, graph, external=True)
             for kernel in plan.kernels:
                 if only is None or only(kernel):
                     writer.kernel(kernel)
             if only is None:
-                _copy_weights(writer, graph, external=False)
+                copy_weights(writer, graph, external=False)
             writer.ground = len(e.scopes) - 1
             e.scopes[-1].values = {}
             if graph.loss is not None:
@@ -264,255 +268,3 @@ _ARGUMENTS = {
     "losses": "ptr noalias %losses",
     "tensors": "ptr noalias %tensors",
 }
-
-
-# ---- the batch ---------------------------------------------------------------------------------------------
-def _gather(w: KernelWriter, leaf: Node, source: str, position: str) -> None:
-    """Copies the samples of this step into the arena."""
-    e, view = w.e, w.layout.views[leaf]
-    scope = Scope()
-    e.scopes[-1].body.append(scope)
-    e.scopes.append(scope)
-    w.ground = len(e.scopes) - 1
-    sample = leaf.shape[1:]
-    count = math.prod(sample)
-    size = BYTES[view.kind]
-    dense = [math.prod(sample[k + 1 :]) for k in range(len(sample))]
-
-    def row(b: Affine) -> str:
-        """Where sample number ``b`` of this step begins."""
-        at = e.index(b)
-        at = e.let(f"add nuw nsw i64 {position}, {at.text}")
-        slot = e.let(f"getelementptr inbounds i64, ptr %order, i64 {at}")
-        number = e.let(f"load i64, ptr {slot}, align 8")
-        offset = e.let(f"mul nsw i64 {number}, {count}")
-        return e.let(f"getelementptr inbounds {LLVM[view.kind]}, ptr {source}, i64 {offset}")
-
-    if view.strides and view.strides[0] == 1 and leaf.shape[0] > 1 and count > 1:
-        _gather_lanes(w, leaf, view, row, dense)
-    else:
-        # The longest run of elements that lie one after the other in both.
-        run, axis = 1, len(sample)
-        while axis and view.strides[axis] == run:
-            axis -= 1
-            run *= sample[axis]
-
-        def copy(b: Affine) -> None:
-            begin = row(b)
-            index: list[Affine] = [b, *[ZERO] * len(sample)]
-
-            def nest(k: int) -> None:
-                if k < axis:
-
-                    def inner(i: Affine) -> None:
-                        index[1 + k] = i
-                        nest(k + 1)
-
-                    w.loop(sample[k], inner)
-                    return
-                to = e.pointer(w.base(view), view.kind, view.address(tuple(index)))
-                at = ZERO
-                for k2 in range(axis):
-                    at = at + index[1 + k2] * dense[k2]
-                start = e.let(f"getelementptr inbounds {LLVM[view.kind]}, ptr {begin}, i64 {e.index(at).text}")
-                if run * size <= 16 * 32:
-                    _copy_run(e, to, start, view.kind, run)
-                else:
-                    target = e.intrinsic("llvm.memcpy.p0.p0.i64", "void", ["ptr", "ptr", "i64", "i1"])
-                    e.line(
-                        f"call void {target}(ptr align {size} {to}, ptr align {size} {start}, i64 {run * size}, i1 false)"
-                    )
-
-            nest(0)
-
-        w.loop(leaf.shape[0], copy)
-    e.scopes.pop()
-
-
-def _copy_run(e: Emitter, to: str, start: str, kind: str, count: int) -> None:
-    """Exactly ``count`` elements, by the widest loads that fit: nothing behind them is touched."""
-    done = 0
-    width = e.lanes
-    while done < count:
-        while width > count - done:
-            width //= 2
-        kind_text = LLVM[kind] if width == 1 else f"<{width} x {LLVM[kind]}>"
-        source = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr {start}, i64 {done}")
-        value = e.let(f"load {kind_text}, ptr {source}, align {BYTES[kind]}")
-        target = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr {to}, i64 {done}")
-        e.line(f"store {kind_text} {value}, ptr {target}, align {BYTES[kind]}")
-        done += width
-
-
-def _gather_lanes(w: KernelWriter, leaf: Node, view: View, row: Callable[[Affine], str], dense: Sequence[int]) -> None:
-    """Samples side by side in the lanes: one load per element, one store per vector."""
-    e = w.e
-    sample = leaf.shape[1:]
-
-    def block(b: Affine) -> None:
-        rows = [row(replace(b, lane=0) + k) for k in range(e.valid)]
-        index: list[Affine] = [b, *[ZERO] * len(sample)]
-
-        def nest(k: int) -> None:
-            if k < len(sample):
-
-                def inner(i: Affine) -> None:
-                    index[1 + k] = i
-                    nest(k + 1)
-
-                w.loop(sample[k], inner)
-                return
-            at = ZERO
-            for i, s in zip(index[1:], dense, strict=True):
-                at = at + i * s
-            where = e.index(at)
-            parts = []
-            for begin in rows:
-                slot = e.let(f"getelementptr inbounds {LLVM[view.kind]}, ptr {begin}, i64 {where.text}")
-                parts.append(
-                    Value(e, view.kind, 1, e.let(f"load {LLVM[view.kind]}, ptr {slot}, align {BYTES[view.kind]}"))
-                )
-            w.store(e.gathered(parts), view, tuple(index))
-
-        nest(0)
-
-    w.along(leaf.shape[0], block)
-
-
-# ---- transposed copies of weights --------------------------------------------------------------------------
-def _copy_weights(w: KernelWriter, graph: StepGraph, external: bool) -> None:
-    """Copies of weights: of those that a step has changed, or, of torch's own memory, of all before a step."""
-    for leaf, copies in w.layout.copies.items():
-        if w.layout.views[leaf].external != external or (not external and leaf not in graph.updates):
-            continue
-        for view in copies.values():
-            copy_weight(w, leaf, view)
-
-
-def copy_weight(w: KernelWriter, leaf: Node, to: View) -> None:
-    """One weight in another order: square blocks are transposed in registers."""
-    e = w.e
-    source = w.layout.views[leaf]
-    scope = Scope()
-    e.scopes[-1].body.append(scope)
-    e.scopes.append(scope)
-    w.ground = len(e.scopes) - 1
-    n = e.lanes
-    fast, slow = source.innermost, to.innermost
-    index: list[Affine] = [ZERO] * leaf.type.rank
-    others = [a for a, size in enumerate(leaf.shape) if size > 1 and a not in (fast, slow)]
-
-    def squares() -> None:
-        rows, columns = leaf.shape[slow], leaf.shape[fast]
-        whole_rows = rows // n * n
-
-        def square(i: Affine, j: Affine) -> None:
-            at = list(index)
-            loaded = []
-            for k in range(n):
-                at[slow], at[fast] = i + k, replace(j, lane=1)
-                loaded.append(e.load(w.base(source), source.kind, source.address(tuple(at)), source.external))
-            for k, value in enumerate(transposed(e, loaded)):
-                if k < e.valid:
-                    at[slow], at[fast] = replace(i, lane=1), j + k
-                    e.store(value, w.base(to), to.address(tuple(at)), padded=True) if e.valid == n else _full_store(
-                        e, value, w, to, tuple(at)
-                    )
-
-        def all_columns(i: Affine) -> None:
-            w.loop(columns // n * n, lambda j: square(i, j), step=n)
-            if columns % n:
-                with w.counting(columns % n):
-                    w.loop(1, lambda _: square(i, Affine((), columns // n * n)))
-
-        w.loop(whole_rows, all_columns, step=n)
-        for r in range(whole_rows, rows):  # the last rows one by one
-
-            def column(j: Affine, r: int = r) -> None:
-                at = list(index)
-                at[slow], at[fast] = Affine((), r), j
-                value = e.load(w.base(source), source.kind, source.address(tuple(at)))
-                e.store(value, w.base(to), to.address(tuple(at)))
-
-            w.loop(columns, column)
-
-    def nest(k: int) -> None:
-        if k == len(others):
-            squares()
-            return
-
-        def body(i: Affine) -> None:
-            index[others[k]] = i
-            nest(k + 1)
-
-        w.loop(leaf.shape[others[k]], body)
-
-    nest(0)
-    e.scopes.pop()
-
-
-def _full_store(e: Emitter, value: Value, w: KernelWriter, to: View, index: Index) -> None:
-    before, e.valid = e.valid, e.lanes
-    try:
-        e.store(value, w.base(to), to.address(index))
-    finally:
-        e.valid = before
-
-
-def transposed(e: Emitter, rows: Sequence[Value]) -> list[Value]:
-    """A square of vectors transposed by log2(n) rounds of shuffles."""
-    n = len(rows)
-    out = list(rows)
-    width = 1
-    while width < n:
-        new: list[Value] = [out[0]] * n
-        for i in range(n):
-            if i & width:
-                continue
-            a, b = out[i], out[i + width]
-            low = [(k if not k & width else n + k - width) for k in range(n)]
-            high = [(k + width if not k & width else n + k) for k in range(n)]
-            new[i], new[i + width] = _shuffled(e, a, b, low), _shuffled(e, a, b, high)
-        out = new
-        width *= 2
-    return out
-
-
-def _shuffled(e: Emitter, a: Value, b: Value, picks: Sequence[int]) -> Value:
-    mask = ", ".join(f"i32 {p}" for p in picks)
-    return Value(
-        e, a.kind, a.lanes, e.let(f"shufflevector {a.type} {a.text}, {b.type} {b.text}, <{a.lanes} x i32> <{mask}>")
-    )
-
-
-# ---- random draws ------------------------------------------------------------------------------------------
-def _drawing(w: KernelWriter) -> Callable[[Node, Index], Value]:
-    """Bernoulli draws from a counter: a hash of step, stream and element number. Not torch's bits."""
-
-    def draw(node: Node, index: Index) -> Value:
-        e = w.e
-        if node.params["method"] != "bernoulli_":
-            raise UnsupportedOpError(f"random draw {node.params['method']} in native code", instead='backend="torch"')
-        (keep,) = node.params["args"]
-        number, stride = ZERO, 1
-        for a in reversed(range(len(index))):
-            number, stride = number + index[a] * stride, stride * node.shape[a]
-        x = e.convert(e.index(number), "i32")
-        step = e.convert(w.value(STEP_COUNTER, ()), "i32")
-        salt = (node.params["stream"] * 0x9E3779B1 + 0x7F4A7C15) & 0xFFFFFFFF
-        x = x * _signed(0x85EBCA77) + (step * _signed(0xC2B2AE3D) + _signed(salt))
-        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 0x9E3779B1), (15, 0x85EBCA6B), (16, 1)):
-            x = e.logic("xor", x, e.shift("lshr", x, shift))
-            if factor != 1:
-                x = x * _signed(factor)
-        # The upper 24 bits as a number in [0, 2^24).
-        uniform = e.shift("lshr", x, 8)
-        kept = e.compare("lt", uniform, round(float(keep) * 2**24))
-        return e.convert(kept, w.kind(node))
-
-    return draw
-
-
-def _signed(number: int) -> int:
-    number &= 0xFFFFFFFF
-    return number - (1 << 32) if number >= 1 << 31 else number

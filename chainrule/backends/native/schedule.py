@@ -11,50 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chainrule.backends.native import access
+from chainrule.backends.native.plan import Kernel, Root, Schedule
 from chainrule.errors import BackendError
 from chainrule.ir import Node, toposort
 
 _CHEAP = 12  # instructions that are repeated rather than stored
-
-
-@dataclass(eq=False)
-class Kernel:
-    """One loop nest.
-
-    Attributes:
-        number: order of creation. core: the accumulation or scatter, or None. roots: what it stores, in order.
-        reads: stored values that it loads, with whether each is read at the kernel's own index only.
-        after: kernels that must run before.
-    """
-
-    number: int
-    core: Node | None
-    roots: list[Root] = field(default_factory=list)
-    reads: dict[Node, bool] = field(default_factory=dict)
-    after: set[Kernel] = field(default_factory=set)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The index space of its results."""
-        return self.core.shape if self.core is not None else self.roots[0].node.shape
-
-
-@dataclass(frozen=True)
-class Root:
-    """A value that a kernel stores: into its own buffer, or (``into``) into that of a leaf or part of a placement."""
-
-    node: Node
-    into: Node | None = None
-    part: int | None = None
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Kernels in order; ``stored``: nodes with memory; ``placed``: node -> (placement, operand number) it is part of."""
-
-    kernels: list[Kernel]
-    stored: set[Node]
-    placed: Mapping[Node, tuple[Node, int]]
 
 
 def schedule(

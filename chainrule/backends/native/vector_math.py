@@ -16,7 +16,8 @@ from functools import cache
 
 import numpy as np
 
-from chainrule.backends.native.values import Emitter, Operand, Value
+from chainrule.backends.native.emitter import Emitter
+from chainrule.backends.native.values import Operand, Value
 
 # Largest error in units in the last place over the range that matters (float32, float64); tests hold them.
 ULP = {

@@ -75,19 +75,18 @@ def test_losses(loss: Any, target: str) -> None:
     assert_same(ours, torchs, rounding(torch.float64))
 
 
-O = torch.optim
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "sgd": lambda p: O.SGD(p, lr=0.02),
-    "momentum, decay": lambda p: O.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.1),
-    "nesterov": lambda p: O.SGD(p, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.1),
-    "dampening": lambda p: O.SGD(p, lr=0.02, momentum=0.9, dampening=0.3),
-    "maximize": lambda p: O.SGD(p, lr=0.0005, maximize=True),
-    "adam": lambda p: O.Adam(p, lr=0.01),
-    "adam, decay": lambda p: O.Adam(p, lr=0.01, weight_decay=0.1, betas=(0.8, 0.99)),
-    "amsgrad": lambda p: O.Adam(p, lr=0.01, amsgrad=True),
-    "adamw": lambda p: O.AdamW(p, lr=0.01, weight_decay=0.1),
-    "rmsprop": lambda p: O.RMSprop(p, lr=0.01),
-    "rmsprop, all": lambda p: O.RMSprop(p, lr=0.01, momentum=0.9, centered=True, weight_decay=0.1),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.02),
+    "momentum, decay": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.1),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "dampening": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, dampening=0.3),
+    "maximize": lambda p: torch.optim.SGD(p, lr=0.0005, maximize=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "adam, decay": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, betas=(0.8, 0.99)),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+    "rmsprop, all": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True, weight_decay=0.1),
 }
 
 
@@ -175,7 +174,13 @@ def test_structures(name: str) -> None:
     d = data()
     torch.manual_seed(1)
     ours, torchs = trained_twice(
-        make(), (d[x], d[y]), loss, lambda p: torch.optim.SGD(p, lr=0.005, momentum=0.9), batch=batch, steps=6
+        make(),
+        (d[x], d[y]),
+        loss,
+        lambda p: torch.optim.SGD(p, lr=0.005, momentum=0.9),
+        batch=batch,
+        steps=6,
+        short=batch == 5,
     )
     assert_same(ours, torchs, rounding(torch.float64))
 
@@ -208,7 +213,7 @@ def test_figure_7_8_keeps_torchs_losses_and_repeats_bit_for_bit() -> None:
         model = nn.Sequential(nn.Linear(10, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 5))
         model.load_state_dict(start)
         make = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)  # noqa: E731
-        return trained_twice(model, (x, y), nn.MSELoss(), make, batch=10, steps=100, dtype=dtype, short=False)
+        return trained_twice(model, (x, y), nn.MSELoss(), make, batch=10, steps=100, dtype=dtype)
 
     double = run(torch.float64)
     single, again = run(torch.float32)[0], run(torch.float32)[0]
@@ -279,7 +284,7 @@ def test_dropout_scales_what_it_keeps_and_repeats_with_the_seed() -> None:
         assert "dropout" in engine.reason
         runs.append(engine.run((x, x), np.tile(np.arange(4096), 20), 4096, np.zeros(20)))
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
-    assert len(set(runs[0])) == 20
+    assert len(set(runs[0])) > 12  # two steps may keep equally many
     # Mean of 81,920 draws of 1/0.7 with probability 0.7: standard error 0.0023.
     assert abs(runs[0].mean() - 1) < 5 * 0.0023
 
@@ -332,3 +337,54 @@ def test_numbers_outside_of_their_range_are_refused() -> None:
     engine = native_engine(words, (d["words"][:8], d["y"][:8]), nn.MSELoss(), momentum(words.parameters()))
     with pytest.raises(ModelError, match="0 to 6"):
         engine.run((d["words"] + 1, d["y"]), None, 8, np.zeros(5))
+
+
+def test_code_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault planted in what is emitted is found by the first step's comparison, before anything is trained."""
+    from chainrule.backends.native import vector_math
+
+    d = data()
+    monkeypatch.setenv("CHAINRULE_CACHE", "")
+    monkeypatch.setattr(vector_math, "tanh", lambda e, x: vector_math.sigmoid(e, x))
+    model = nn.Sequential(nn.Linear(10, 11), nn.Tanh(), nn.Linear(11, 5))
+    before = [p.clone() for p in model.parameters()]
+    for _ in range(2):
+        with pytest.raises(BackendError, match="something else than torch"):
+            native_engine(model, (d["x"][:8], d["y"][:8]), nn.MSELoss(), momentum(model.parameters()))
+    monkeypatch.undo()
+    engine = native_engine(model, (d["x"][:8], d["y"][:8]), nn.MSELoss(), momentum(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert np.isfinite(engine.run((d["x"], d["y"]), None, 8, np.full(5, 0.01))).all()
+
+
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_lbfgs(search: str | None) -> None:
+    d = data()
+    torch.manual_seed(1)
+    x, y = d["x"].double(), d["y"].double()
+    models = [nn.Sequential(nn.Linear(10, 9), nn.Tanh(), nn.Linear(9, 5)).double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    made = [torch.optim.LBFGS(m.parameters(), lr=0.5, max_iter=8, line_search_fn=search) for m in models]
+    engine = native_engine(models[0], (x, y), nn.MSELoss(), made[0])
+    before = [p.clone() for p in models[0].parameters()]
+    losses = np.concatenate([engine.run((x, y), None, 40, np.full(1, 0.5)) for _ in range(4)])
+    assert all(torch.equal(a, b) for a, b in zip(before, models[0].parameters(), strict=True))
+    engine.store()
+
+    def closure() -> torch.Tensor:
+        made[1].zero_grad()
+        value = nn.functional.mse_loss(models[1](x), y)
+        value.backward()
+        return value
+
+    expected = np.array([made[1].step(closure).item() for _ in range(4)])
+    # The line search compares sums of another order: what it decides is equal here, its numbers nearly.
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_large_is_left_to_torch_where_that_was_asked() -> None:
+    model = nn.Sequential(nn.Linear(1500, 1500), nn.ReLU(), nn.Linear(1500, 1500))
+    with pytest.raises(BackendError, match="parameters"):
+        native_engine(model, (torch.randn(4, 1500),) * 2, nn.MSELoss(), momentum(model.parameters()), small=True)

@@ -94,7 +94,14 @@ def check(case: dict[str, Any]) -> None:
     dtype = torch.float64 if case["double"] else torch.float32
     # Four steps: further on, float32 runs of one network drift apart for reasons of their own.
     ours, torchs = trained_twice(
-        model, (x, target), loss, OPTIMIZERS[case["optimizer"]], batch=case["batch"], steps=4, dtype=dtype
+        model,
+        (x, target),
+        loss,
+        OPTIMIZERS[case["optimizer"]],
+        batch=case["batch"],
+        steps=4,
+        dtype=dtype,
+        short=case["seed"] % 2 == 0,
     )
     # Adaptive steps divide by the root of a gradient's square: where that is all rounding, so is the step.
     adaptive = case["optimizer"] >= 3
@@ -110,7 +117,7 @@ SETTINGS = {
 }
 
 
-@settings(max_examples=12, **SETTINGS)
+@settings(max_examples=8, **SETTINGS)
 @given(cases())
 def test_random_networks(case: dict[str, Any]) -> None:
     check(case)

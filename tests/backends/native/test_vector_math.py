@@ -11,7 +11,8 @@ import pytest
 
 from chainrule.backends.native import jit
 from chainrule.backends.native import vector_math as vm
-from chainrule.backends.native.values import Affine, Emitter
+from chainrule.backends.native.emitter import Emitter
+from chainrule.backends.native.values import Affine
 
 DTYPES = {"f32": np.float32, "f64": np.float64}
 

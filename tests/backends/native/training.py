@@ -27,11 +27,11 @@ def trained_twice(
     batch: int = 8,
     steps: int = 10,
     dtype: torch.dtype = torch.float64,
-    short: bool = True,
+    short: bool = False,
 ) -> tuple[Any, Any]:
     """((losses, model, optimizer) of the native engine, of torch), from the same start on the same samples.
 
-    The last batch is short, unless ``short`` is False. Rates change from step to step.
+    ``short``: the last batch is. Rates change from step to step.
     """
     model = model.to(dtype)
     data = tuple(t.to(dtype) if t.is_floating_point() else t for t in data)
