@@ -23,6 +23,7 @@ _EXPORTS = {
     "diagnose": "chainrule.verbs.diagnose",
     "fit": "chainrule.verbs.fit",
     "compile_step": "chainrule.verbs.fit",
+    "compile_forward": "chainrule.verbs.fit",
     "trace": "chainrule.verbs.case",
     **dict.fromkeys(("grad", "grad_and_value", "vjp", "jvp", "jacrev", "jacfwd"), "chainrule.verbs.transforms"),
     "hessian": "chainrule.verbs.hessian",

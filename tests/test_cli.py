@@ -385,12 +385,25 @@ def test_derive_of_a_model(run) -> None:
     assert "dloss/dx = (dloss/df_0) @ weight_0" in result.stdout
 
 
-def test_fit(run) -> None:
+def test_fit(run, folder: Path) -> None:
     result = run("fit", "model.py:with_data")
     assert result.exit_code == 0, result.stderr
     assert "at epoch 4" in result.stdout and "█" in result.stdout
+    names = ["loss.png", "loss.svg", "model.pt"]
+    assert sorted(p.name for p in (folder / "chainrule-fit").iterdir()) == names
+    assert all(str(Path("chainrule-fit", name)) in result.stderr for name in names)
+    assert "<svg" in (folder / "chainrule-fit/loss.svg").read_text(encoding="utf-8")
+    assert (folder / "chainrule-fit/loss.png").read_bytes().startswith(b"\x89PNG")
     data = json.loads(run("fit", "model.py:with_data", "--epochs", "2", "--json").stdout)
     assert len(data["loss"]) == 2 and data["schema"] == "chainrule.fit/1"
+    for epochs in ("2", "4"):  # goes on after two of four epochs
+        resumed = run("fit", "model.py:with_data", "--epochs", epochs, "--save-dir", "run", "--resume", "--json")
+        assert resumed.exit_code == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["resumed"] == 2
+    refused = run("fit", "model.py:with_data", "--save-dir", "run")
+    assert refused.exit_code == 2 and "resume" in refused.stderr
+    blocked = run("fit", "model.py:with_data", "--path", "model.py")
+    assert blocked.exit_code == 2 and "cannot be written" in blocked.stderr
 
 
 def test_report(run, folder: Path) -> None:

@@ -13,9 +13,10 @@ from chainrule import __version__
 from chainrule.cli.activation import activation
 from chainrule.cli.check import check
 from chainrule.cli.demo import demo
+from chainrule.cli.fit import fit
 from chainrule.cli.formulas import derive, moments
 from chainrule.cli.group import Commands, with_debug
-from chainrule.cli.models import chain, diagnose, explain, fit, report
+from chainrule.cli.models import chain, diagnose, explain, report
 
 _EXAMPLES = """\
 chainrule tells you what your network's gradients are, and whether they will flow. Three things to try:

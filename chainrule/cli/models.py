@@ -1,17 +1,16 @@
-"""The commands on models: ``chain`` (formulas too), ``diagnose``, ``explain``, ``fit`` and ``report``."""
+"""The commands on models: ``chain`` (formulas too), ``diagnose``, ``explain`` and ``report``."""
 
 from __future__ import annotations
 
 import difflib
-import sys
 
 import click
 
 from chainrule.cli.arguments import emit, formula_argument, formula_text, json_option, shape_option
-from chainrule.cli.group import FAULT, FINE, INTERRUPTED, with_debug
-from chainrule.cli.progress import epochs_bar, working
+from chainrule.cli.group import FAULT, FINE, with_debug
+from chainrule.cli.progress import working
 from chainrule.cli.target import is_target, load_case, output_on_stderr, require_torch
-from chainrule.errors import ChainruleError, ModelError
+from chainrule.errors import ChainruleError
 
 _TARGET = click.argument("target", metavar="FILE.py:FUNCTION")
 
@@ -93,39 +92,6 @@ def explain(kind: str | None) -> int:
         )
     click.echo(f"{kind}\n\n{click.wrap_text(KINDS[kind], 80)}")
     return FINE
-
-
-@click.command()
-@_TARGET
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the data, if the function does not say.")
-@json_option
-@with_debug
-def fit(target: str, epochs: int | None, as_json: bool) -> int:
-    """Train a model on the data of its function, and show the loss.
-
-    The function returns a dict (or chainrule.case(...)) with model, batch, loss, optimizer, data and epochs.
-    """
-    case = load_case(target, "fit")
-    epochs = epochs or case.epochs
-    missing = [n for n, v in (("data", case.data), ("optimizer", case.optimizer)) if v is None]
-    if missing or epochs is None:
-        missing += ["epochs"] if epochs is None else []
-        raise ModelError(
-            f"{target} does not say with what to train: {', '.join(missing)} missing",
-            given=", ".join(n for n in ("model", "batch", "loss", "optimizer", "data", "epochs")
-                            if getattr(case, n) is not None),
-            required="data (a DataLoader or (X, y)), loss, optimizer and epochs",
-            instead='return {..., "data": loader, "epochs": 10}'
-            if missing != ["epochs"] else f"chainrule fit {target} --epochs 10",
-        )  # fmt: skip
-    from chainrule.render.terminal import can_draw, curve
-    from chainrule.verbs.fit import fit as verb
-
-    with output_on_stderr(), epochs_bar(epochs) as advance:
-        result = verb(case, epochs=epochs, callbacks=[advance])
-    drawn = curve(result.loss, blocks=can_draw(sys.stdout.encoding)) if len(result.loss) > 1 else []
-    emit(result, as_json, "\n".join([str(result), *drawn]))
-    return INTERRUPTED if result.interrupted else FINE
 
 
 @click.command()

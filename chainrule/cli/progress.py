@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 
 def watched() -> bool:
@@ -23,17 +23,3 @@ def working(what: str) -> Iterator[None]:
 
     with Console(file=sys.stderr).status(what):
         yield
-
-
-@contextlib.contextmanager
-def epochs_bar(epochs: int) -> Iterator[Callable[[int, float], None]]:
-    """A bar over epochs; the value is the callback ``(epoch, loss)`` that moves it."""
-    if not watched():
-        yield lambda epoch, loss: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task("training", total=epochs)
-        yield lambda epoch, loss: bar.update(task, completed=epoch, description=f"loss {loss:.4g}")

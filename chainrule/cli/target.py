@@ -261,6 +261,8 @@ def _case(found: Any, target: str) -> Case:
                 required=f"keys out of {', '.join(known)}",
                 instead=f"the key {near[0]!r}" if near else _RETURN,
             )
+    if "data" in found and "batch" not in found:  # to train, the data are enough
+        found = {**found, "batch": None}
     missing = [key for key in ("model", "batch") if key not in found]
     if missing:
         raise ModelError(

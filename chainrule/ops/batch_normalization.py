@@ -29,7 +29,7 @@ from chainrule.ir import (
     shape_text,
 )
 from chainrule.ops.casts import cast, widened
-from chainrule.ops.families import composite
+from chainrule.ops.families import Parts, composite
 from chainrule.ops.movement import broadcast, reshape
 from chainrule.ops.reductions import mean
 from chainrule.ops.slicing import select
@@ -260,6 +260,20 @@ def _tracked_value(x: Any, mean: Any, variance: Any, *affine: Any, momentum: flo
     return *_recorded_value(x, *affine, eps=eps), *new
 
 
+def _tracked_parts(
+    x: Node, center: Node, variance: Node, *affine: Node, momentum: float, eps: float
+) -> tuple[Node, ...]:
+    count = float(product([x.shape[a] for a in _axes(x)]))
+    found = mean(x, _axes(x))
+    spread = mean((x - mean(x, _axes(x), keepdims=True)) ** 2.0, _axes(x))
+    inverse = 1.0 / apply(OPS["sqrt"], spread + as_node(eps, like=x))
+    new = [
+        old * (1 - momentum) + n * momentum
+        for old, n in ((center, found), (variance, spread * (count / max(count - 1, 1.0))))
+    ]
+    return (_by_batch(x, *affine, eps=eps), found, inverse, *new)
+
+
 _TRACKED = register(
     Op(
         "batch_norm_tracked_recorded",
@@ -273,6 +287,7 @@ _TRACKED = register(
             f"{node.params['momentum']!r}, {node.params['eps']!r})"
         ),
         differentiable=False,  # what is read of it are statistics and buffers; the output has a composite
+        native=Parts(_tracked_parts),
         samples=(Sample((_X, *_PER_CHANNEL[2:], *_PER_CHANNEL[:2]), {"momentum": 0.1, "eps": 1e-5}),),
         error_samples=(Sample((_X, np.zeros(3), np.zeros(3)), {"momentum": 0.1, "eps": 1e-5}),),
         source="torch.nn.BatchNorm1d: the kept statistics are an exponential average, with the unbiased variance",

@@ -252,6 +252,7 @@ EINSUM = register(
         error_samples=(Sample((np.zeros((2, 3)), np.zeros((2, 3))), {"operands": ((0, 1), (1, 2)), "result": (0, 2)}),),
         moments=ContractionRule(),
         names=(),
+        native="contraction",
         source="Laue, Mitterreiter, Giesen 2018: every multilinear map of tensors is one einsum",
     )
 )
@@ -389,6 +390,7 @@ EYE = leaf(
     code=Code(lambda w, node: f"{w.np}.eye({w.size(node.params['size'])})"),
     terms=lambda algebra, node, indices: algebra.delta(node, indices),
     samples=(Sample((), {"size": 3, "dtype": "float64"}),),
+    native="eye",
     source="the identity matrix: Kronecker's delta",
 )
 

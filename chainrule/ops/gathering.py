@@ -75,6 +75,7 @@ TAKE = indexed(
     },
     samples=(Sample((_X, _I), {"axis": 0}), Sample((_X, _II), {"axis": 1})),
     error_samples=(Sample((_X, _X), {"axis": 0}), Sample((_X, _I), {"axis": 2})),
+    native="take",
     source="numpy.take",
 )
 
@@ -114,6 +115,7 @@ PUT_SUM = indexed(
         Sample((_X[:2], _II), {"axis": 0, "size": 3}),
     ),
     error_samples=(Sample((_X, _I), {"axis": 1, "size": 5}),),
+    native="put_sum",
     source="torch.Tensor.index_add of zeros",
 )
 
@@ -185,6 +187,7 @@ PADDED_ROWS = register(
         jvp=lambda t, y, rows, index, *, padding: None if t[0] is None else _padded_rows_mask(t[0], index, padding),
         torch="{0}",
         aliases=True,
+        native=lambda m, rows, index, *, padding: rows,
         samples=(Sample((_X, _I), {"padding": 2}, smooth=False),),
         **written_as_call("padded_rows"),
         source="torch.nn.functional.embedding: the row padding_idx is used, and never gets a gradient",
@@ -237,6 +240,7 @@ GATHER = indexed(
     aten={"gather": lambda x, dim, index, sparse_grad=False: gather(x, dim, index)},
     samples=(Sample((_X, _II), {"axis": 0}), Sample((_X, _II[:, :3]), {"axis": 1})),
     error_samples=(Sample((_X, _I), {"axis": 0}), Sample((_X[:1], _II), {"axis": 1})),
+    native="gather",
     source="torch.gather",
 )
 
@@ -264,6 +268,7 @@ SCATTER_SUM = indexed(
     torch=lambda node, x: f"{x[0]}.new_zeros({tuple(node.shape)}).scatter_add_({node.params['axis']}, {x[1]}, {x[0]})",
     samples=(Sample((_X[:2], _II), {"axis": 0, "shape": (3, 4)}),),
     error_samples=(Sample((_X, _II), {"axis": 0, "shape": (3, 4)}),),
+    native="scatter_sum",
     source="torch.Tensor.scatter_add of zeros",
 )
 

@@ -108,6 +108,7 @@ MAX_PLACE = register(
         samples=(Sample((_X,), _POOL), Sample((_X,), _POOL | {"ceil_mode": True, "dilation": (2, 1)})),
         error_samples=(Sample((_X[0, 0],), _POOL),),
         **written_as_call("max_pool_place"),
+        native="max_pool_place",
         source="torch.nn.functional.max_pool with return_indices",
     )
 )

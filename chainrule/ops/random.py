@@ -52,6 +52,7 @@ DRAW = leaf(
     torch=_torch,
     pure=False,
     differentiable=False,
+    native="draw",
     source="torch.Tensor's in-place samplers",
 )
 

@@ -151,6 +151,7 @@ SLICE = linear(
         Sample((_X,), {"starts": (0, 1), "stops": (2, 9), "steps": (1, 1)}),
         Sample((_X,), {"starts": (0,), "stops": (2,), "steps": (1,)}),
     ),
+    native="slice",
     source="numpy basic slicing with positive steps",
 )
 
@@ -264,6 +265,7 @@ PAD = linear(
     ),
     moments=MovementRule(fills=True),
     rewrites=(Rewrite(_no_padding, exact=True), Rewrite(_padded_twice, exact=True)),
+    native="pad",
     source="zeros around and between elements, as in XLA's pad",
 )
 
@@ -390,6 +392,7 @@ CONCAT = register(
         },
         samples=(Sample((_X, _X[:, :1] + 1), {"axis": 1}),),
         error_samples=(Sample((_X, _X[:, :1]), {"axis": 0}),),
+        native="concat",
         source="numpy.concatenate",
     )
 )

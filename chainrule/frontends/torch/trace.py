@@ -8,6 +8,7 @@ attributes at that moment.
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,9 @@ from chainrule.ir import Graph, Node, constant, shape_text
 from chainrule.ops.opaque import Call
 
 assert chainrule.ops  # the registry is filled by importing it
+
+# torch has one place for pre-dispatch modes, which all threads share. Traces nest within a thread.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +211,18 @@ def eager(traced: Trace) -> list[torch.Tensor]:
     return traced.rerun()
 
 
+def loss_value(model: Any, batch: Any, loss: Any = None, objective: Any = None) -> torch.Tensor:
+    """The loss of a batch, computed as the traced program would, by torch itself.
+
+    Raises:
+        ModelError: the batch or the loss is not as described.
+    """
+    value, _ = _call(model, batch, loss, objective, _mode(model, loss, objective))
+    if value is None:
+        raise ModelError("there is no loss to compute", required="loss=..., or objective=...")
+    return value
+
+
 # ---- calling -----------------------------------------------------------------------------------------------
 def _mode(model: Any, loss: Any, objective: Any) -> str:
     if not callable(model):
@@ -302,6 +318,20 @@ def _trace(
     strict: bool,
     follow: bool,
     inside: bool = False,
+) -> Trace:
+    with _ONE_AT_A_TIME:
+        return _traced(call, batch, named, names_of, roots, strict, follow, inside)
+
+
+def _traced(
+    call: Callable[[Any], tuple[Any, Any]],
+    batch: Any,
+    named: convention.Named,
+    names_of: Callable[[Any], convention.Named],
+    roots: Mapping[str, Any],
+    strict: bool,
+    follow: bool,
+    inside: bool,
 ) -> Trace:
     modules = {name: root for name, root in roots.items() if isinstance(root, nn.Module)}
     leaves = Leaves(modules)
