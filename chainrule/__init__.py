@@ -18,6 +18,7 @@ _EXPORTS = {
     "check": "chainrule.verbs.check",
     "activation": "chainrule.verbs.activation",
     "moments": "chainrule.verbs.moments",
+    "initialize_": "chainrule.verbs.initialize",
     "case": "chainrule.verbs.case",
     "chain": "chainrule.verbs.chain",
     "diagnose": "chainrule.verbs.diagnose",

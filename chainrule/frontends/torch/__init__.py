@@ -14,6 +14,7 @@ from chainrule.frontends.torch.surroundings import fingerprint as fingerprint
 from chainrule.frontends.torch.surroundings import modules_of as modules_of
 from chainrule.frontends.torch.trace import Trace as Trace
 from chainrule.frontends.torch.trace import eager as eager
+from chainrule.frontends.torch.trace import run_case as run_case
 from chainrule.frontends.torch.trace import trace as trace
 from chainrule.frontends.torch.trace import trace_case as trace_case
 from chainrule.frontends.torch.untouched import untouched as untouched
