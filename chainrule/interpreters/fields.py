@@ -23,6 +23,7 @@ from chainrule.ir.field import Field, fixed, plain, unknown, worst
 from chainrule.ops.fields import RULES
 from chainrule.ops.fields.draws import drawn
 from chainrule.ops.fields.layers import fitted
+from chainrule.ops.fields.loops import written_out
 from chainrule.ops.fields.probe import probed, probed_back
 from chainrule.ops.fields.registry import sizes
 
@@ -34,8 +35,17 @@ _MOST_GIVEN = 4_000_000  # elements of given numbers that are computed
 def expanded(outputs: Sequence[Node]) -> dict[Node, Node]:
     """node -> node with composites that have no rule replaced by their expansions."""
 
+    loops: dict[Node, list[Node]] = {}
+
     def expand(node: Node, inputs: tuple[Node, ...]) -> Node:
+        if inputs and inputs[0] in loops:
+            return loops[inputs[0]][node.params["index"]]
         same = node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
+        written = written_out(same)
+        if written is not None:
+            inner = expanded(written)
+            loops[same] = [inner[n] for n in written]
+            return same
         if node.op.expansion is None or node.op.name in RULES or node.op.family == "elementwise":
             return same
         root = node.op.expansion(*inputs, **node.params)
@@ -188,16 +198,17 @@ def backward(
         for i in node.inputs:
             users.setdefault(i, []).append(node)
     found: dict[Node, Any] = {output: seed or fixed(np.ones(sizes(output.shape)))}
+    inner: dict[Node, Field] = {}
     for count, node in enumerate(reversed(order)):
         if progress is not None:
             progress(count)
         g = found.get(node)
         if g is None or node not in active or node in targets and not node.inputs:
             continue
-        for x, gx in _back(node, g, states, active, roots, users):
+        for x, gx in _back(node, g, states, active, roots, users, inner):
             if gx is not None and x in active:
                 found[x] = gx if x not in found else _met(found[x], gx, x)
-    return found
+    return {**inner, **found}
 
 
 def _met(a: Any, b: Any, x: Node) -> Any:
@@ -222,11 +233,12 @@ def _back(
     active: set[Node],
     roots: dict[Node, frozenset[Node]],
     users: Mapping[Node, Sequence[Node]],
+    inner: dict[Node, Field],
 ) -> list[tuple[Node, Any]]:
     inputs = [states[i] for i in node.inputs]
     wanted = [i in active for i in node.inputs]
     if isinstance(g, Field) and not g.known:
-        return [(i, unknown(sizes(i.shape), g.why)) for i, w in zip(node.inputs, wanted, strict=True) if w]
+        return [(i, unknown(_shape(i), g.why)) for i, w in zip(node.inputs, wanted, strict=True) if w]
     rule = RULES.get(node.op.name)
     if node.op.family == "elementwise":
         random = [i for i, f in zip(node.inputs, inputs, strict=True) if f.array is None or f.array.size > 1]
@@ -235,6 +247,7 @@ def _back(
         if not (rule is not None and disjoint):
             region = region_of(node, states, lambda n: _roots(n, states, roots))
             if region is not None and region.closed(users):
+                inner |= region.inside(g)
                 return [(u, part) for u, part in region.back(g) if u in active]
     if rule is not None and rule.backward is not None:
         return list(zip(node.inputs, rule.backward(node, g, states[node], inputs, wanted), strict=True))
@@ -243,6 +256,10 @@ def _back(
         if region is not None:
             return [(u, part) for u, part in region.back(g) if u in active]
     return _by_derivative(node, g, states, wanted)
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return sizes(node.shape) if isinstance(node.type, TensorType) else ()
 
 
 def _by_derivative(node: Node, g: Any, states: States, wanted: Sequence[bool]) -> list[tuple[Node, Any]]:

@@ -85,6 +85,36 @@ class Region:
         inside = set(self.ops)
         return all(u in inside for n in self.ops if n is not self.node for u in users.get(n, ()))
 
+    def inside(self, g: Field) -> dict[Node, Field]:
+        """The cotangents of the region's own values, of a region of one leaf."""
+        if len(self.leaves) != 1:
+            return {}
+        shape = sizes(self.node.shape)
+        u = replace(self.states[self.leaves[0]], array=None)
+        u = u if u.shape == shape else _stretched(u, shape)
+        breaks, found = self.breaks(), {}
+        for inner in self.ops:
+            if inner is self.node or not inner.type.is_float or inner.shape != self.node.shape:
+                continue
+
+            def slope(x: np.ndarray, inner: Node = inner) -> np.ndarray:
+                level = np.asarray(self._table([x])[inner], dtype=float)
+                step = 1e-6 * (1e-3 + np.abs(level))
+                return (self._moved(x, inner, step) - self._moved(x, inner, -step)) / (2 * step)
+
+            found[inner] = replace(multiplied([g, applied(slope, u, breaks)], shape), normal=False)
+        return found
+
+    def _moved(self, x: np.ndarray, inner: Node, step: np.ndarray) -> np.ndarray:
+        """The node's value where an inner value is changed by a step."""
+        table: dict[Node, Any] = {**self.numbers, self.leaves[0]: x}
+        with np.errstate(all="ignore"):
+            for n in self.ops:
+                table[n] = n.op.value(*(table[i] for i in n.inputs), **n.params)
+                if n is inner:
+                    table[n] = table[n] + step
+        return np.broadcast_to(np.asarray(table[self.node], dtype=float), np.shape(x))
+
     def back(self, g: Field) -> list[tuple[Node, Field]]:
         """The cotangent of each leaf."""
         shape = sizes(self.node.shape)

@@ -53,6 +53,10 @@ class Field:
         fresh: it is a parameter itself, as drawn.
         array: the numbers, where they are given. law: (its pairs, function, argument): it is
             function(argument), element by element, as long as its pairs are still these.
+        focus: of a cotangent, (its pairs, count, correlation): it is zero except where its value is the largest of so
+            many correlated ones. through: (its pairs, cotangent, slope, argument, breaks) that it is the product of.
+        alignment: of a cotangent g of a value y, E[g_i y_i g_j y_j] over E[g^2] E[y^2] for two units of one vector: 0
+            where they are independent, 1 where g is a multiple of y.
         kind: exact, approximate, probe or unknown. why: the assumption of the last step.
     """
 
@@ -71,6 +75,9 @@ class Field:
     why: str = ""
     array: np.ndarray | None = None
     law: tuple[np.ndarray, Any, Any] | None = None
+    focus: tuple[np.ndarray, int, float] | None = None
+    through: tuple[Any, ...] | None = None
+    alignment: float = 0.0
 
     @property
     def axes(self) -> tuple[Axis, ...]:

@@ -22,7 +22,9 @@ from chainrule.ops.fields.registry import rule, sizes
 def contracted(fields: Sequence[Field], operands: Sequence[Sequence[Any]], result: Sequence[Any], name: Any) -> Field:
     """The einsum of independent fields; indices are any labels."""
     if any(not f.known for f in fields):
-        return unknown((1,) * len(result), "an operand is unknown")
+        size = {i: n for f, o in zip(fields, operands, strict=True) for i, n in zip(o, f.shape, strict=True)}
+        why = next(f.why for f in fields if not f.known)
+        return unknown([size[i] for i in result], why, frozenset().union(*(f.sources for f in fields)))
     fields = aligned([_diagonal(f, own) for f, own in zip(fields, operands, strict=True)], [dict.fromkeys(o) for o in operands])
     operands = [list(dict.fromkeys(o)) for o in operands]
     labels = factor_labels(fields, operands)
@@ -147,6 +149,21 @@ def is_permutation(node: Node) -> bool:
     return len(operands) == 1 and sorted(operands[0]) == sorted(result) and len(set(result)) == len(result)
 
 
+def with_alignment(back: Field, g: Field, weights: Field, outputs: int, inputs: int, share: float = 1.0) -> Field:
+    """The cotangent of x in y = W x where g is partly parallel to y.
+
+    Given y, the part of W along x is fixed (W x = y) and the rest is still random, so that
+    E[g_x^2] = E[(g.y)^2] / (n |x|^2) + (1 - 1/n) s^2 sum E[g^2], and g_x.x = g.y.
+    """
+    a = g.alignment * share
+    if a == 0.0 or not weights.fresh or not back.known or inputs < 2:
+        return back
+    lift = 1.0 + (outputs - 1) * a
+    more = 1.0 + (outputs - 1) * a / inputs
+    alignment = (lift / more - 1.0) / (inputs - 1)
+    return replace(back, mean=back.mean, second=back.second * more, pairs=back.pairs * more, alignment=alignment)
+
+
 def _einsum_backward(
     node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]
 ) -> list[Field | None]:
@@ -162,6 +179,13 @@ def _einsum_backward(
         present = {*result, *(i for o in rest for i in o)}
         target = [i for i in own if i in present]
         part = contracted([g, *others], [result, *rest], target, ("back", node, k))
+        if len(others) == 1 and others[0].fresh and g.alignment:
+            (w,) = rest
+            outputs = int(np.prod([n for i, n in zip(w, others[0].shape, strict=True) if i in result and i not in own]))
+            summed = int(np.prod([n for i, n in zip(w, others[0].shape, strict=True) if i not in result]))
+            part = with_alignment(part, g, others[0], outputs, summed)
+        elif is_permutation(node):
+            part = replace(part, alignment=g.alignment, scale=g.scale, own=g.own)
         found.append(_spread_to(part, target, own, x))
     return found
 

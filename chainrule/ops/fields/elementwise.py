@@ -11,7 +11,7 @@ import numpy as np
 from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field, pair_average, unknown, within_budget, worst
 from chainrule.ops.fields.align import broadcasted
-from chainrule.ops.fields.integrals import Function, Series, derivative, nodes
+from chainrule.ops.fields.integrals import Function, Series, derivative, nodes, of_largest
 
 _MOST_LAWS = 256  # different (mean, variance) that an integral is taken for; more are grouped by size
 
@@ -46,6 +46,10 @@ def added(
         pairs = pairs + cross
         second = second + pair.resolved(cross, axes)
     random = [f for f in parts if f.array is None]
+    if len(random) == 1 and len(parts) == 2 and all(not np.any(f.array) for f in parts if f.array is not None):
+        (only,) = random
+        sign = signs[next(k for k, f in enumerate(parts) if f is only)]
+        return only if sign == 1.0 else scaled(only, sign)
     normal = all(f.normal for f in random)
     variances = [float(np.mean(f.variance)) for f in parts]
     whole = sum(variances)
@@ -177,6 +181,18 @@ def integrated(f: Function, u: Field, breaks: Sequence[float]) -> Integrals:
     )
 
 
+def logarithm(u: Field) -> Field:
+    """The normal logarithm of a positive value with this mean and these covariances."""
+    ratio = u.variance / u.mean**2
+    spread = np.log1p(ratio)
+    mean = np.log(u.mean) - spread / 2
+    level = pair.outer(u.mean, u.mean, u.axes)
+    both = np.log1p(np.maximum(u.centred / level, -0.9))
+    return replace(
+        u, mean=mean, second=spread + mean**2, pairs=both + pair.outer(mean, mean, u.axes), normal=True, array=None
+    )
+
+
 def correlations(u: Field) -> np.ndarray:
     """Correlation coefficients by class of pair."""
     std = np.sqrt(u.variance)
@@ -213,6 +229,8 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
         return moved
     c = correlations(u)
     found = integrated(f, u, breaks)
+    if not np.all(np.isfinite(found.second)) and np.all(u.mean > 0):  # positive, so not normal: log-normal
+        return replace(applied(lambda x: f(np.exp(x)), logarithm(u), ()), kind=worst(u.kind, "approximate"))
     if not np.all(np.isfinite(found.second)):
         return unknown(u.shape, "the function has no value on part of a normal law", u.sources)
     variance = np.maximum(found.second - found.first**2, 0.0)
@@ -268,12 +286,62 @@ def passed(g: Field, f: Function, u: Field, breaks: Sequence[float], shape: Sequ
     """``g f'(u)``, the cotangent g independent of u."""
     line = _straight(f, u)
     if line is not None:
-        return scaled(g, line[0])
+        moved = scaled(g, line[0])
+        if line[1] and g.alignment:
+            moved = replace(moved, alignment=g.alignment * _share(line, u))
+        return moved
     s = average_law(u)[1]
 
     def slope(x: np.ndarray) -> np.ndarray:
         return derivative(f, x, s)
 
     inner = applied(slope, u, breaks)
+    if g.focus is not None and g.focus[0] is g.pairs:  # only where its argument is the largest of a window
+        _, count, rho = g.focus
+        m, std = average_law(u)
+        _, square, _ = of_largest(slope, m, std, rho, count)
+        inner = replace(inner, second=inner.second * 0 + square, pairs=inner.pairs * (square / max(inner.mean_square, 1e-300)))
     found = multiplied([g, inner], shape)
-    return replace(found, normal=False)
+    alignment = _alignment(g, f, slope, u, breaks)
+    return replace(found, normal=False, through=(found.pairs, g, slope, u, tuple(breaks)), alignment=alignment)
+
+
+def _share(line: tuple[float, float], u: Field) -> float:
+    """The part of the mean square of a line's value that is not its intercept."""
+    moving = line[0] ** 2 * u.mean_square
+    return moving / max(moving + line[1] ** 2, 1e-300)
+
+
+def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequence[float]) -> float:
+    """The alignment of g f'(u) with u, from that of g with f(u); a given g is a certain function of u."""
+    m, s = average_law(u)
+    if s == 0 or (g.alignment == 0.0 and g.array is None):
+        return 0.0
+    points, _, weights = (a[0] for a in nodes(np.array([m]), np.array([s]), breaks))
+    with np.errstate(all="ignore"):
+        value, rise = np.broadcast_to(f(points), points.shape), slope(points)
+    square, steep = float(np.sum(weights * value**2)), float(np.sum(weights * rise**2))
+    level = m * m + s * s
+    if steep <= 0 or square <= 0:
+        return 0.0
+    if g.array is not None:
+        return float(np.sum(weights * rise * points)) ** 2 / (steep * level)
+    growth = float(np.sum(weights * rise * points * value)) / square
+    return g.alignment * growth**2 * square / (steep * level)
+
+
+def weighted(g: Field, normal: Field, shape: Sequence[int]) -> Field:
+    """``g x`` for a cotangent g of a standardised x (scaled and shifted): where g has come through a function of it,
+    the two are one function of x."""
+    if g.through is None or g.through[0] is not g.pairs:
+        return multiplied([g, normal], shape)
+    _, outer, slope, u, breaks = g.through
+    m, s = average_law(u)
+    if s == 0:
+        return multiplied([g, normal], shape)
+    part = applied(lambda x: slope(x) * (x - m) / s, u, breaks)
+    if outer.focus is not None and outer.focus[0] is outer.pairs:
+        _, count, rho = outer.focus
+        _, square, _ = of_largest(lambda x: slope(x) * (x - m) / s, m, s, rho, count)
+        part = replace(part, second=part.second * 0 + square, pairs=part.pairs * (square / max(part.mean_square, 1e-300)))
+    return multiplied([outer, part], shape)

@@ -12,7 +12,7 @@ from chainrule.ir import Node
 from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field, merged, unknown, with_factor, within_budget, worst
 from chainrule.ir.pairs import Axis
-from chainrule.ops.fields.contraction import contracted, odd_product
+from chainrule.ops.fields.contraction import contracted, odd_product, with_alignment
 from chainrule.ops.fields.elementwise import added, applied, multiplied, scaled
 from chainrule.ops.fields.registry import rule, sizes
 
@@ -40,10 +40,14 @@ def put_back(value: Field, dims: Sequence[int]) -> Field:
 
 def _add_backward(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
     signs = (1.0, -1.0 if node.op.name == "sub" else 1.0)
-    return [
-        fitted(scaled(g, s), sizes(i.shape)) if w else None
-        for i, w, s in zip(node.inputs, wanted, signs, strict=True)
-    ]
+    found: list[Field | None] = []
+    for x, i, w, s in zip(inputs, node.inputs, wanted, signs, strict=True):
+        part = fitted(scaled(g, s), sizes(i.shape)) if w else None
+        if part is not None and g.alignment:
+            share = x.mean_square / max(y.mean_square, 1e-300)
+            part = replace(part, alignment=g.alignment * min(share, 1.0))
+        found.append(part)
+    return found
 
 
 @rule("add", backward=_add_backward)
@@ -109,12 +113,19 @@ def _linear_backward(
     lead = list(range(2, 2 + len(x.dims) - 1))
     found: list[Field | None] = [None] * len(inputs)
     if wanted[0]:
-        found[0] = contracted([g, w], [[*lead, 1], [1, 0]], [*lead, 0], ("back", node))
+        back = contracted([g, w], [[*lead, 1], [1, 0]], [*lead, 0], ("back", node))
+        found[0] = with_alignment(back, g, w, w.shape[0], w.shape[1], _without_bias(x, w, y))
     if wanted[1]:
         found[1] = contracted([g, x], [[*lead, 1], [*lead, 0]], [1, 0], ("weight", node))
     if len(inputs) > 2 and wanted[2]:
         found[2] = contracted([g], [[*lead, 1]], [1], ("bias", node))
     return found
+
+
+def _without_bias(x: Field, w: Field, y: Field) -> float:
+    """The share of the weights' part in the mean square of a layer's output."""
+    own = w.shape[1] * w.mean_square * x.mean_square
+    return min(own / max(y.mean_square, 1e-300), 1.0)
 
 
 @rule("linear", backward=_linear_backward)
@@ -149,7 +160,9 @@ def windowed(
     """
     rank = len(taps)
     if not x.known or not w.known:
-        return unknown((1,) * (rank + 2), "an operand is unknown")
+        n_out = w.shape[0] if outputs_first else w.shape[1] * groups
+        shape = (x.shape[0], n_out, *(t[0].shape[0] for t in taps))
+        return unknown(shape, x.why if not x.known else w.why, x.sources | w.sources)
     if outputs_first:
         n_out, n_in = w.shape[0], w.shape[1]
     else:
@@ -329,7 +342,7 @@ def _weight_gradient(g: Field, x: Field, w: Field, taps: Sequence[Sequence[np.nd
     labels = list(range(2, 2 + rank))
     found = contracted([g, read], [[0, "o", *labels], [0, "c", *labels]], ["o", "c"], "weight")
     whole = np.full((1,) * len(w.axes), found.mean_square)
-    return replace(w, mean=np.zeros_like(whole), second=whole, pairs=whole, fresh=False, normal=True, array=None, kind=found.kind, scale=found.scale, own=None)
+    return replace(w, mean=np.zeros_like(whole), second=whole, pairs=whole, fresh=False, normal=True, array=None, kind=found.kind, scale=found.scale, own=found.own_spread)
 
 
 @rule("convolution", "conv", backward=_convolution_backward)

@@ -14,7 +14,6 @@ from chainrule.ir.field import Dims, Field, unknown, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import aligned
 from chainrule.ops.fields.movement import picked
-from chainrule.ops.fields.probe import probed
 from chainrule.ops.fields.registry import rule, sizes
 
 _MOST_TOKENS = 4096
@@ -132,6 +131,15 @@ def _exchangeable(node: Node, x: Field, index: Field, axis: int) -> Field:
     )
 
 
-@rule("one_hot_of")
-def _one_hot(node: Node, inputs: Sequence[Field]) -> Any:
-    return probed(node, inputs)
+def _padded_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
+    """Rows of the padding number get nothing."""
+    index = inputs[1]
+    share = 1.0
+    if index.array is not None:
+        share = float(np.mean(np.broadcast_to(index.array, [a.size for a in index.axes]) != node.params["padding"]))
+    return [replace(g, second=g.second * share, pairs=g.pairs * share), None]
+
+
+@rule("padded_rows", backward=_padded_back)
+def _padded(node: Node, inputs: Sequence[Field]) -> Any:
+    return inputs[0]

@@ -8,11 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from chainrule.ir import Node
-from chainrule.ir.field import Field, fixed, iid, unknown, worst
+from chainrule.ir import pairs as pair
+from chainrule.ir.field import Field, fixed, iid, pair_average, unknown, worst
+from chainrule.ops.fields.align import aligned
 from chainrule.ops.fields.elementwise import added, multiplied, scaled
 from chainrule.ops.fields.lookup import alike
+from chainrule.ops.fields.norms import centred_along
 from chainrule.ops.fields.registry import rule
-from chainrule.ops.fields.softmax import softmaxed
+from chainrule.ops.fields.softmax import expected_logsumexp, softmaxed
 
 
 def _class_axis(x: Field) -> int:
@@ -83,6 +86,7 @@ def _cross_entropy_back(
             share = counted / count
             found = replace(found, pairs=found.pairs * share, second=found.second * share, mean=found.mean * share)
         each = counted
+    found = replace(found, alignment=_alignment(x, p, found, axis))
     factor = 1.0 / each if node.params["reduction"] == "mean" else 1.0
     found = scaled(found, factor)
     if node.params["reduction"] == "none":
@@ -91,10 +95,40 @@ def _cross_entropy_back(
     return [multiplied([found, replace(g, dims=((),) * len(x.dims))], x.shape) if g.mean_square != 1.0 else found, *[None] * (len(inputs) - 1)]
 
 
+def _alignment(x: Field, p: Field, g: Field, axis: int) -> float:
+    """The alignment of p - onehot with the scores: E[(g.z)^2] = v + (sum E[p z])^2, E[z p] = v E[p (1 - p)] (Stein)."""
+    n = x.shape[axis]
+    _, spread = centred_along(x, [axis])
+    v = float(np.mean(spread)) * n / max(n - 1, 1)
+    if v <= 0 or n < 2:
+        return 0.0
+    pull = v * (1.0 - p.mean_square * n)
+    whole = v + pull**2
+    q = n * g.mean_square * max(x.mean_square, 1e-300)
+    return float(np.clip((whole / q - 1.0) / (n - 1), -1.0 / n, 1.0))
+
+
+def _noise(x: Field, target: Field, axis: int, node: Node, variance: float) -> float:
+    """The variance of the mean of the scores of the right classes."""
+    if node.params["reduction"] == "none":
+        return variance
+    if node.inputs[1].type.is_float:
+        return variance / max(float(np.prod(x.shape)) / x.shape[axis], 1.0)
+    start = sum(len(d) for d in x.dims[:axis])
+    count = len(x.dims[axis])
+    table = x.centred
+    for j in range(count):
+        table = pair.traced(table, start + j, x.axes[start + j]) / x.axes[start + j].size
+    table = np.squeeze(table, tuple(range(start, start + count)))
+    rest = replace(x, dims=(*x.dims[:axis], *x.dims[axis + 1 :]), mean=np.zeros((1,) * table.ndim), second=np.zeros((1,) * table.ndim), pairs=table, array=None)
+    labels = replace(target, mean=np.zeros((1,) * len(target.axes)), second=np.zeros((1,) * len(target.axes)), pairs=alike(target, target.dims, x.shape[axis]), array=None)
+    a, b = aligned([rest, labels], [range(len(rest.dims))] * 2)
+    return max(pair_average(a.pairs * b.pairs, a.axes), 0.0)
+
+
 @rule("cross_entropy", backward=_cross_entropy_back)
 def _cross_entropy(node: Node, inputs: Sequence[Field]) -> Field:
     """log n + half the variance of the scores within a sample, nearly certain over many samples."""
-    from chainrule.ops.fields.norms import centred_along
     x, target, *_ = inputs
     if not x.known:
         return unknown((), "the scores are unknown", x.sources)
@@ -102,11 +136,13 @@ def _cross_entropy(node: Node, inputs: Sequence[Field]) -> Field:
     _, spread = centred_along(x, [axis])
     variance = float(np.mean(spread))
     n = x.shape[axis]
-    level = np.log(n) + min(variance / 2, np.sqrt(2 * variance * np.log(max(n, 2))) if variance > 0 else 0.0)
+    level = expected_logsumexp(n, variance)
     counted, _ = _counted(node, target) if not node.inputs[1].type.is_float else (float(np.prod(x.shape)) / n, 0.0)
     if node.params["reduction"] == "sum":
         level = level * counted
-    noise = variance / max(counted, 1.0) if node.params["reduction"] != "none" else variance
+    noise = _noise(x, target, axis, node, variance)
+    if node.params["reduction"] == "sum":
+        noise = noise * counted**2
     shape = target.shape if node.params["reduction"] == "none" else ()
-    return iid(shape, float(level), float(level**2 + noise), sources=x.sources, kind=worst(x.kind, "approximate"), own=0.0, why="log n and half the variance of the scores")
+    return iid(shape, float(level), float(level**2 + noise), sources=x.sources, kind=worst(x.kind, "approximate"), own=4.0 * noise / max(level**2, 1e-300), scale={}, why="the logarithm of the sum of normal exponentials")
 

@@ -305,7 +305,21 @@ def _blocks(wholes: Sequence[Field], axis: int, k: int, n: int, full: Sequence[F
 
 
 # ---- means and sums ----------------------------------------------------------------------------------------
-@rule("mean")
+def _mean_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
+    (x,) = inputs
+    rank = len(x.dims)
+    axes = node.params.get("axes")
+    axes = [a % rank for a in (range(rank) if axes is None else axes)]
+    count = int(np.prod([x.shape[d] for d in axes]))
+    g = regrouped(g, [1 if d in axes else x.shape[d] for d in range(rank)])
+    for d in axes:
+        g = without_ones(g, d)
+        for a in reversed(x.dims[d] or (Axis(1),)):
+            g = with_factor(g, d, a)
+    return [scaled(g, 1.0 / count)]
+
+
+@rule("mean", backward=_mean_back)
 def _mean(node: Node, inputs: Sequence[Field]) -> Field:
     (x,) = inputs
     rank = len(x.dims)

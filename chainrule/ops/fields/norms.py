@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from chainrule.ir import Node, product
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, regrouped, unknown, within_budget, worst
-from chainrule.ops.fields.elementwise import added, multiplied
+from chainrule.ir.field import Field, iid, regrouped, unknown, within_budget, worst
+from chainrule.ops.fields.contraction import contracted
+from chainrule.ops.fields.elementwise import added, applied, logarithm, multiplied, scaled, weighted
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.registry import rule, sizes
 
@@ -136,20 +138,21 @@ def back_through_norm(
     along = (1.0 / count) * share
     lift = effective / (effective - 2.0) if effective > 4 else 1.0
     inverse = np.sqrt(lift / (spread + eps))
-    both = pair.outer(inverse, inverse, x.axes)
+    given = Field(
+        x.dims, inverse, inverse**2, pair.outer(inverse, inverse, x.axes), array=inverse, own=0.0, kurtosis=1.0
+    )
+    found = multiplied([removed, given], x.shape)
     scale = dict(removed.scale)
     for k, e in x.scale.items():
         scale[k] = scale.get(k, 0.0) - e * float(share)
     factor = max(1.0 - along, 0.0)
     return within_budget(
         replace(
-            removed,
-            mean=removed.mean * inverse,
-            second=removed.second * inverse**2 * factor,
-            pairs=removed.pairs * both * factor,
+            found,
+            second=found.second * factor,
+            pairs=found.pairs * factor,
             scale=scale,
             kind=worst(g.kind, x.kind, "approximate"),
-            array=None,
         )
     )
 
@@ -193,7 +196,7 @@ def _norm_backward(
         if value is None:
             continue
         if wanted[position]:
-            part = multiplied([g, factor], shape) if factor is not None else g
+            part = weighted(g, factor, shape) if factor is not None else g
             small = fitted(part, _shaped_sizes(value, len(shape), channel))
             found[position] = regrouped(small, value.shape)
         position += 1
@@ -327,7 +330,7 @@ def _group_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted:
     whole = regrouped(normal, x.shape)
     for position, (name, value) in enumerate(named.items(), start=1):
         if wanted[position] and name in ("weight", "bias"):
-            part = multiplied([g, whole], x.shape) if name == "weight" else g
+            part = weighted(g, whole, x.shape) if name == "weight" else g
             found[position] = regrouped(fitted(part, _shaped_sizes(value, len(x.dims), 1)), value.shape)
     return found
 
@@ -339,3 +342,28 @@ def _group_norm(node: Node, inputs: Sequence[Field]) -> Field:
     weight, bias = (_shaped(named.get(n), len(x.dims), 1) for n in ("weight", "bias"))
     return _affine(regrouped(y, x.shape), weight, bias, sizes(node.shape))
 
+
+
+@rule("batch_norm_tracked_recorded")
+def _statistics(node: Node, inputs: Sequence[Field]) -> list[Field]:
+    """The output, each channel's mean and reciprocal deviation, and the kept statistics after the batch."""
+    x, mean, variance, *affine = inputs
+    y = _batch_norm(node, [x, *affine])
+    dims, eps, share = _batch_dims(node), node.params["eps"], node.params["momentum"]
+    level = contracted([x], [list(range(len(x.dims)))], [1], ("mean", node))
+    count = float(np.prod([x.shape[d] for d in dims]))
+    level = scaled(level, 1.0 / count)
+    _, spread = centred_along(x, dims)
+    v = float(np.mean(spread))
+    n = max(effective_count(x, dims), 2.0)
+    deviation = iid((x.shape[1],), v, v * v * (1 + 2 / n), kind="approximate", sources=x.sources, scale={k: 2 * e for k, e in x.scale.items()})
+    inverse = applied(lambda u: 1 / np.sqrt(np.exp(u) + eps), logarithm(deviation), ())
+    unbiased = scaled(deviation, count / max(count - 1, 1))
+    shape = (x.shape[1],)
+    new = [added([scaled(old, 1 - share), scaled(now, share)], (1.0, 1.0), shape) for old, now in ((mean, level), (variance, unbiased))]
+    return [y, level, inverse, *new]
+
+
+@rule("item")
+def _item(node: Node, inputs: Sequence[Any]) -> Any:
+    return inputs[0][node.params["index"]]

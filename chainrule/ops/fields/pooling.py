@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from chainrule.ir import Node
 from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field, unknown, within_budget, worst
 from chainrule.ops.fields.elementwise import average_law
+from chainrule.ops.fields.integrals import of_largest
 from chainrule.ops.fields.layers import tap_matrices
 from chainrule.ops.fields.movement import along
 from chainrule.ops.fields.registry import rule, sizes
@@ -75,43 +75,6 @@ def _adaptive_avg_pool(node: Node, inputs: Sequence[Field]) -> Field:
 
 
 # ---- the largest -------------------------------------------------------------------------------------------
-@lru_cache(maxsize=512)
-def largest_of(count: int) -> tuple[float, float]:
-    """Mean and second moment of the largest of ``count`` independent standard normal values."""
-    if count <= 1:
-        return 0.0, 1.0
-    z = np.linspace(-9, 9, 20001)
-    phi = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
-    cdf = np.cumsum(phi) * (z[1] - z[0])
-    density = count * phi * np.clip(cdf - phi * (z[1] - z[0]) / 2, 0, 1) ** (count - 1)
-    step = z[1] - z[0]
-    return float(np.sum(z * density) * step), float(np.sum(z * z * density) * step)
-
-
-@lru_cache(maxsize=512)
-def _largest_nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights under the law of the largest of ``count`` independent standard normal values."""
-    z = np.linspace(-8.5, 8.5, 400)
-    phi = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
-    step = z[1] - z[0]
-    cdf = np.clip(np.cumsum(phi) * step - phi * step / 2, 0, 1)
-    weights = count * phi * cdf ** (count - 1)
-    return z, weights / weights.sum()
-
-
-def _of_largest(function: Any, mean: float, std: float, rho: float, count: int) -> tuple[float, float, float]:
-    """(E, E of the square, variance given the common part) of function(largest of equally correlated values)."""
-    z, w = _largest_nodes(count)
-    z0, w0 = np.polynomial.hermite_e.hermegauss(41)
-    w0 = w0 / w0.sum()
-    grid = mean + std * (np.sqrt(rho) * z0[:, None] + np.sqrt(1 - rho) * z[None, :])
-    with np.errstate(all="ignore"):
-        values = np.broadcast_to(np.asarray(function(grid), dtype=float), grid.shape)
-    inner = values @ w
-    first, second = float(w0 @ inner), float(w0 @ (values**2 @ w))
-    return first, second, float(w0 @ inner**2) - first**2
-
-
 def _windows(node: Node) -> tuple[list[list[np.ndarray]], np.ndarray]:
     """(tap matrices per dimension, how many elements each window reads)."""
     x, p = node.inputs[0], node.params
@@ -154,7 +117,26 @@ def _max_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: S
         second = np.moveaxis(np.tensordot(matrix, np.moveaxis(spread, k, 0), axes=1), 0, k)
         dims[position] = (new,)
         g = replace(g, dims=tuple(dims), pairs=table, second=second, mean=np.zeros((1,) * len(g.axes)), array=None)
-    return [within_budget(replace(g, normal=False, kind=worst(g.kind, "approximate")))]
+    _, _, count, rho, _ = _window_law(node, inputs[0])
+    found = within_budget(replace(g, normal=False, kind=worst(g.kind, "approximate")))
+    return [replace(found, focus=(found.pairs, count, rho))]
+
+
+def _window_law(node: Node, x: Field) -> tuple[Any, Field, int, float, Field]:
+    """(function, its normal argument, elements of a window, their correlation, the field of the window's mean)."""
+    taps, counts = _windows(node)
+    rank = len(taps)
+    function, base = x.composed if x.composed is not None and _rising(*x.composed) else (_itself, x)
+    _, std = average_law(base)
+    count = max(int(round(float(np.mean(counts)))), 1)
+    window = replace(base, array=None)
+    for d, t in enumerate(taps):  # the mean over a window has the mean correlation of its pairs
+        reach = np.sum(t, axis=0)
+        window = along(window, len(x.dims) - rank + d, reach / np.maximum(reach.sum(axis=1, keepdims=True), 1.0))
+    of_mean = float(np.mean(window.second)) - float(np.mean(window.mean)) ** 2
+    v = std * std
+    rho = float(np.clip((of_mean / v - 1 / count) / (1 - 1 / count), 0.0, 1.0)) if count > 1 and v > 0 else 1.0
+    return function, base, count, rho, window
 
 
 @rule("max_pool", backward=_max_back)
@@ -162,21 +144,10 @@ def _max_pool(node: Node, inputs: Sequence[Field]) -> Field:
     (x,) = inputs
     if not x.known:
         return unknown(sizes(node.shape), "its argument is unknown", x.sources)
-    taps, counts = _windows(node)
-    rank = len(taps)
-    function, base = x.composed if x.composed is not None and _rising(*x.composed) else (_itself, x)
+    function, base, inner, rho, window = _window_law(node, x)
     mean, std = average_law(base)
-    inner = max(int(round(float(np.mean(counts)))), 1)
-    # correlation inside of a window, by a mean over its pairs
-    window = replace(base, array=None)
-    for d, t in enumerate(taps):
-        reach = np.sum(t, axis=0)
-        window = along(window, len(x.dims) - rank + d, reach / np.maximum(reach.sum(axis=1, keepdims=True), 1.0))
-    v = std * std
     of_mean = float(np.mean(window.second)) - float(np.mean(window.mean)) ** 2
-    n = float(inner)
-    rho = float(np.clip((of_mean / v - 1 / n) / (1 - 1 / n), 0.0, 1.0)) if n > 1 and v > 0 else 1.0
-    first, second, _ = _of_largest(function, mean, std, rho, inner)
+    first, second, _ = of_largest(function, mean, std, rho, inner)
     variance = second - first**2
     # pairs: the common part of two windows is that of their means
     axes = window.axes

@@ -17,10 +17,14 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, merged, regraded, unknown, with_factor, within_budget, worst
+from chainrule.ir.field import Field, iid, merged, refined, regraded, unknown, with_factor, within_budget, worst
 from chainrule.ir.pairs import Axis
+from chainrule.ops.fields.align import aligned
 from chainrule.ops.fields.contraction import contracted
+from chainrule.ops.fields.elementwise import added, multiplied
+from chainrule.ops.fields.layers import put_back
 from chainrule.ops.fields.movement import repeated
+from chainrule.ops.fields.norms import centred_along
 from chainrule.ops.fields.registry import rule, sizes
 
 _SMALL = 0.16  # variance of logits up to which the closed form is within a percent
@@ -47,7 +51,7 @@ def concentration(counts: np.ndarray, variance: float) -> np.ndarray:
         return np.ones_like(counts)
     if variance < _SMALL:
         e = np.exp(variance)
-        return counts * e / (e + counts - 1) if False else np.minimum(e / (1 + (e - 1) / np.maximum(counts, 1)), counts)
+        return np.minimum(e / (1 + (e - 1) / np.maximum(counts, 1)), np.maximum(counts, 1.0))
     log_t, log_l, second = _laplace(round(float(variance), 4))
     flat = np.unique(counts)
     step = log_t[1] - log_t[0]
@@ -74,6 +78,56 @@ def concentrations(counts: np.ndarray, variances: np.ndarray) -> np.ndarray:
     return result
 
 
+@lru_cache(maxsize=512)
+def _overlap(count: int, variance: float, c: float) -> float:
+    """``T E[sum p p']`` of two rows of logits with this variance and correlation.
+
+    With w the part of exp(logit) that a row has alone and x what both share, 1/(Z Z') as a double integral:
+    ``T^2 int int N(t, t') M(t, t')^(T-1) dt dt'``, M = E exp(-x (t w + t' w')), N = E x^2 w w' exp(-x (t w + t' w')).
+    """
+    own, both = np.sqrt((1 - c) * variance), np.sqrt(c * variance)
+    z, weight = np.polynomial.hermite_e.hermegauss(61)
+    weight = weight / weight.sum()
+    x, w = np.exp(both * z), np.exp(own * z)
+    s = np.sqrt(variance)
+    log_t = np.linspace(-10.0 - 3.5 * s, 5.0 + 4.0 * s, 110)
+    tau = np.exp(log_t)[:, None] * x  # (t, z)
+    decay = np.exp(-tau[:, :, None] * w)
+    alone, lifted = decay @ weight, x * (decay @ (weight * w))
+    m = (alone * weight) @ alone.T
+    n = (lifted * weight) @ lifted.T
+    t = np.exp(log_t)
+    step = log_t[1] - log_t[0]
+    integrand = n * np.maximum(m, 1e-300) ** (count - 1) * np.outer(t, t)
+    return float(np.clip(count * count * integrand.sum() * step * step, 1.0, count))
+
+
+def overlaps(count: int, variance: float, covariances: np.ndarray) -> np.ndarray:
+    """``T E[sum p p']`` for pairs of rows of one variance: interpolated over a grid of their covariance."""
+    covariances = np.asarray(covariances, dtype=float)
+    c = np.clip(covariances / max(variance, 1e-300), -1.0, 1.0)
+    if variance < _SMALL:
+        return concentrations(np.array(float(count)), np.maximum(covariances, 0.0)) + np.minimum(np.expm1(np.minimum(covariances, 0.0)), 0.0)
+    grid = np.linspace(0.0, 0.96, 7)
+    table = [_overlap(count, round(float(variance), 3), float(g)) for g in grid]
+    grid = np.append(grid, 1.0)
+    table.append(float(concentration(np.array(float(count)), variance)))
+    found = np.interp(np.maximum(c, 0.0), grid, table)
+    slope = (table[1] - table[0]) / (grid[1] - grid[0])
+    return np.where(c < 0, np.maximum(1.0 + slope * c, 0.0), found)
+
+
+def expected_logsumexp(count: int, variance: float) -> float:
+    """``E ln sum exp(z)`` of independent normal logits: ``int (exp(-t) - L(t)^T) / t dt``."""
+    if variance < 1e-4:
+        return float(np.log(count) + variance / 2)
+    log_t, log_l, _ = _laplace(round(float(variance), 4))
+    low = np.linspace(log_t[0] - np.log(count) - 4, log_t[0], 40, endpoint=False)
+    every = np.concatenate([low, log_t])
+    powers = np.exp(np.concatenate([np.zeros(40) - np.exp(low) * np.exp(variance / 2), log_l]) * count)
+    return float(np.trapezoid(np.exp(-np.exp(every)) - powers, every))
+
+
 # ---- softmax -----------------------------------------------------------------------------------------------
 def softmaxed(x: Field, axis: int) -> Field:
     """Probabilities along a dimension of exchangeable logits."""
@@ -88,7 +142,8 @@ def softmaxed(x: Field, axis: int) -> Field:
     if centred.shape[start] == 1 and n > 1:
         centred = np.repeat(centred, 2, axis=start)
     cov = np.take(centred, [0], axis=start) - (np.take(centred, [1], axis=start) if n > 1 else 0.0)
-    rho = concentrations(np.array(float(n)), cov)
+    variance = float(np.mean(pair.resolved(cov, x.axes)))
+    rho = overlaps(n, variance, cov) if n > 1 else np.ones_like(cov)
     same = rho / n**2
     far = (1.0 - rho / n) / max(n * (n - 1.0), 1.0)
     table = np.concatenate([same, far], axis=start) if n > 1 else same
@@ -121,9 +176,6 @@ def _softmax_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wante
 
 def through_softmax(g: Field, p: Field, axis: int) -> Field:
     """The cotangent of logits from that of probabilities; along the dimension it sums to zero."""
-    from chainrule.ops.fields.elementwise import multiplied
-    from chainrule.ops.fields.norms import centred_along
-
     n = p.shape[axis]
     centred, _ = centred_along(g, [axis])
     found = multiplied([replace(centred, scale=g.scale), p], p.shape)
@@ -142,15 +194,11 @@ def _log_softmax_back(
     node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]
 ) -> list[Field | None]:
     """g - p sum(g)."""
-    from chainrule.ops.fields.elementwise import added, multiplied
-
     (x,) = inputs
     axis = int(node.params["axis"]) % len(x.dims)
     p = softmaxed(x, axis)
     kept = [d for d in range(len(x.dims)) if d != axis]
     total = contracted([g], [list(range(len(x.dims)))], kept, "sum")
-    from chainrule.ops.fields.layers import put_back
-
     part = multiplied([put_back(total, [axis]), p], x.shape)
     return [added([g, part], (1.0, -1.0), x.shape)]
 
@@ -162,19 +210,14 @@ def _log_softmax(node: Node, inputs: Sequence[Field]) -> Field:
     axis = int(node.params["axis"]) % len(x.dims)
     if not x.known:
         return unknown(x.shape, "the logits are unknown", x.sources)
-    from chainrule.ops.fields.elementwise import added
-    from chainrule.ir.field import iid
-
     n = x.shape[axis]
     centred, level = _free_variance(x, axis)
-    constant = -(np.log(n) + level / 2)
+    constant = -expected_logsumexp(n, level)
     offset = iid((1,) * len(x.dims), float(constant), float(constant) ** 2)
     return replace(added([centred, offset], (1.0, 1.0), x.shape), kind=worst(x.kind, "approximate"))
 
 
 def _free_variance(x: Field, axis: int) -> tuple[Field, float]:
-    from chainrule.ops.fields.norms import centred_along
-
     centred, spread = centred_along(x, [axis])
     return centred, float(np.mean(spread))
 
@@ -268,8 +311,6 @@ def shared_heads(x: Field, heads: int) -> Field:
 
 
 def _common_lead(fields: Sequence[Field], lead: int) -> list[Field]:
-    from chainrule.ops.fields.align import aligned
-
     return aligned(fields, [[*range(lead), f"position {k}", f"width {k}"] for k in range(len(fields))])
 
 
@@ -335,8 +376,6 @@ def gathered_heads(g: Field, shape: Sequence[int]) -> Field:
     times = g.shape[d] // shape[d]
     if times <= 1:
         return g
-    from chainrule.ir.field import refined
-
     g = refined(g, d, [shape[d], times])
     start = sum(len(x) for x in g.dims[:d])
     total = pair.total(g.pairs, start + 1, g.axes[start + 1])
@@ -421,5 +460,3 @@ def _attention(node: Node, inputs: Sequence[Field]) -> Field:
         )
     )
 
-
-_ = Any
