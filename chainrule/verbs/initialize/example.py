@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from chainrule.frontends.torch import Trace, trace_case
 from chainrule.ir import Node
-from chainrule.ir.moments import UNKNOWN, Moments
+from chainrule.ir.field import Field
 from chainrule.verbs.case import Case
+from chainrule.verbs.fields import data_field, parameter_field
 from chainrule.verbs.initialize.held import is_sharded
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs")
@@ -92,42 +92,18 @@ def _plain(model: nn.Module) -> Iterator[dict[int, int]]:
 
 
 # ---- what is not chosen ------------------------------------------------------------------------------------
-def tensor_moments(tensor: torch.Tensor, name: str) -> Moments:
-    """The law of a parameter that stays: its own mean and mean square, or a number where all elements are alike."""
-    values: Any = tensor.detach()
-    if tensor.is_meta:
-        return UNKNOWN
-    values = values.to(torch.float64)
-    mean, second = (_number(v) for v in (values.mean(), values.square().mean()))
-    one = (1,) * tensor.dim()
-    if second - mean**2 <= 1e-12 * second or tensor.numel() < 2:
-        return Moments(np.full(one, mean), np.full(one, mean**2), law="given")
-    centred = abs(mean) <= 4 * np.sqrt(second / tensor.numel())
-    mean = 0.0 if centred else mean
-    source = frozenset({name})
-    odd = source if centred else frozenset()
-    return Moments(np.full(one, mean), np.full(one, second), law="normal", sources=source, odd=odd, fresh=True)
+def tensor_field(tensor: torch.Tensor, name: str) -> Field:
+    """The law of a parameter that stays: redrawn with its own mean and mean square."""
+    whole: Any = tensor.detach()
+    return parameter_field(name, whole.full_tensor() if is_sharded(whole) else whole)
 
 
-def _number(value: Any) -> float:
-    return float(value.full_tensor() if is_sharded(value) else value)
-
-
-def data_moments(found: Trace) -> dict[Node, Moments]:
+def data_fields(found: Trace) -> dict[Node, Field]:
     """The data, buffers and closed-over tensors as they are."""
-    weights = set(found.parameters.values())
-    states: dict[Node, Moments] = {}
+    weights, batch = set(found.parameters.values()), set(found.batch_inputs.values())
+    states: dict[Node, Field] = {}
     for leaf, tensor in found.values.items():
-        if leaf in weights:
-            continue
-        if tensor.is_meta:
-            one = (1,) * tensor.dim()  # nothing is known of it: as data that were standardized
-            states[leaf] = Moments(np.zeros(one), np.ones(one), law="normal", kind="approximate")
-            continue
-        local = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-        array = local.detach().to(torch.complex128 if local.is_complex() else torch.float64).cpu().numpy()
-        if np.isfinite(array).all() and not np.iscomplexobj(array):
-            states[leaf] = Moments(array, array**2, law="given", kurtosis=1.0)
-        else:
-            states[leaf] = UNKNOWN
+        if leaf not in weights and not tensor.is_complex():
+            whole: Any = tensor
+            states[leaf] = data_field(leaf, whole.full_tensor() if is_sharded(whole) else whole, leaf in batch)
     return states

@@ -16,7 +16,7 @@ from torch import nn
 
 from chainrule.errors import ModelError, UnsupportedOpError
 from chainrule.verbs.case import Case
-from chainrule.verbs.initialize.example import Example, bare, data_moments, tensor_moments, traced
+from chainrule.verbs.initialize.example import Example, bare, data_fields, tensor_field, traced
 from chainrule.verbs.initialize.graph_roles import joined, uses
 from chainrule.verbs.initialize.held import Held, held, is_sharded, parameters
 from chainrule.verbs.initialize.laws import Constant, Law, Normal, Uniform, scaled
@@ -247,7 +247,7 @@ def _fixed(own: _Own, scheme: str, owned: list[_Own], weights: list[_Own]) -> Ch
 def _planned(
     owned: list[_Own], choices: Mapping[str, Choice], example: Example, scheme: str, schemes: Mapping[str, str]
 ) -> dict[str, Choice]:
-    given, roles, laws, unseen = data_moments(example.trace), {}, {}, {}
+    given, roles, laws, unseen = data_fields(example.trace), {}, {}, {}
     for own in owned:
         leaf = example.leaf_of.get(id(own.tensor))
         if leaf is None or leaf not in example.trace.graph.inputs:
@@ -259,10 +259,10 @@ def _planned(
         if choice is not None and choice.law is not None:
             laws[leaf] = choice
         elif choice is not None:
-            given[leaf] = tensor_moments(own.tensor, own.name)
+            given[leaf] = tensor_field(own.tensor, own.name)
         elif schemes[own.name] != scheme or own.role.kind == "other":
-            given[leaf] = tensor_moments(own.tensor, own.name)
-    statistics = {leaf: tensor_moments(o.tensor, o.name) for o in owned
+            given[leaf] = tensor_field(own.tensor, own.name)
+    statistics = {leaf: tensor_field(o.tensor, o.name) for o in owned
                   if (leaf := example.leaf_of.get(id(o.tensor))) is not None and _stays(o)}  # fmt: skip
     planner = Planner(example.trace, roles, given, laws, statistics, critical=scheme == "critical")
     found = {**planner.choices(), **unseen}
@@ -397,7 +397,7 @@ def example_targets(
     """module -> the mean square that the plan predicts for its output."""
     if example is None:
         return {}
-    given, laws, roles = data_moments(example.trace), {}, {}
+    given, laws, roles = data_fields(example.trace), {}, {}
     for own in owned:
         leaf = example.leaf_of.get(id(own.tensor))
         if leaf is None:
@@ -405,7 +405,7 @@ def example_targets(
         roles[leaf] = (own.name, own.role)
         choice = choices[own.name]
         if choice.law is None:
-            given[leaf] = tensor_moments(own.tensor, own.name)
+            given[leaf] = tensor_field(own.tensor, own.name)
         else:
             laws[leaf] = choice
     planner = Planner(example.trace, roles, given, laws, {})

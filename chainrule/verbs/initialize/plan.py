@@ -2,7 +2,7 @@
 
 1. A weight is chosen so that what it makes has mean square 1, given the predicted mean square of what it reads.
 2. Where values meet, the weights before are corrected: the branches of a residual stream together add as much as the
-   stream has (1 / L each), by their last parameter; peers share; logits of attention stay at most 1; a head is small.
+   stream has, times one half, by their last parameter; peers share; logits of attention stay at most 1; a head is small.
 3. A plain chain of many activations gets orthogonal weights, mirrored where the activation is not odd.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from chainrule.frontends.torch import Trace
 from chainrule.ir import Node
-from chainrule.ir.moments import Moments
+from chainrule.ir.field import Field
 from chainrule.verbs.initialize.gains import averages, critical_point, is_linear, is_odd, mirrored
 from chainrule.verbs.initialize.graph_roles import Use
 from chainrule.verbs.initialize.laws import Constant, Law, Layout, Normal, Orthogonal, Stacked, scaled
@@ -25,7 +25,7 @@ from chainrule.verbs.initialize.roles import Role
 from chainrule.verbs.initialize.schemes import KEPT, Choice, fixed, orthogonal
 from chainrule.verbs.initialize.structure import Link, Merge, Structure
 
-ADDED_BY_BRANCHES = 1.0  # what all branches of a stream together add to its mean square, over what it begins with
+ADDED_BY_BRANCHES = 0.5  # what all branches of a stream together add to its mean square, over what it begins with
 HEAD = 0.1  # mean square of what a model with a loss puts out
 DEEP = 8  # activations in a chain from which on it is made isometric
 LOSS = 1.5  # factor on the mean square of a gradient over a whole chain from which on it is made isometric too
@@ -62,9 +62,9 @@ class Planner:
         self,
         traced: Trace,
         roles: Mapping[Node, tuple[str, Role]],
-        given: Mapping[Node, Moments],
+        given: Mapping[Node, Field],
         overrides: Mapping[Node, Choice],
-        statistics: Mapping[Node, Moments],
+        statistics: Mapping[Node, Field],
         critical: bool = False,
     ) -> None:
         self.traced, self.critical, self.statistics = traced, critical, statistics
@@ -76,8 +76,8 @@ class Planner:
             state = given.get(leaf)
             if role.kind == "scale" and not math.isnan(role.value):
                 slopes[leaf] = role.value
-            elif state is not None and state.law == "given" and np.ptp(np.asarray(state.mean)) == 0:
-                slopes[leaf] = float(np.ravel(state.mean)[0])
+            elif state is not None and state.array is not None and np.ptp(state.array) == 0:
+                slopes[leaf] = state.mean_value
         self.shape = Structure(traced, slopes)
         self.flow = Propagation(self.shape.order, given)
         for leaf, choice in overrides.items():
@@ -316,7 +316,7 @@ class Planner:
         share = ADDED_BY_BRANCHES / count
         self.starts[merge.node] = begun
         target = share * begun
-        self._correct(merge.branch, target, f"ends a branch, {number + 1} of {count}: adds 1/{count} of the stream")
+        self._correct(merge.branch, target, f"ends a branch, {number + 1} of {count}: adds {share:.3g} of the stream")
 
     def _begun(self, merge: Merge) -> float | None:
         """The mean square with which the stream began since it was last normalised."""
@@ -332,6 +332,14 @@ class Planner:
         weights = [[self.chosen[leaf] for _, leaf in side] for side in sides]
         if all(side and all(c.role.kind == "embedding" and c.law for c in side) for side in weights):
             return self._tables(merge, [(n, self.chosen[leaf]) for side in sides for n, leaf in side])
+        for side, other in ((0, 1), (1, 0)):  # a table that is added to something else: a bias by position
+            if weights[side] and all(c.role.kind == "embedding" and isinstance(c.law, Normal) for c in weights[side]):
+                beside = self.flow.second((merge.skip, merge.branch)[other])
+                for c in weights[side]:
+                    if beside and not c.fixed and not self._is_tied(c):
+                        why = f"a table that is added: a quarter of what is beside it, E[h^2] = {beside:.3g}"
+                        self._give(c, Normal(math.sqrt(0.25 * beside)), why)
+                return
         if not all(side and all(c.role.kind == "weight" and c.law for c in side) for side in weights):
             return
         total = self.flow.second(merge.node)
@@ -340,6 +348,9 @@ class Planner:
                 own = self.flow.second(operand)
                 if own:
                     self._correct(operand, own / total, "one of several that are added")
+
+    def _is_tied(self, chosen: Chosen) -> bool:
+        return any(u.kind == "weight" for u in self.shape.uses[chosen.leaf])
 
     def _tables(self, merge: Merge, tables: list[tuple[Node, Chosen]]) -> None:
         """Tables that are added: the tokens' own as it is, positions and kinds of tokens small beside it."""
@@ -375,10 +386,10 @@ class Planner:
                 assert law is not None
                 if chosen.role.kind == "embedding":
                     continue
-                old = self.flow.forced.pop(self.flow.image[node], None)
+                old = self.flow.release(node)
                 self._give(chosen, scaled(law, factor), f"{why}, E[f^2] = {target:.3g}")
                 if old is not None:
-                    self.flow.force(node, float(np.mean(old.second)) * factor**2, chosen.name)
+                    self.flow.force(node, old * factor**2, chosen.name)
                 self.flow.forget(node)
 
     def _attention(self, node: Node) -> None:

@@ -1,6 +1,6 @@
-"""The forward second moments of a traced network, value by value, while its weights are being chosen.
+"""The forward mean squares of a traced network, value by value, while its weights are being chosen.
 
-A thin layer over ``interpreters.moments``: leaves get their laws when they are chosen, values are computed when they
+A thin layer over ``interpreters.fields``: leaves get their laws when they are chosen, values are computed when they
 are asked for, and are forgotten again where a weight before them changes.
 """
 
@@ -11,25 +11,27 @@ from dataclasses import replace
 
 import numpy as np
 
-from chainrule.interpreters import moments as propagation
+from chainrule.interpreters import fields as propagation
 from chainrule.ir import Node
-from chainrule.ir.moments import UNKNOWN, Moments
+from chainrule.ir.field import Field, iid
+from chainrule.ops.fields.registry import sizes
+from chainrule.verbs.fields import redrawn
 
 _LIMIT = 1e-300
 
 
 class Propagation:
-    """The moments of the values of a program.
+    """The fields of the values of a program.
 
     Args:
-        nodes: the program in order. given: the moments of its leaves, as far as they are known already.
+        nodes: the program in order. given: the fields of its leaves, as far as they are known already.
     """
 
-    def __init__(self, nodes: list[Node], given: Mapping[Node, Moments]) -> None:
+    def __init__(self, nodes: list[Node], given: Mapping[Node, Field]) -> None:
         self.image = propagation.expanded(nodes)
         self.given = dict(given)
-        self.states: dict[Node, Moments] = dict(given)
-        self.forced: dict[Node, Moments] = {}
+        self.states: dict[Node, Field] = dict(given)
+        self.forced: dict[Node, Field] = {}
         self.users: dict[Node, list[Node]] = {}
         seen: set[Node] = set()
         stack = list(dict.fromkeys(self.image[n] for n in nodes))
@@ -43,33 +45,38 @@ class Propagation:
                 stack.append(i)
 
     def set_weight(self, leaf: Node, name: str, second: float, mean: float = 0.0) -> None:
-        """A leaf with independent elements of this second moment, or one number where its variance is zero."""
-        one = (1,) * leaf.type.rank
-        if second <= mean**2:
-            self._set(leaf, Moments(np.full(one, mean), np.full(one, mean**2), law="given"))
-            return
-        source = frozenset({name})
-        odd = source if mean == 0 else frozenset()
-        self._set(
-            leaf,
-            Moments(np.full(one, mean), np.full(one, second), law="normal", sources=source, odd=odd, fresh=True),
-        )
+        """A leaf with independent elements of this mean square, or one number where its variance is zero."""
+        self.keep(leaf, redrawn(name, sizes(leaf.shape), mean, max(second, mean * mean)))
 
-    def _set(self, leaf: Node, state: Moments) -> None:
+    def keep(self, leaf: Node, state: Field) -> None:
+        """A leaf with this field."""
         self.forget(leaf)
         self.given[leaf] = self.states[leaf] = state
 
-    def keep(self, leaf: Node, state: Moments) -> None:
-        """A leaf that stays as it is, of these moments."""
-        self._set(leaf, state)
-
     def force(self, node: Node, second: float, name: str) -> None:
-        """A value whose second moment is known otherwise: normal, of mean zero, with a sign of its own."""
+        """A value whose mean square is known otherwise than by independent weights."""
         image = self.image[node]
+        self.forced.pop(image, None)
+        found = self.state(node)
+        if found.known and found.mean_square > _LIMIT and not found.mean.any():
+            f = second / found.mean_square
+            state = replace(found, second=found.second * f, pairs=found.pairs * f, array=None, law=None)
+        else:
+            source = frozenset({name})
+            state = iid(sizes(node.shape), 0.0, second, normal=True, sources=source, odd=source, why="known otherwise")
         self.forget(node)
-        one, source = (1,) * node.type.rank, frozenset({name})
-        state = Moments(np.zeros(one), np.full(one, second), law="normal", sources=source, odd=source)
         self.states[image] = self.forced[image] = state
+
+    def assume(self, node: Node, second: float) -> None:
+        """A value that cannot be predicted, taken to have this mean square."""
+        self.force(node, second, f"assumed {len(self.forced)}")
+        image = self.image[node]
+        self.states[image] = self.forced[image] = replace(self.forced[image], kind="approximate")
+
+    def release(self, node: Node) -> float | None:
+        """Undoes :meth:`force`; the mean square that it had set, or None."""
+        old = self.forced.pop(self.image[node], None)
+        return None if old is None else old.mean_square
 
     def forget(self, node: Node) -> None:
         """Nothing that depends on ``node`` is known any more, nor ``node`` itself unless it is a leaf."""
@@ -84,30 +91,18 @@ class Propagation:
                 self.states.pop(at, None)
             stack += self.users.get(at, ())
 
-    def state(self, node: Node) -> Moments:
-        """The moments of a value."""
+    def state(self, node: Node) -> Field:
+        """The field of a value."""
         image = self.image[node]
         if image not in self.states:
-            try:
-                self.states.update(propagation.forward([image], self.states))
-            except ValueError:
-                self.states[image] = UNKNOWN
-        return self.states[image]
+            self.states = propagation.forward([image], self.states)
+        found = self.states[image]
+        return found if isinstance(found, Field) else next(f for f in found if isinstance(f, Field))
 
     def second(self, node: Node) -> float | None:
-        """E[x^2] over all elements, None where it is not known."""
+        """The mean of E[x^2] over all elements, None where it is not known."""
         state = self.state(node)
         if not state.known:
             return None
-        value = float(np.mean(state.second))
+        value = state.mean_square
         return value if np.isfinite(value) and value > _LIMIT else (0.0 if value <= _LIMIT else None)
-
-    def kind(self, node: Node) -> str:
-        """exact, approximate, probe or unknown."""
-        return self.state(node).kind
-
-    def assume(self, node: Node, second: float) -> None:
-        """A value that cannot be predicted, taken to have this second moment."""
-        self.force(node, second, f"assumed {len(self.forced)}")
-        image = self.image[node]
-        self.states[image] = self.forced[image] = replace(self.forced[image], kind="approximate")

@@ -152,7 +152,7 @@ class Structure:
         for node in self.order:
             if node.op in _ADDS and len(node.inputs) == 2 and all(i in self.alive for i in node.inputs):
                 a, b = node.inputs
-                if a.type.numel != b.type.numel or a is b:  # type: ignore[union-attr]
+                if a is b:
                     continue
                 merge = self._merge(node, a, b)
                 if merge is not None:

@@ -52,7 +52,7 @@ def test_named_schemes_have_their_variance(scheme: str, variance: float) -> None
     if scheme != "torch-default":
         assert not net[0].bias.any()
     else:
-        assert 0 < float(net[0].bias.abs().max()) <= 96**-0.5
+        assert 0 < float(net[0].bias.detach().abs().max()) <= 96**-0.5
 
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s not in ("auto", "critical")])
@@ -280,9 +280,9 @@ def test_branches_of_a_residual_stream_share() -> None:
     assert "ends a branch, 3 of 24" in r["blocks.2.2.weight"].why
     assert "ends a branch" not in r["blocks.2.0.weight"].why
     out = {row.name: row.second for row in r.after}
-    # Twenty-four branches add, together, what the stream began with.
+    # Twenty-four branches add, together, half of what the stream began with.
     added = sum(out[f"blocks.{k}"] for k in range(24))
-    assert 0.7 < added / out["stem"] < 1.4
+    assert 0.35 < added / out["stem"] < 0.7
 
 
 def test_refine_meets_the_target_on_the_batch() -> None:
