@@ -24,8 +24,10 @@ from chainrule.ops.fields import RULES
 from chainrule.ops.fields.draws import drawn
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.loops import written_out
+from chainrule.ops.fields.norms import back_through_norm, effective_count, standardised
 from chainrule.ops.fields.probe import probed, probed_back
 from chainrule.ops.fields.registry import sizes
+from chainrule.ops.fields.written_norms import WrittenNorm, written_norm
 
 States = dict[Node, Any]
 
@@ -144,6 +146,10 @@ def _grades(node: Node, inputs: Sequence[Field]) -> list[int | None]:
 
 # ---- elementwise -------------------------------------------------------------------------------------------
 def _of_elements(node: Node, inputs: Sequence[Field], states: States, roots: dict[Node, frozenset[Node]]) -> Field:
+    norm = written_norm(node)
+    if norm is not None and states[norm.x].known:
+        found, _ = standardised(states[norm.x], norm.axes, norm.eps, norm.centre)
+        return found
     rule = RULES.get(node.op.name)
     random = [i for i, f in zip(node.inputs, inputs, strict=True) if f.array is None or f.array.size > 1]
     own = [_roots(i, states, roots) for i in dict.fromkeys(random)]
@@ -240,6 +246,13 @@ def _back(
     if isinstance(g, Field) and not g.known:
         return [(i, unknown(_shape(i), g.why)) for i, w in zip(node.inputs, wanted, strict=True) if w]
     rule = RULES.get(node.op.name)
+    norm = written_norm(node)
+    if norm is not None and norm.x in active and _only_inside(node, norm, users):
+        inner |= _within(node, g, norm, states, active, roots, users)
+        x = states[norm.x]
+        normal, spread = standardised(x, norm.axes, norm.eps, norm.centre)
+        count = effective_count(x, norm.axes)
+        return [(norm.x, back_through_norm(g, normal, x, spread, norm.axes, norm.eps, norm.centre, count))]
     if node.op.family == "elementwise":
         random = [i for i, f in zip(node.inputs, inputs, strict=True) if f.array is None or f.array.size > 1]
         own = [_roots(i, states, roots) for i in dict.fromkeys(random)]
@@ -256,6 +269,41 @@ def _back(
         if region is not None:
             return [(u, part) for u, part in region.back(g) if u in active]
     return _by_derivative(node, g, states, wanted)
+
+
+def _only_inside(node: Node, norm: WrittenNorm, users: Mapping[Node, Sequence[Node]]) -> bool:
+    inside = {node, *norm.inner}
+    return all(u in inside for n in norm.inner for u in users.get(n, ()))
+
+
+def _within(
+    node: Node,
+    g: Field,
+    norm: WrittenNorm,
+    states: States,
+    active: set[Node],
+    roots: dict[Node, frozenset[Node]],
+    users: Mapping[Node, Sequence[Node]],
+) -> dict[Node, Field]:
+    """The cotangents of a written normalisation's inner values, op by op."""
+    values = [node, *norm.inner]
+    found: dict[Node, Any] = {node: g}
+    for n in values:
+        part = found.get(n)
+        if part is None:
+            continue
+        rule, inputs = RULES.get(n.op.name), [states[i] for i in n.inputs]
+        wanted = [i in active for i in n.inputs]
+        if rule is not None and rule.backward is not None:
+            pairs = list(zip(n.inputs, rule.backward(n, part, states[n], inputs, wanted), strict=True))
+        else:
+            region = region_of(n, states, lambda m: _roots(m, states, roots), direct=True)
+            pairs = region.back(part) if region is not None else []
+        for i, gi in pairs:
+            if gi is not None and i in values and i not in found:
+                found[i] = gi
+    del found[node]
+    return found
 
 
 def _shape(node: Node) -> tuple[int, ...]:

@@ -57,14 +57,16 @@ class Program:
     roots: tuple[Node, ...]
     image: Mapping[Node, Node]
     leaves: Mapping[Node, Field]
+    every: tuple[Node, ...] = ()
 
     @classmethod
     def of(cls, trace: Any, backward: bool = True, statistics: Mapping[str, Moments2] | None = None) -> Program:
         """The program of a trace. ``statistics``: of parameters by name, where they are already known."""
         named = [n for n in trace.graph.names.values() if isinstance(n.type, TensorType)]
-        roots = [trace.loss] if trace.loss is not None else list(trace.outputs)
-        image = propagation.expanded([*roots, *trace.outputs, *named])
-        return cls(trace, tuple(roots), image, leaf_fields(trace, statistics))
+        roots = [*([trace.loss] if trace.loss is not None else []), *trace.outputs, *trace.graph.outputs]
+        image = propagation.expanded([*roots, *named])
+        every = tuple(image[n] for n in trace.graph.nodes if n in image)
+        return cls(trace, tuple(roots), image, leaf_fields(trace, statistics), every)
 
     def run(self, weights: Mapping[str, Moments2] | None = None, backward: bool = True) -> Propagation:
         """Both passes, with parameters of other mean and mean square where ``weights`` names them."""
@@ -73,7 +75,7 @@ class Program:
         for name, (mean, second) in (weights or {}).items():
             leaf = trace.parameters[name]
             leaves[leaf] = redrawn(name, sizes(leaf.shape), float(mean), float(second))
-        roots = [self.image[n] for n in (*self.roots, *trace.outputs)]
+        roots = [*(self.image[n] for n in self.roots), *self.every]
         states = propagation.forward(roots, leaves)
         found: dict[Node, Field] = {}
         if backward and trace.loss is not None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import pairs as pair
 from chainrule.ir.field import Dims, Field, common, merged, refined, regraded, with_factor, without_ones
 from chainrule.ir.pairs import Axis, finer
 
@@ -22,6 +21,9 @@ def aligned(fields: Sequence[Field], labels: Sequence[Sequence[Any]]) -> list[Fi
         for d, label in enumerate(own):
             wanted.setdefault(label, []).append((f, d))
     for places in wanted.values():
+        for f, d in places:
+            if fields[f].shape[d] == 1:
+                fields[f] = without_ones(fields[f], d)
         places = [(f, d) for f, d in places if fields[f].shape[d] != 1]
         if len(places) < 2:
             for f, d in places:
@@ -124,5 +126,3 @@ def restricted(table: np.ndarray, k: int, axis: Axis) -> np.ndarray:
     """The entries of positions with themselves, resolved or size 1."""
     return np.take(table, axis.same, axis=k) if table.shape[k] > 1 else table
 
-
-__all__ = ["aligned", "broadcasted", "factor_labels", "pair", "product_over", "restricted"]

@@ -181,6 +181,20 @@ def integrated(f: Function, u: Field, breaks: Sequence[float]) -> Integrals:
     )
 
 
+def of_logarithm(f: Function, log: Field, u: Field) -> Field:
+    """f(u) for a log-normal u; a change of its scale moves the logarithm."""
+
+    def inner(x: np.ndarray) -> np.ndarray:
+        return np.asarray(f(np.exp(x)), dtype=float)
+
+    m, s = average_law(log)
+    points, _, weights = (a[0] for a in nodes(np.array([m]), np.array([s]), ()))
+    values, slopes = np.broadcast_to(inner(points), points.shape), derivative(inner, points, max(s, 1e-3))
+    growth = float(np.sum(weights * values * slopes) / np.sum(weights * values**2))
+    found = applied(inner, log, ())
+    return replace(found, scale={k: e * growth for k, e in u.scale.items()}, kind=worst(u.kind, "approximate"), law=None)
+
+
 def logarithm(u: Field) -> Field:
     """The normal logarithm of a positive value with this mean and these covariances."""
     ratio = u.variance / u.mean**2
@@ -230,7 +244,7 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
     c = correlations(u)
     found = integrated(f, u, breaks)
     if not np.all(np.isfinite(found.second)) and np.all(u.mean > 0):  # positive, so not normal: log-normal
-        return replace(applied(lambda x: f(np.exp(x)), logarithm(u), ()), kind=worst(u.kind, "approximate"))
+        return of_logarithm(f, logarithm(u), u)
     if not np.all(np.isfinite(found.second)):
         return unknown(u.shape, "the function has no value on part of a normal law", u.sources)
     variance = np.maximum(found.second - found.first**2, 0.0)

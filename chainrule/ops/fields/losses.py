@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,10 @@ def hot(target: Field, scores: Field, axis: int) -> Field:
     table = np.where(grid, share / n, (1 - share) / max(n * (n - 1.0), 1.0))
     one = np.full((1,) * table.ndim, 1.0 / n)
     return Field(dims, one, one, table, kurtosis=float(n), own=0.0, kind="exact" if target.array is not None else "approximate")
+
+
+def _beside(x: Field, axis: int) -> list[Any]:
+    return [() if d == axis else factors for d, factors in enumerate(x.dims)]
 
 
 _MOST = 400_000  # elements of class numbers written out as rows
@@ -82,9 +87,11 @@ def _cross_entropy_back(
         counted, count = _counted(node, target)
         given = _rows(target, x, axis, int(node.params.get("ignore_index", -100)))
         found = replace(added([p, given], (1.0, -1.0), x.shape), kurtosis=3.0, sources=x.sources, why="p - onehot")
-        if counted < count:
-            share = counted / count
-            found = replace(found, pairs=found.pairs * share, second=found.second * share, mean=found.mean * share)
+        if counted < count and target.array is not None:
+            ignored = int(node.params.get("ignore_index", -100))
+            kept = np.broadcast_to(target.array, [a.size for a in target.axes]).reshape(target.shape) != ignored
+            mask = fixed(np.expand_dims(kept, axis), [0 if len(d) != 1 else d[0].lags for d in _beside(x, axis)])
+            found = replace(multiplied([found, mask], x.shape), own=found.own)
         each = counted
     found = replace(found, alignment=_alignment(x, p, found, axis))
     factor = 1.0 / each if node.params["reduction"] == "mean" else 1.0

@@ -16,7 +16,7 @@ from chainrule.ir import Node, product
 from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field, iid, regrouped, unknown, within_budget, worst
 from chainrule.ops.fields.contraction import contracted
-from chainrule.ops.fields.elementwise import added, applied, logarithm, multiplied, scaled, weighted
+from chainrule.ops.fields.elementwise import added, logarithm, multiplied, of_logarithm, scaled, weighted
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.registry import rule, sizes
 
@@ -357,7 +357,7 @@ def _statistics(node: Node, inputs: Sequence[Field]) -> list[Field]:
     v = float(np.mean(spread))
     n = max(effective_count(x, dims), 2.0)
     deviation = iid((x.shape[1],), v, v * v * (1 + 2 / n), kind="approximate", sources=x.sources, scale={k: 2 * e for k, e in x.scale.items()})
-    inverse = applied(lambda u: 1 / np.sqrt(np.exp(u) + eps), logarithm(deviation), ())
+    inverse = of_logarithm(lambda u: 1 / np.sqrt(u + eps), logarithm(deviation), deviation)
     unbiased = scaled(deviation, count / max(count - 1, 1))
     shape = (x.shape[1],)
     new = [added([scaled(old, 1 - share), scaled(now, share)], (1.0, 1.0), shape) for old, now in ((mean, level), (variance, unbiased))]
