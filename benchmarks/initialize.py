@@ -25,13 +25,18 @@ from chainrule.errors import ChainruleError
 
 
 def spread(rows: Sequence[Any], what: str) -> float | None:
-    """Largest over smallest mean square within the worst group of at least three like modules."""
+    """Largest over smallest mean square within the worst group of like modules: outermost blocks, where there are any."""
     groups: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         value = getattr(row, what)
         if value:
-            groups[re.sub(r"\d+", "*", row.name), row.module].append(value)
-    found = [max(g) / min(g) for g in groups.values() if len(g) >= 3]
+            place = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", row.name)
+            groups[place, row.module].append(value)
+    several = {key: g for key, g in groups.items() if len(g) >= 2}
+    ends = {key: g for key, g in several.items() if key[0].endswith("*")}
+    outermost = min((key[0].count("*") for key in ends), default=0)
+    blocks = {key: g for key, g in ends.items() if key[0].count("*") == outermost}
+    found = [max(g) / min(g) for g in (blocks or several).values()]
     return max(found) if found else None
 
 

@@ -179,6 +179,8 @@ def _kept(owned: list[_Own], asked: set[str], model: nn.Module) -> list[_Own]:
             why = "loaded"
         elif not root_loaded and getattr(own.module, "_is_hf_initialized", False):
             why = "loaded"
+        elif getattr(own.tensor, "_no_reinit", False):
+            why = "marked _no_reinit"
         elif not own.tensor.is_floating_point():
             why = f"of dtype {str(own.tensor.dtype).removeprefix('torch.')}"
         found.append(replace(own, kept=why))

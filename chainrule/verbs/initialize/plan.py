@@ -107,6 +107,7 @@ class Planner:
             self._attention(node)
         self._head()
         self._shared()
+        self._balance()
         result = {}
         for chosen in self.chosen.values():
             if chosen.law is None and not chosen.fixed and chosen.role.kind in ("weight", "embedding", "position"):
@@ -213,8 +214,13 @@ class Planner:
             return True
         lost = 0.0
         for link in chain:
+            (leaf, use), *_ = self.shape.weighted[link.node]
+            if use.layout is None or use.layout.kernel:
+                return False  # short stacks of convolutions keep their kernels
             found = averages(link.phi, 1.0)
-            if found.finite and found.slope > 0:
+            if "batch_norm" in link.norm:
+                lost += math.log(math.pi / (math.pi - 1))  # Yang et al. 2019, for relu
+            elif not link.norm and found.finite and found.slope > 0:
                 lost += math.log(found.slope / found.second)
         return abs(lost) > math.log(LOSS)
 
@@ -261,7 +267,7 @@ class Planner:
         return layout is not None and layout.groups == 1 and not layout.batch
 
     def _in_chain(self, chosen: Chosen, node: Node, use: Use, link: Link, chain: tuple[Link, ...]) -> None:
-        q = self.flow.second(link.node) or 1.0
+        q = self.flow.second(link.argument) or 1.0
         layout = self._layout(chosen, use)
         phi, pairs = link.phi, False
         if not self.critical and not is_odd(phi) and self._can_mirror(chain):
@@ -447,6 +453,36 @@ class Planner:
             weights = [self.chosen[leaf] for _, leaf in producers]
             if made and made > HEAD and weights and all(c.role.kind == "weight" for c in weights):
                 self._correct(output, HEAD, "the head")
+
+    def _balance(self) -> None:
+        """Branches add no more to the gradient of their stream than to its values.
+
+        A branch that averages over positions (attention, pooling) makes its values small and is scaled up for it;
+        gradients that all positions share it does not make small.
+        """
+        if self.traced.loss is None:
+            return
+        residual = [m for m in self.shape.merges if m.kind == "residual" and m.root is not None and self._alone(m)]
+        leaves = [n for n in self.traced.parameters.values() if n in self.shape.index]
+        if not residual or not leaves:
+            return
+        flowing = self.flow.cotangents(self.traced.loss, leaves)
+        for merge in residual:
+            into, out = flowing.get(merge.root), flowing.get(merge.node)  # type: ignore[arg-type]
+            share = ADDED_BY_BRANCHES / self.shape.streams[merge.node][1]
+            if not into or not out or into / out - 1 <= share * _CLOSE:
+                continue
+            made = self.flow.second(merge.branch)
+            if made:
+                added = into / out - 1
+                why = f"ends a branch: adds {share:.3g} of the stream's gradient, less of its values"
+                self._correct(merge.branch, made * share / added, why)
+
+    def _alone(self, merge: Merge) -> bool:
+        """Whether the value at which skip and branch part is read by them alone."""
+        root = merge.root
+        assert root is not None
+        return all(u is merge.node or self.shape.is_ancestor(u, merge.node) for u in self.shape.users[root])
 
     def _shared(self) -> None:
         """A weight with several uses: the mean, in logarithms, of what they ask for."""

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from chainrule.interpreters import fields as propagation
-from chainrule.ir import Node
-from chainrule.ir.field import Field, iid
+from chainrule.ir import Node, toposort
+from chainrule.ir.field import Field, iid, unknown
 from chainrule.ops.fields.registry import sizes
 from chainrule.verbs.fields import redrawn
 
@@ -95,9 +95,28 @@ class Propagation:
         """The field of a value."""
         image = self.image[node]
         if image not in self.states:
-            self.states = propagation.forward([image], self.states)
+            self._fill(toposort([image], stop=lambda n: n in self.states))
         found = self.states[image]
         return found if isinstance(found, Field) else next(f for f in found if isinstance(f, Field))
+
+    def _fill(self, nodes: list[Node]) -> None:
+        """Computes what is not known yet of these nodes, in their order."""
+        for node in nodes:
+            if node not in self.states:
+                try:
+                    self.states[node] = propagation.forward([node], self.states)[node]
+                except (OverflowError, FloatingPointError, ZeroDivisionError) as error:  # beyond double precision
+                    self.states[node] = unknown(sizes(node.shape), f"no finite prediction: {error}")
+
+    def cotangents(self, output: Node, wrt: list[Node]) -> dict[Node, float]:
+        """node of the program -> the mean square of its cotangent, where it is known."""
+        self._fill(toposort([self.image[output]]))
+        try:
+            found = propagation.backward(self.image[output], self.states, [self.image[n] for n in wrt])
+        except (OverflowError, FloatingPointError, ZeroDivisionError):  # values beyond double precision
+            return {}
+        known = {n: f.mean_square for n, f in found.items() if isinstance(f, Field) and f.known}
+        return {n: known[i] for n, i in self.image.items() if i in known}
 
     def second(self, node: Node) -> float | None:
         """The mean of E[x^2] over all elements, None where it is not known."""

@@ -41,15 +41,16 @@ class Merge:
 
 @dataclass(frozen=True)
 class Link:
-    """Two weights of a plain chain with one function of one number between them: node -> phi -> after.
+    """Two weights of a plain chain with one function of one number between them: node -> argument -> phi -> after.
 
-    ``ordered``: dimension ``axis`` of the value before phi are the units, and they arrive in their order.
+    ``norm``: the name of what normalises between the first weight and phi, or "".
     """
 
     node: Node
     after: Node
     phi: Callable[[np.ndarray], np.ndarray]
-    end: Node
+    argument: Node
+    norm: str = ""
 
 
 class Structure:
@@ -142,6 +143,11 @@ class Structure:
         alive = [i for i in node.inputs if i in self.alive]
         if node.op.family == "elementwise" and len(alive) == 1:
             return self.producers(alive[0])
+        if node.op is _SCALES[0]:  # a gate: the factor that is linear in a weight
+            for operand in alive:
+                *_, first = self.back(operand)
+                if first in self.weighted or self.scale_of(first) is not None:
+                    return self.producers(first)
         return []
 
     # ---- merges --------------------------------------------------------------------------------------------
@@ -252,7 +258,10 @@ class Structure:
         return tuple(found)
 
     def _link(self, node: Node) -> Link | None:
-        start = self._forward(node)
+        start, norm = self._forward(node), ""
+        if start is not None and len(self.users[start]) == 1 and self._normalized(self.users[start][0]) is start:
+            (user,) = self.users[start]
+            start, norm = self._forward(user), user.op.name
         if start is None:
             return None
         region: list[Node] = []
@@ -278,7 +287,7 @@ class Structure:
         if after is None:
             return None
         inner = [n for n in region if n is end or self.is_ancestor(n, end)]
-        return Link(node, after, self._function(start, inner, end), end)
+        return Link(node, after, self._function(start, inner, end), start, norm)
 
     def _forward(self, node: Node, to_weight: bool = False) -> Node | None:
         """Where a value goes if it goes to one place: the last moved copy of it, or the weight that it meets."""
