@@ -25,7 +25,7 @@ from chainrule.errors import ChainruleError
 
 
 def spread(rows: Sequence[Any], what: str) -> float | None:
-    """Largest over smallest mean square within the worst group of like modules: outermost blocks, where there are any."""
+    """Largest over smallest mean square within the worst group of like modules: of outermost blocks, if any."""
     groups: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         value = getattr(row, what)

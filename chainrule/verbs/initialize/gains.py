@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 
 from chainrule.ops.quadrature import normal_nodes
 
@@ -86,19 +85,3 @@ def critical_point(phi: Phi, q: float) -> tuple[float, float]:
     if not math.isfinite(gain) or bias < -1e-9 * q:
         return math.sqrt(q / a.second), 0.0
     return gain, max(bias, 0.0)
-
-
-def fixed_points(phi: Phi, gain: float, bias: float = 0.0) -> tuple[float, ...]:
-    """The mean squares that a deep chain keeps: q = gain^2 E[phi(sqrt(q) z)^2] + bias, on 1e-4 .. 1e4."""
-
-    def excess(log_q: float) -> float:
-        q = math.exp(log_q)
-        return gain**2 * averages(phi, q).second + bias - q
-
-    grid = np.linspace(math.log(1e-4), math.log(1e4), 60)
-    values = [excess(g) for g in grid]
-    found = []
-    for low, high, a, b in zip(grid, grid[1:], values, values[1:], strict=False):
-        if math.isfinite(a) and math.isfinite(b) and a * b < 0:
-            found.append(math.exp(brentq(excess, low, high)))
-    return tuple(found)

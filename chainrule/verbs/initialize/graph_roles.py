@@ -7,7 +7,6 @@ every parameter, each with the node that uses it; what the program's modules kno
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from chainrule.frontends.torch import Trace

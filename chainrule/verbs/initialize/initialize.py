@@ -30,7 +30,7 @@ from chainrule.verbs.initialize.refusals import (
     needs_example,
     selected,
 )
-from chainrule.verbs.initialize.result import InitializeResult, Parameter
+from chainrule.verbs.initialize.result import InitializeResult, Parameter, Predicted
 from chainrule.verbs.initialize.roles import Role, module_role
 from chainrule.verbs.initialize.schemes import Choice, fixed
 
@@ -114,7 +114,7 @@ def initialize_(
     example, notes = _example(inner, bool(planned))
     if example is not None:
         owned = _seen(owned, example)
-    choices = _chosen(owned, schemes, overrides, example)
+    choices, predicted = _chosen(owned, schemes, overrides, example)
     choices = _agreed(choices, owned, bool(planned) or refine is not None)
     plain = not any(is_sharded(o.tensor) or o.tensor.is_meta for o in owned)
     before = after = ()
@@ -130,7 +130,7 @@ def initialize_(
     rows = tuple(_row(o, choices[o.name]) for o in owned)
     shown = scheme if isinstance(scheme, str) else ", ".join(f"{k or 'rest'}: {v}" for k, v in scheme.items())
     return InitializeResult(
-        rows, shown, seed, before, after, not dry_run, tuple(notes), {o.name: o.tensor for o in owned}
+        rows, shown, seed, before, after, not dry_run, tuple(notes), predicted, {o.name: o.tensor for o in owned}
     )
 
 
@@ -146,9 +146,10 @@ def _schemes(scheme: Any, names: list[str]) -> tuple[dict[str, str], dict[str, C
     if isinstance(scheme, str) or not isinstance(scheme, Mapping):
         check_scheme(scheme)
         return dict.fromkeys(names, scheme), {}
-    rest = scheme.get("", scheme.get("*", "auto"))
+    rest: Any = scheme.get("", scheme.get("*", "auto"))
     check_scheme(rest)
-    found, laws = dict.fromkeys(names, rest), {}
+    found: dict[str, str] = dict.fromkeys(names, rest)
+    laws: dict[str, Choice] = {}
     for pattern, value in scheme.items():
         if pattern in ("", "*"):
             continue
@@ -206,15 +207,26 @@ def _seen(owned: list[_Own], example: Example) -> list[_Own]:
     for own in owned:
         leaf = example.leaf_of.get(id(own.tensor))
         role = joined(own.role, found[leaf], own.shape) if leaf is not None else own.role
-        result.append(replace(own, role=role))
+        kept = own.kept or ("given values of its own" if role.kind == "bias" and _offset(own.tensor) else "")
+        result.append(replace(own, role=role, kept=kept))
     return result
+
+
+def _offset(bias: torch.Tensor) -> bool:
+    """Whether a bias holds various numbers around one that is not zero, as the step sizes of state spaces do."""
+    if bias.is_meta or is_sharded(bias) or bias.numel() < 2:
+        return False
+    values = bias.detach().to(torch.float64)
+    std = float(values.std())
+    return std > 0 and abs(float(values.mean())) > 2 * std
 
 
 def _chosen(
     owned: list[_Own], schemes: Mapping[str, str], overrides: Mapping[str, Choice], example: Example | None
-) -> dict[str, Choice]:
-    """The choice for every parameter."""
+) -> tuple[dict[str, Choice], tuple[Predicted, ...]]:
+    """The choice for every parameter, and what a plan expects of it."""
     choices: dict[str, Choice] = {}
+    predicted: tuple[Predicted, ...] = ()
     weights = [o for o in owned if o.role.kind in ("weight", "recurrent")]
     for own in owned:
         if own.kept:
@@ -226,8 +238,9 @@ def _chosen(
     todo = {schemes[o.name] for o in owned if o.name not in choices}
     if example is not None:
         for scheme in sorted(todo):
-            choices |= _planned(owned, choices, example, scheme, schemes)
-    return choices
+            found, predicted = _planned(owned, choices, example, scheme, schemes)
+            choices |= found
+    return choices, predicted
 
 
 def _fixed(own: _Own, scheme: str, owned: list[_Own], weights: list[_Own]) -> Choice:
@@ -238,7 +251,9 @@ def _fixed(own: _Own, scheme: str, owned: list[_Own], weights: list[_Own]) -> Ch
     choice = fixed(scheme, own.role, own.shape, None if own.role.module == "MultiheadAttention" else fan)
     if scheme == "mup" and own in weights and len(weights) > 1:
         if own is weights[0]:
-            return replace(choice, why=f"input weight: Var(w) = 1 / fan_in, {own.role.fans[0]}; the rate as it is", rate=1.0)
+            return replace(
+                choice, why=f"input weight: Var(w) = 1 / fan_in, {own.role.fans[0]}; the rate as it is", rate=1.0
+            )
         if own is weights[-1]:
             n = max(own.role.fans[0], 1)
             why = f"output weight: Var(w) = 1 / fan_in^2, rate 1 / fan_in, fan_in = {n}"
@@ -248,7 +263,7 @@ def _fixed(own: _Own, scheme: str, owned: list[_Own], weights: list[_Own]) -> Ch
 
 def _planned(
     owned: list[_Own], choices: Mapping[str, Choice], example: Example, scheme: str, schemes: Mapping[str, str]
-) -> dict[str, Choice]:
+) -> tuple[dict[str, Choice], tuple[Predicted, ...]]:
     given, roles, laws, unseen = data_fields(example.trace), {}, {}, {}
     for own in owned:
         leaf = example.leaf_of.get(id(own.tensor))
@@ -271,7 +286,8 @@ def _planned(
     for own in owned:
         if own.name not in choices and own.name not in found and own.role.kind == "other":
             found[own.name] = Choice(None, "its use is not known: left as it is")
-    return {name: c for name, c in found.items() if name not in choices and schemes[name] == scheme}
+    wanted = {name: c for name, c in found.items() if name not in choices and schemes[name] == scheme}
+    return wanted, planner.predictions()
 
 
 def _stays(own: _Own) -> bool:
@@ -414,8 +430,8 @@ def example_targets(
     found = {}
     for call in example.trace.calls:
         node = next((o for o in call.outputs if o.type.is_float), None)
-        if node is not None and node in planner.shape.index:
-            second = planner.flow.second(node)
+        if node is not None and node in planner.ground.shape.index:
+            second = planner.ground.flow.second(node)
             if second:
                 found[call.path] = second
     return found

@@ -157,8 +157,9 @@ class Orthogonal:
 
     def elements(self, held: Held, seed: int, name: str) -> torch.Tensor | float:
         out, inner = self.layout.sizes(self.shape)
-        out, inner = (out // 2 if self.sides in ("out", "both") else out), (
-            inner // 2 if self.sides in ("in", "both") else inner
+        out, inner = (
+            (out // 2 if self.sides in ("out", "both") else out),
+            (inner // 2 if self.sides in ("in", "both") else inner),
         )
         count = math.prod(self.shape[d] for d in self.layout.batch) * self.layout.groups
         matrices = orthonormal(count, out, inner, key_of(seed, name)) * (self.gain * math.sqrt(max(out / inner, 1.0)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ class Propagation:
         image = self.image[node]
         if image not in self.states:
             self._fill(toposort([image], stop=lambda n: n in self.states))
-        found = self.states[image]
+        found: Any = self.states[image]  # a list where an op has several results
         return found if isinstance(found, Field) else next(f for f in found if isinstance(f, Field))
 
     def _fill(self, nodes: list[Node]) -> None:
@@ -108,14 +109,14 @@ class Propagation:
                 except (OverflowError, FloatingPointError, ZeroDivisionError) as error:  # beyond double precision
                     self.states[node] = unknown(sizes(node.shape), f"no finite prediction: {error}")
 
-    def cotangents(self, output: Node, wrt: list[Node]) -> dict[Node, float]:
-        """node of the program -> the mean square of its cotangent, where it is known."""
+    def cotangents(self, output: Node, wrt: list[Node]) -> dict[Node, Field]:
+        """node of the program -> the field of its cotangent, where it is known."""
         self._fill(toposort([self.image[output]]))
         try:
             found = propagation.backward(self.image[output], self.states, [self.image[n] for n in wrt])
         except (OverflowError, FloatingPointError, ZeroDivisionError):  # values beyond double precision
             return {}
-        known = {n: f.mean_square for n, f in found.items() if isinstance(f, Field) and f.known}
+        known = {n: f for n, f in found.items() if isinstance(f, Field) and f.known}
         return {n: known[i] for n, i in self.image.items() if i in known}
 
     def second(self, node: Node) -> float | None:

@@ -43,7 +43,7 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_scheme(scheme: str, where: str = "") -> None:
+def check_scheme(scheme: Any, where: str = "") -> None:
     """A scheme that exists.
 
     Raises:

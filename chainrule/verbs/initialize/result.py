@@ -43,6 +43,24 @@ class Parameter:
         }
 
 
+Band = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a plan expects of one module's output and of the cotangent that reaches it; bands hold nine draws of ten."""
+
+    name: str
+    second: float
+    band: Band | None
+    grad_second: float | None
+    grad_band: Band | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return dict(self.__dict__)
+
+
 @dataclass(frozen=True, eq=False)
 class InitializeResult:
     """The start of a model.
@@ -51,7 +69,7 @@ class InitializeResult:
         parameters: one row per parameter, a tied one once, in the model's order. scheme, seed: as given.
         before, after: mean squares of every module's output and cotangent on the example, before and after (empty
             without an example). applied: False for a dry run.
-        notes: what else is to be known.
+        notes: what else is to be known. predicted: what the plan expects of every module (``auto``, ``critical``).
     """
 
     parameters: tuple[Parameter, ...]
@@ -61,6 +79,7 @@ class InitializeResult:
     after: tuple[Scale, ...] = ()
     applied: bool = True
     notes: tuple[str, ...] = ()
+    predicted: tuple[Predicted, ...] = ()
     tensors: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> Parameter:
@@ -143,6 +162,7 @@ class InitializeResult:
             "parameters": [p.to_dict() for p in self.parameters],
             "before": [s.to_dict() for s in self.before],
             "after": [s.to_dict() for s in self.after],
+            "predicted": [p.to_dict() for p in self.predicted],
             "notes": list(self.notes),
         }
 

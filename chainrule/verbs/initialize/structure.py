@@ -81,7 +81,7 @@ class Structure:
             if node in batch or node in self.weighted or any(i in self.alive for i in node.inputs):
                 self.alive.add(node)
         self._ancestors: dict[Node, int] = {}
-        for k, node in enumerate(self.order):
+        for node in self.order:
             bits = 0
             for i in node.inputs:
                 bits |= self._ancestors[i] | (1 << self.index[i])
@@ -299,7 +299,11 @@ class Structure:
             (user,) = users
             if user in self.weighted and to_weight:
                 leaves = self.weighted[user]
-                fits = len(leaves) == 1 and leaves[0][1].kind == "weight" and sum(i in self.alive for i in user.inputs) == 1
+                fits = (
+                    len(leaves) == 1
+                    and leaves[0][1].kind == "weight"
+                    and sum(i in self.alive for i in user.inputs) == 1
+                )
                 return user if fits else None
             if self.passed(user) is not at:
                 return None if to_weight else at

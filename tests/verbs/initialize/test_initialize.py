@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from chainrule.verbs.initialize.schemes import SCHEMES
 def mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers[:-1])
 
@@ -108,7 +109,9 @@ def test_mup_rates_follow_the_width() -> None:
 
 def test_overrides_by_module_and_pattern() -> None:
     net = mlp(16, 32, 32, 4)
-    r = cr.initialize_(net, data(), nn.CrossEntropyLoss(), scheme={"": "auto", "2": "orthogonal", "4": "zeros", "0.*": 0.5})
+    r = cr.initialize_(
+        net, data(), nn.CrossEntropyLoss(), scheme={"": "auto", "2": "orthogonal", "4": "zeros", "0.*": 0.5}
+    )
     assert r["2.weight"].rule.startswith("orthogonal") and not net[4].weight.any()
     assert math.isclose(r["0.weight"].std, 0.5)
 
@@ -213,7 +216,9 @@ def test_bad_input_is_named_and_nothing_is_modified(change: Any, options: Any, s
     options = {"batch": data(), "loss": nn.CrossEntropyLoss(), **options}
     with pytest.raises(ModelError, match=says):
         cr.initialize_(net, **options)
-    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before.values(), bits(net).values(), strict=True))
+    assert all(
+        torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before.values(), bits(net).values(), strict=True)
+    )
     assert torch.equal(torch.get_rng_state(), random)
 
 
