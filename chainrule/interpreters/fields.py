@@ -69,6 +69,8 @@ def forward(outputs: Sequence[Node], given: Mapping[Node, Any]) -> States:
 def _state(node: Node, states: States, roots: dict[Node, frozenset[Node]]) -> Any:
     if node.is_leaf:
         return _leaf(node)
+    if not isinstance(node.type, TensorType) and node.op.name not in RULES:
+        return [unknown(sizes(t.shape), f"no rule for {node.op.name}") for t in node.type.items]
     inputs = [states[i] for i in node.inputs]
     if all(isinstance(f, Field) and f.array is not None for f in inputs) and isinstance(node.type, TensorType):
         found = _computed(node, inputs)
@@ -214,7 +216,9 @@ def backward(
         for x, gx in _back(node, g, states, active, roots, users, inner):
             if gx is not None and x in active:
                 found[x] = gx if x not in found else _met(found[x], gx, x)
-    return {**inner, **found}
+    for n, part in inner.items():
+        found[n] = part if n not in found else _met(found[n], part, n)
+    return found
 
 
 def _met(a: Any, b: Any, x: Node) -> Any:
@@ -241,6 +245,10 @@ def _back(
     users: Mapping[Node, Sequence[Node]],
     inner: dict[Node, Field],
 ) -> list[tuple[Node, Any]]:
+    if any(not isinstance(i.type, TensorType) for i in node.inputs):
+        return [(i, [unknown(sizes(t.shape), "one of several outputs") for t in i.type.items]) for i in node.inputs]
+    if not isinstance(node.type, TensorType):
+        return [(i, unknown(_shape(i), f"no rule for {node.op.name}")) for i in node.inputs]
     inputs = [states[i] for i in node.inputs]
     wanted = [i in active for i in node.inputs]
     if isinstance(g, Field) and not g.known:
@@ -259,8 +267,9 @@ def _back(
         disjoint = sum(map(len, own)) == len(frozenset().union(*own)) and len(own) == len(random)
         if not (rule is not None and disjoint):
             region = region_of(node, states, lambda n: _roots(n, states, roots))
-            if region is not None and region.closed(users):
-                inner |= region.inside(g)
+            if region is not None:
+                for n, part in region.inside(g).items():
+                    inner[n] = part if n not in inner else _met(inner[n], part, n)
                 return [(u, part) for u, part in region.back(g) if u in active]
     if rule is not None and rule.backward is not None:
         return list(zip(node.inputs, rule.backward(node, g, states[node], inputs, wanted), strict=True))

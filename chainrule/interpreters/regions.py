@@ -80,40 +80,34 @@ class Region:
             return found if found.shape == sizes(self.node.shape) else _stretched(found, sizes(self.node.shape))
         return _of_two(self)
 
-    def closed(self, users: Mapping[Node, Sequence[Node]]) -> bool:
-        """Whether nothing outside reads what is inside, so that the region is differentiated as a whole."""
-        inside = set(self.ops)
-        return all(u in inside for n in self.ops if n is not self.node for u in users.get(n, ()))
-
     def inside(self, g: Field) -> dict[Node, Field]:
-        """The cotangents of the region's own values, of a region of one leaf."""
-        if len(self.leaves) != 1:
-            return {}
+        """What this use of the region adds to the cotangents of its own values."""
         shape = sizes(self.node.shape)
+        inner = [n for n in self.ops if n is not self.node and n.type.is_float and n.shape == self.node.shape]
+        if len(self.leaves) != 1:
+            return {n: multiplied([g, _of_two(self, slope=n)], shape) for n in inner}
         u = replace(self.states[self.leaves[0]], array=None)
         u = u if u.shape == shape else _stretched(u, shape)
         breaks, found = self.breaks(), {}
-        for inner in self.ops:
-            if inner is self.node or not inner.type.is_float or inner.shape != self.node.shape:
-                continue
+        for n in inner:
 
-            def slope(x: np.ndarray, inner: Node = inner) -> np.ndarray:
-                level = np.asarray(self._table([x])[inner], dtype=float)
+            def slope(x: np.ndarray, n: Node = n) -> np.ndarray:
+                level = np.asarray(self._table([x])[n], dtype=float)
                 step = 1e-6 * (1e-3 + np.abs(level))
-                return (self._moved(x, inner, step) - self._moved(x, inner, -step)) / (2 * step)
+                return (self.moved((x,), n, step) - self.moved((x,), n, -step)) / (2 * step)
 
-            found[inner] = replace(multiplied([g, applied(slope, u, breaks)], shape), normal=False)
+            found[n] = replace(multiplied([g, applied(slope, u, breaks)], shape), normal=False)
         return found
 
-    def _moved(self, x: np.ndarray, inner: Node, step: np.ndarray) -> np.ndarray:
+    def moved(self, values: Sequence[Any], inner: Node, step: Any) -> np.ndarray:
         """The node's value where an inner value is changed by a step."""
-        table: dict[Node, Any] = {**self.numbers, self.leaves[0]: x}
+        table: dict[Node, Any] = {**self.numbers, **dict(zip(self.leaves, values, strict=True))}
         with np.errstate(all="ignore"):
             for n in self.ops:
                 table[n] = n.op.value(*(table[i] for i in n.inputs), **n.params)
                 if n is inner:
                     table[n] = table[n] + step
-        return np.broadcast_to(np.asarray(table[self.node], dtype=float), np.shape(x))
+        return np.asarray(table[self.node], dtype=float)
 
     def back(self, g: Field) -> list[tuple[Node, Field]]:
         """The cotangent of each leaf."""
@@ -125,8 +119,8 @@ class Region:
             part = passed(g, self.function, u, self.breaks(), shape)
             return [(leaf, fitted(part, sizes(leaf.shape)))]
         found = []
-        for k, leaf in enumerate(self.leaves):
-            slope = _of_two(self, slope=k)
+        for leaf in self.leaves:
+            slope = _of_two(self, slope=leaf)
             part = multiplied([g, slope], shape)
             found.append((leaf, fitted(part, sizes(leaf.shape))))
         return found
@@ -203,7 +197,7 @@ def _stretched(value: Field, shape: Sequence[int]) -> Field:
 _TERMS = 12
 
 
-def _of_two(region: Region, slope: int | None = None) -> Field:
+def _of_two(region: Region, slope: Node | None = None) -> Field:
     """f(u, v) of two independent values by a product quadrature; ``slope``: its derivative by one of them."""
     shape = sizes(region.node.shape)
     states = [replace(region.states[leaf], array=None) for leaf in region.leaves]
@@ -249,17 +243,22 @@ def _of_two(region: Region, slope: int | None = None) -> Field:
     )
 
 
-def _grid(region: Region, ma: float, sa: float, mb: float, sb: float, slope: int | None) -> tuple[np.ndarray, Any, np.ndarray]:
+def _grid(region: Region, ma: float, sa: float, mb: float, sb: float, slope: Node | None) -> tuple[np.ndarray, Any, np.ndarray]:
     ua, za, wa = (x[0] for x in nodes(np.array([ma]), np.array([sa]), [0.0]))
     ub, zb, wb = (x[0] for x in nodes(np.array([mb]), np.array([sb]), [0.0]))
     grid = (ua[:, None], ub[None, :])
     if slope is None:
         values = np.broadcast_to(region.function(*grid), (ua.size, ub.size))
-    else:
-        step = 1e-5 * max((sa, sb)[slope], 1e-30)
-        up = [u + step * (k == slope) for k, u in enumerate(grid)]
-        down = [u - step * (k == slope) for k, u in enumerate(grid)]
+    elif slope in region.leaves:
+        k = region.leaves.index(slope)
+        step = 1e-5 * max((sa, sb)[k], 1e-30)
+        up = [u + step * (j == k) for j, u in enumerate(grid)]
+        down = [u - step * (j == k) for j, u in enumerate(grid)]
         values = (region.function(*up) - region.function(*down)) / (2 * step)
+        values = np.broadcast_to(values, (ua.size, ub.size))
+    else:
+        step = 1e-6 * (sa + sb)
+        values = (region.moved(grid, slope, step) - region.moved(grid, slope, -step)) / (2 * step)
         values = np.broadcast_to(values, (ua.size, ub.size))
     return values, (za, zb), wa[:, None] * wb[None, :]
 

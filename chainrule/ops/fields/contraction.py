@@ -59,7 +59,8 @@ def contracted(fields: Sequence[Field], operands: Sequence[Sequence[Any]], resul
         second = np.maximum(second + whole - pair.resolved(diagonal, axes), 0.0)
     else:  # a sum of many may nearly cancel: as the pairs say, with the profile of the single elements
         profile = second / np.maximum(pair.resolved(diagonal, axes), 1e-300)
-        second = np.maximum(whole, 0.0) * profile / np.mean(profile)
+        average = float(np.mean(profile))
+        second = np.maximum(whole, 0.0) * (profile / average if average > 0 else 1.0)
 
     random = [f for f in fields if f.array is None]
     fresh = [f for f in fields if f.fresh]

@@ -108,12 +108,19 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
 
 def scaled(value: Field, factor: float) -> Field:
     """A multiple by a number."""
+    if factor == 1.0:
+        return value
     square = factor * factor
+    pairs = value.pairs * square
+    through = None
+    if value.through is not None and value.through[0] is value.pairs:
+        through = (pairs, scaled(value.through[1], factor), *value.through[2:])
     return replace(
         value,
         mean=value.mean * factor,
         second=value.second * square,
-        pairs=value.pairs * square,
+        pairs=pairs,
+        through=through,
         array=None if value.array is None else value.array * factor,
         fresh=value.fresh and factor != 0,
     )
@@ -345,17 +352,22 @@ def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequenc
 
 
 def weighted(g: Field, normal: Field, shape: Sequence[int]) -> Field:
-    """``g x`` for a cotangent g of a standardised x (scaled and shifted): where g has come through a function of it,
+    """``g x`` for the cotangent g of an affine function of a normal x: where g has come through a function of that,
     the two are one function of x."""
-    if g.through is None or g.through[0] is not g.pairs:
+    if not normal.normal or g.through is None or g.through[0] is not g.pairs:
         return multiplied([g, normal], shape)
     _, outer, slope, u, breaks = g.through
     m, s = average_law(u)
     if s == 0:
         return multiplied([g, normal], shape)
-    part = applied(lambda x: slope(x) * (x - m) / s, u, breaks)
+    level, size = average_law(normal)
+
+    def factor(x: np.ndarray) -> np.ndarray:
+        return slope(x) * (level + size * (x - m) / s)
+
+    part = applied(factor, u, breaks)
     if outer.focus is not None and outer.focus[0] is outer.pairs:
         _, count, rho = outer.focus
-        _, square, _ = of_largest(lambda x: slope(x) * (x - m) / s, m, s, rho, count)
+        _, square, _ = of_largest(factor, m, s, rho, count)
         part = replace(part, second=part.second * 0 + square, pairs=part.pairs * (square / max(part.mean_square, 1e-300)))
     return multiplied([outer, part], shape)

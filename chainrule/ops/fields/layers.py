@@ -13,7 +13,7 @@ from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field, merged, unknown, with_factor, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.contraction import contracted, odd_product, with_alignment
-from chainrule.ops.fields.elementwise import added, applied, multiplied, scaled
+from chainrule.ops.fields.elementwise import added, applied, multiplied, scaled, weighted
 from chainrule.ops.fields.registry import rule, sizes
 
 
@@ -63,10 +63,17 @@ def _sub(node: Node, inputs: Sequence[Field]) -> Field:
 def _mul_backward(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
     a, b = inputs
     shape = sizes(node.shape)
-    return [
-        fitted(multiplied([g, other], shape), sizes(i.shape)) if w else None
-        for i, w, other in zip(node.inputs, wanted, (b, a), strict=True)
-    ]
+    found: list[Field | None] = []
+    for i, w, own, other in zip(node.inputs, wanted, (a, b), (b, a), strict=True):
+        if not w:
+            found.append(None)
+        elif own.array is not None and other.normal:  # a given weight of a normal value that a function follows
+            found.append(fitted(weighted(g, other, shape), sizes(i.shape)))
+        elif other.array is not None and other.array.size == 1:
+            found.append(fitted(scaled(g, float(other.array.ravel()[0])), sizes(i.shape)))
+        else:
+            found.append(fitted(multiplied([g, other], shape), sizes(i.shape)))
+    return found
 
 
 @rule("mul", backward=_mul_backward)

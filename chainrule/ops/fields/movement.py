@@ -21,17 +21,20 @@ from chainrule.ops.fields.elementwise import scaled
 from chainrule.ops.fields.registry import rule, sizes
 
 
-def along(value: Field, dim: int, matrix: np.ndarray, one_each: bool = False) -> Field:
+_FINE = 64  # positions of a dimension that is put together of parts, whose pairs are kept one by one
+
+
+def along(value: Field, dim: int, matrix: np.ndarray, one_each: bool = False, fine: bool = False) -> Field:
     """A linear map (out, in) along one dimension of a field.
 
-    ``one_each``: every output is one input (or zero), so that exchangeable elements need no matrix.
+    ``one_each``: every output is one input (or zero). ``fine``: pairs of outputs are kept one by one.
     """
     out = matrix.shape[0]
     start = sum(len(d) for d in value.dims[:dim])
     count = len(value.dims[dim])
     value = merged(value, start, count) if count else with_factor(value, dim, Axis(1))
     old = value.axes[start]
-    new = old.resized(out)
+    new = Axis(out, None) if fine else old.resized(out)
     table = pair.mapped(value.pairs, start, old, new, matrix, matrix)
     mean = _applied(value.mean, start, matrix)
     second = _applied(value.second, start, matrix * matrix)
@@ -117,7 +120,7 @@ def spread_out(value: Field, dim: int, index: np.ndarray, size: int, fill: float
         return _mixed_with_zeros(value, start, dim, n, size)
     matrix = np.zeros((size, n))
     matrix[index, np.arange(n)] = 1.0
-    return along(value, dim, matrix, one_each=True)
+    return along(value, dim, matrix, one_each=True, fine=size <= _FINE and value.pairs.size * size * size < 100_000)
 
 
 def _mixed_with_zeros(value: Field, k: int, dim: int, n: int, size: int) -> Field:

@@ -50,9 +50,10 @@ def centred_along(x: Field, dims: Sequence[int]) -> tuple[Field, np.ndarray]:
     others = [d for d in range(len(x.dims)) if d not in dims]
     level = _resolved_over(_pair_means(x.pairs, x, dims), x, others)  # E[mean^2]
     spread = np.maximum(_means(x.second, x, dims) - level, 0.0)
-    second = np.maximum(x.second - level, 0.0)
-    mean = x.mean - _means(x.mean, x, dims)
     table = _doubly_centred(x, dims)
+    moved = pair.resolved(table, x.axes) - pair.resolved(x.pairs, x.axes)
+    second = np.maximum(x.second + moved, 0.0)
+    mean = x.mean - _means(x.mean, x, dims)
     return replace(x, mean=mean, second=second, pairs=table, array=None, fresh=False, own=None), spread
 
 
@@ -261,7 +262,7 @@ def _batch_norm(node: Node, inputs: Sequence[Field]) -> Field:
     x, *affine = inputs
     y, _ = standardised(x, _batch_dims(node), node.params["eps"])
     weight, bias = (_shaped(a, len(x.dims), 1) for a in _two(affine))
-    return _affine(y, weight, bias, sizes(node.shape))
+    return _affine(y, weight, bias, x.shape)
 
 
 def _tracked_back(
