@@ -19,6 +19,7 @@ _EXPORTS = {
     "activation": "chainrule.verbs.activation",
     "moments": "chainrule.verbs.moments",
     "initialize_": "chainrule.verbs.initialize",
+    "trainability": "chainrule.verbs.initialize.trainability",
     "case": "chainrule.verbs.case",
     "chain": "chainrule.verbs.chain",
     "diagnose": "chainrule.verbs.diagnose",

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from chainrule.ir import Node
-from chainrule.verbs.initialize.gains import averages, critical_point, is_linear, is_odd, mirrored
+from chainrule.verbs.initialize.gains import Phi, averages, critical_point, is_linear, is_odd, mirrored, stable_size
 from chainrule.verbs.initialize.graph_roles import Use
 from chainrule.verbs.initialize.ground import Chosen, Ground
 from chainrule.verbs.initialize.laws import Normal, Orthogonal
@@ -20,6 +20,7 @@ from chainrule.verbs.initialize.structure import Link
 DEEP = 8  # activations in a chain from which on it is made isometric
 LOSS = 1.5  # factor on the mean square of a gradient over a whole chain from which on it is made isometric too
 SMALL = 0.1  # mean square at which odd activations are nearly linear
+SMALL_OF_PIXELS = 0.03  # the same where the mean square differs from pixel to pixel
 LINEAR = 0.25  # mean square of a chain that is linear anyway
 
 
@@ -58,15 +59,21 @@ class Chains:
                 lost += math.log(found.slope / found.second)
         return abs(lost) > math.log(LOSS)
 
-    def _size(self, phi: object) -> float:
-        """The mean square at which a chain of this odd function runs."""
-        return LINEAR if is_linear(phi) else SMALL  # type: ignore[arg-type]
+    def _size(self, phi: Phi, chain: tuple[Link, ...], kernels: bool) -> float:
+        """The mean square at which a chain of this function runs."""
+        if self.critical:
+            return 1.0 if self._scale_free(phi) else stable_size(phi, len(chain))
+        if is_linear(phi):
+            return LINEAR
+        if not is_odd(phi) and self._scale_free(phi):
+            return 1.0
+        return SMALL_OF_PIXELS if kernels else SMALL
 
     def begin(self, chosen: Chosen, node: Node, use: Use) -> None:
         chain = self.begins[node]
         phi, layout = chain[0].phi, self.ground.layout(chosen, use)
         pairs = not self.critical and not is_odd(phi) and self._can_mirror(chain)
-        q = self._size(mirrored(phi)) if pairs else (1.0 if self._scale_free(phi) else SMALL)
+        q = self._size(mirrored(phi) if pairs else phi, chain, layout is not None and bool(layout.kernel))
         if layout is None:
             self.ground.flow.set_weight(chosen.leaf, chosen.name, 1.0)
             made = self.ground.flow.second(node) or float(max(use.fans[0], 1))
@@ -77,10 +84,10 @@ class Chains:
             self.ground.give(chosen, law, f"begins a chain of {len(chain)} activations: E[f^2] = {q:g}{_pairs(pairs)}")
         self.ground.flow.force(node, q, chosen.name)
 
-    def _scale_free(self, phi: object) -> bool:
+    def _scale_free(self, phi: Phi) -> bool:
         """Whether phi(c u) = c phi(u) for c > 0, as of relu: every mean square is then as good."""
         x = np.array([-2.0, -0.7, 0.4, 1.9])
-        return bool(np.allclose(phi(3.0 * x), 3.0 * phi(x), rtol=1e-6, atol=0))  # type: ignore[operator]
+        return bool(np.allclose(phi(3.0 * x), 3.0 * phi(x), rtol=1e-6, atol=0))
 
     def _can_mirror(self, chain: tuple[Link, ...]) -> bool:
         """Whether every layer of the chain has an even number of units, and pairs of opposite sign say something."""

@@ -69,6 +69,21 @@ def is_linear(phi: Phi) -> bool:
     return bool(np.all(np.isfinite(ratio)) and ratio[0] > 0 and np.ptp(ratio) <= 1e-6 * ratio[0])
 
 
+def stable_size(phi: Phi, depth: int, drift: float = 1.5) -> float:
+    """The largest of a few mean squares at whose critical point deviations grow by less than ``drift`` over the depth.
+
+    A slope of the map of mean squares above 1 (gelu, silu) drives a chain away from its fixed point: the smaller the
+    mean square, the nearer is the slope to 1.
+    """
+    for q in (0.1, 0.03, 0.01, 0.003):
+        gain, bias = critical_point(phi, q)
+        step = 0.01 * q
+        up, down = (gain**2 * averages(phi, q + s).second + bias for s in (step, -step))
+        if max((up - down) / (2 * step), 1e-12) ** depth <= drift:
+            return q
+    return 0.001
+
+
 def critical_point(phi: Phi, q: float) -> tuple[float, float]:
     """(gain, variance of the bias) with chi = 1 at the fixed point ``q`` of the mean square.
 

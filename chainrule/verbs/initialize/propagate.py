@@ -55,13 +55,15 @@ class Propagation:
         self.given[leaf] = self.states[leaf] = state
 
     def force(self, node: Node, second: float, name: str) -> None:
-        """A value whose mean square is known otherwise than by independent weights."""
+        """A value whose mean square is known otherwise than by independent weights, and in every draw."""
         image = self.image[node]
         self.forced.pop(image, None)
         found = self.state(node)
         if found.known and found.mean_square > _LIMIT and not found.mean.any():
             f = second / found.mean_square
-            state = replace(found, second=found.second * f, pairs=found.pairs * f, array=None, law=None)
+            state = replace(
+                found, second=found.second * f, pairs=found.pairs * f, array=None, law=None, scale={}, own=0.0
+            )
         else:
             source = frozenset({name})
             state = iid(sizes(node.shape), 0.0, second, normal=True, sources=source, odd=source, why="known otherwise")
