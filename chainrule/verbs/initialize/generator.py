@@ -19,6 +19,8 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
+from chainrule.verbs.initialize.kernel import WORTHWHILE, compiled
+
 _BLOCK_BITS = 16
 BLOCK = 1 << _BLOCK_BITS  # elements that share a block key; they are drawn at once and stay in the second-level cache
 
@@ -143,14 +145,25 @@ def fill(out: torch.Tensor, law: str, key: int, start: int = 0, scale: float = 1
     Args:
         law: ``"normal"`` (mean 0, variance 1) or ``"uniform"`` (on -1 .. 1). scale: what they are multiplied by.
     """
-    end, places, buffers = start + out.numel(), _places(out.device), _Buffers(out.device)
+    end, places = start + out.numel(), _places(out.device)
     first, last = start >> _BLOCK_BITS, (end - 1) >> _BLOCK_BITS
     keys = _block_keys(key, torch.arange(first, last + 1)).tolist() if out.numel() else []
+    native = compiled(_signed(_JOIN_1), _signed(_JOIN_2), _FRACTION_BITS, _FIRST_SEGMENT) if _native(out) else None
+    buffers = _Buffers(out.device) if native is None else None
     for block, block_key in enumerate(keys, first):
         low, high = max(start, block << _BLOCK_BITS), min(end, (block + 1) << _BLOCK_BITS)
-        b, offset = buffers.first(high - low), low - (block << _BLOCK_BITS)
+        offset, part = low - (block << _BLOCK_BITS), out[low - start : high - start]
+        if buffers is None:
+            at, table = places.data_ptr() + 8 * offset, [t.data_ptr() for t in _tables(out.device)]
+            native[law](part.data_ptr(), high - low, at, block_key, scale, *table)  # type: ignore[index]
+            continue
+        b = buffers.first(high - low)
         torch.bitwise_xor(places[offset : offset + high - low], block_key, out=b.state)
-        _draw(law, b, out[low - start : high - start], scale)
+        _draw(law, b, part, scale)
+
+
+def _native(out: torch.Tensor) -> bool:
+    return out.device.type == "cpu" and out.numel() >= WORTHWHILE
 
 
 def drawn_at(index: torch.Tensor, law: str, key: int, scale: float = 1.0) -> torch.Tensor:

@@ -40,15 +40,29 @@ class Held:
 
     def draw(self, law: str, key: int, scale: float) -> torch.Tensor:
         """The held elements of a stream, float32, of the local shape."""
-        device = self.local.device
-        if self.whole or all(i is None for i in self.index[1:]):
-            out = torch.empty(self.local.numel(), dtype=torch.float32, device=device)
-            rows = self.index[0] if self.index else None
-            row = _product(self.shape[1:])
-            if rows is None or not rows.numel() or int(rows[-1] - rows[0]) == rows.numel() - 1:
-                fill(out, law, key, int(rows[0]) * row if rows is not None and rows.numel() else 0, scale)
-                return out.reshape(self.local.shape)
-        return drawn_at(self._global(device), law, key, scale)
+        device, start = self.local.device, self._start()
+        if start is None:
+            return drawn_at(self._global(device), law, key, scale)
+        out = torch.empty(self.local.numel(), dtype=torch.float32, device=device)
+        fill(out, law, key, start, scale)
+        return out.reshape(self.local.shape)
+
+    def draw_in_place(self, law: str, key: int, scale: float) -> bool:
+        """Draws straight into the local tensor where its memory has the order of a stream; whether it did."""
+        start = self._start()
+        if start is None or self.local.dtype != torch.float32 or not self.local.is_contiguous():
+            return False
+        fill(self.local.detach().view(-1), law, key, start, scale)
+        return True
+
+    def _start(self) -> int | None:
+        """The place in the stream of the first element held, where all follow one another; None elsewhere."""
+        if any(i is not None for i in self.index[1:]):
+            return None
+        rows = self.index[0] if self.index else None
+        if rows is None or not rows.numel():
+            return 0
+        return int(rows[0]) * _product(self.shape[1:]) if int(rows[-1] - rows[0]) == rows.numel() - 1 else None
 
     def of(self, whole: torch.Tensor) -> torch.Tensor:
         """The held part of a whole tensor."""

@@ -19,7 +19,7 @@ from chainrule.verbs.case import Case
 from chainrule.verbs.initialize.example import Example, bare, data_fields, tensor_field, traced
 from chainrule.verbs.initialize.graph_roles import joined, uses
 from chainrule.verbs.initialize.held import Held, held, is_sharded, parameters
-from chainrule.verbs.initialize.laws import Constant, Law, Normal, Uniform, scaled
+from chainrule.verbs.initialize.laws import Constant, Law, Normal, Uniform, draw_in_place, scaled
 from chainrule.verbs.initialize.measure import Scale, scales, sweep
 from chainrule.verbs.initialize.plan import Planner
 from chainrule.verbs.initialize.refusals import (
@@ -117,16 +117,16 @@ def initialize_(
     choices, predicted = _chosen(owned, schemes, overrides, example)
     choices = _agreed(choices, owned, bool(planned) or refine is not None)
     plain = not any(is_sharded(o.tensor) or o.tensor.is_meta for o in owned)
-    before = after = ()
-    if plain and case.batch is not None:
-        before = _scales(inner, owned, {}, notes)
+    before = _scales(inner, owned, {}) if plain and case.batch is not None else ()
     if refine is not None and refine is not False:
         choices = _refined(inner, owned, choices, refine, example, seed, plain)
-    drawn = {o.name: _elements(o, choices[o.name], seed) for o in owned} if not _nowhere(owned) else {}
-    if plain and case.batch is not None:
-        after = _scales(inner, owned, drawn, notes)
-    if not dry_run:
-        _write(owned, drawn)
+    measured = plain and case.batch is not None
+    if dry_run:
+        drawn = {o.name: _elements(o, choices[o.name], seed) for o in owned} if measured else {}
+        after = _scales(inner, owned, drawn) if measured else ()
+    else:
+        _write(owned, choices, seed)
+        after = _scales(inner, owned, {}) if measured else ()
     rows = tuple(_row(o, choices[o.name]) for o in owned)
     shown = scheme if isinstance(scheme, str) else ", ".join(f"{k or 'rest'}: {v}" for k, v in scheme.items())
     return InitializeResult(
@@ -306,10 +306,6 @@ def _agreed(choices: dict[str, Choice], owned: list[_Own], measured: bool) -> di
 
 
 # ---- drawing and writing -----------------------------------------------------------------------------------
-def _nowhere(owned: list[_Own]) -> bool:
-    return all(o.tensor.is_meta for o in owned)
-
-
 def _elements(own: _Own, choice: Choice, seed: int) -> torch.Tensor | float | None:
     """What will be written: the elements that are held, a number for all, None where the parameter is kept."""
     if choice.law is None or own.tensor.is_meta:
@@ -331,16 +327,19 @@ def _padded(elements: torch.Tensor, here: Held, row: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _write(owned: list[_Own], drawn: Mapping[str, torch.Tensor | float | None]) -> None:
+def _write(owned: list[_Own], choices: Mapping[str, Choice], seed: int) -> None:
     for own in owned:
-        value = drawn.get(own.name)
-        if value is None:
+        law = choices[own.name].law
+        if law is None or own.tensor.is_meta:
             continue
-        local = held(own.name, own.tensor).local
+        here = held(own.name, own.tensor)
+        if own.role.padding < 0 and draw_in_place(law, here, seed, own.stream):
+            continue
+        value = _elements(own, choices[own.name], seed)
         if isinstance(value, torch.Tensor):
-            local.copy_(value.to(local.device))  # cast to the parameter's dtype
-        else:
-            local.fill_(value)
+            here.local.copy_(value.to(here.local.device))  # cast to the parameter's dtype
+        elif value is not None:
+            here.local.fill_(value)
 
 
 def _tensors(owned: list[_Own], drawn: Mapping[str, torch.Tensor | float | None]) -> dict[str, torch.Tensor]:
@@ -355,9 +354,8 @@ def _tensors(owned: list[_Own], drawn: Mapping[str, torch.Tensor | float | None]
     return found
 
 
-def _scales(case: Case, owned: list[_Own], drawn: Any, notes: list[str]) -> tuple[Scale, ...]:
-    tensors = _tensors(owned, drawn)
-    return scales(case, {name: t for name, t in tensors.items()})
+def _scales(case: Case, owned: list[_Own], drawn: Mapping[str, torch.Tensor | float | None]) -> tuple[Scale, ...]:
+    return scales(case, _tensors(owned, drawn))
 
 
 # ---- one pass over data ------------------------------------------------------------------------------------

@@ -39,6 +39,13 @@ class Law(Protocol):
         ...
 
 
+def draw_in_place(law: Law, held: Held, seed: int, name: str) -> bool:
+    """Independent elements drawn straight into the tensor, without a copy, where that can be; whether it was done."""
+    if isinstance(law, Normal) and not law.mean:
+        return held.draw_in_place("normal", key_of(seed, name), law.std)
+    return isinstance(law, Uniform) and held.draw_in_place("uniform", key_of(seed, name), law.bound)
+
+
 @dataclass(frozen=True)
 class Constant:
     """All elements alike."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from chainrule.verbs.initialize import generator
 from chainrule.verbs.initialize.generator import BLOCK, _quantiles, drawn_at, fill, key_of
 
 
@@ -66,6 +67,17 @@ def test_a_draw_does_not_depend_on_who_draws() -> None:
         assert torch.equal(stream("normal", key, whole.numel()), whole)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("law", ["normal", "uniform"])
+@pytest.mark.parametrize("start", [0, 12345, BLOCK - 1])
+def test_machine_code_and_torch_give_the_same_bits(law: str, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, key = 5 * BLOCK + 13, key_of(9, "w")
+    native, eager = torch.empty(count), torch.empty(count)
+    fill(native, law, key, start, 0.0123)
+    monkeypatch.setattr(generator, "WORTHWHILE", count + 1)
+    fill(eager, law, key, start, 0.0123)
+    assert torch.equal(native.view(torch.int32), eager.view(torch.int32))
 
 
 def test_indices_beyond_32_bits() -> None:
