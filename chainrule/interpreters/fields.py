@@ -262,11 +262,11 @@ def _back(
         count = effective_count(x, norm.axes)
         return [(norm.x, back_through_norm(g, normal, x, spread, norm.axes, norm.eps, norm.centre, count))]
     if node.op.family == "elementwise":
-        random = [i for i, f in zip(node.inputs, inputs, strict=True) if f.array is None or f.array.size > 1]
+        random = [i for i, f in zip(node.inputs, inputs, strict=True) if f.array is None or f.array.size > 1 or i in active]
         own = [_roots(i, states, roots) for i in dict.fromkeys(random)]
         disjoint = sum(map(len, own)) == len(frozenset().union(*own)) and len(own) == len(random)
         if not (rule is not None and disjoint):
-            region = region_of(node, states, lambda n: _roots(n, states, roots))
+            region = region_of(node, states, lambda n: _roots(n, states, roots), active=active)
             if region is not None:
                 for n, part in region.inside(g).items():
                     inner[n] = part if n not in inner else _met(inner[n], part, n)
@@ -274,7 +274,7 @@ def _back(
     if rule is not None and rule.backward is not None:
         return list(zip(node.inputs, rule.backward(node, g, states[node], inputs, wanted), strict=True))
     if node.op.family == "elementwise":
-        region = region_of(node, states, lambda n: _roots(n, states, roots), direct=True)
+        region = region_of(node, states, lambda n: _roots(n, states, roots), direct=True, active=active)
         if region is not None:
             return [(u, part) for u, part in region.back(g) if u in active]
     return _by_derivative(node, g, states, wanted)

@@ -6,7 +6,7 @@ depends on: one normal value, or several that are independent of each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,12 +132,20 @@ def _smooth(node: Node) -> bool:
 
 
 def region_of(
-    node: Node, states: Mapping[Node, Any], roots: Callable[[Node], frozenset[Node]], direct: bool = False
+    node: Node,
+    states: Mapping[Node, Any],
+    roots: Callable[[Node], frozenset[Node]],
+    direct: bool = False,
+    active: Collection[Node] = (),
 ) -> Region | None:
     """The region of a node; None where it depends on more than two values, or on one that is not known.
 
-    ``direct``: the node alone, of its operands.
+    ``direct``: the node alone, of its operands. ``active``: values that are leaves even where they are given numbers.
     """
+
+    def number(n: Node) -> bool:
+        return n not in active and _number(states[n])
+
     order = {n: k for k, n in enumerate(toposort([node], stop=lambda n: n is not node and not _elementwise(n)))}
     frontier: set[Node] = {node}
     leaves: list[Node] = []
@@ -150,15 +158,15 @@ def region_of(
             leaves.append(last)
             continue
         seen += 1
-        frontier |= {i for i in last.inputs if not _number(states[i])}
+        frontier |= {i for i in last.inputs if not number(i)}
     if len(leaves) > 2 and not direct:
-        random = [i for i in dict.fromkeys(node.inputs) if not _number(states[i])]
-        return region_of(node, states, roots, direct=True) if len(random) <= 2 else None
+        random = [i for i in dict.fromkeys(node.inputs) if not number(i)]
+        return region_of(node, states, roots, direct=True, active=active) if len(random) <= 2 else None
     if not 1 <= len(leaves) <= 2 or any(not states[leaf].known for leaf in leaves):
         return None
     inside = set(leaves)
-    ops = [n for n in toposort([node], stop=lambda n: n in inside or (n is not node and _number(states[n]))) if n not in inside and not (n is not node and _number(states[n]))]
-    numbers = {i: float(states[i].array.ravel()[0]) for n in ops for i in n.inputs if i not in inside and _number(states[i])}
+    ops = [n for n in toposort([node], stop=lambda n: n in inside or (n is not node and number(n))) if n not in inside and not (n is not node and number(n))]
+    numbers = {i: float(states[i].array.ravel()[0]) for n in ops for i in n.inputs if i not in inside and number(i)}
     return Region(node, tuple(leaves), tuple(ops), numbers, states)
 
 
@@ -251,13 +259,13 @@ def _grid(region: Region, ma: float, sa: float, mb: float, sb: float, slope: Nod
         values = np.broadcast_to(region.function(*grid), (ua.size, ub.size))
     elif slope in region.leaves:
         k = region.leaves.index(slope)
-        step = 1e-5 * max((sa, sb)[k], 1e-30)
+        step = 1e-5 * ((sa, sb)[k] or 0.1)
         up = [u + step * (j == k) for j, u in enumerate(grid)]
         down = [u - step * (j == k) for j, u in enumerate(grid)]
         values = (region.function(*up) - region.function(*down)) / (2 * step)
         values = np.broadcast_to(values, (ua.size, ub.size))
     else:
-        step = 1e-6 * (sa + sb)
+        step = 1e-6 * ((sa + sb) or 1.0)
         values = (region.moved(grid, slope, step) - region.moved(grid, slope, -step)) / (2 * step)
         values = np.broadcast_to(values, (ua.size, ub.size))
     return values, (za, zb), wa[:, None] * wb[None, :]

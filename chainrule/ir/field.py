@@ -56,7 +56,8 @@ class Field:
         focus: of a cotangent, (its pairs, count, correlation): it is zero except where its value is the largest of so
             many correlated ones. through: (its pairs, cotangent, slope, argument, breaks) that it is the product of.
         alignment: of a cotangent g of a value y, E[g_i y_i g_j y_j] over E[g^2] E[y^2] for two units of one vector: 0
-            where they are independent, 1 where g is a multiple of y.
+            where they are independent, 1 where g is a multiple of y. local: variance of the logarithm of one vector's
+            mean square (``scale`` is that of all of them together).
         kind: exact, approximate, probe or unknown. why: the assumption of the last step.
     """
 
@@ -78,6 +79,7 @@ class Field:
     focus: tuple[np.ndarray, int, float] | None = None
     through: tuple[Any, ...] | None = None
     alignment: float = 0.0
+    local: float = 0.0
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -113,6 +115,12 @@ class Field:
     def mean_value(self) -> float:
         """The mean of E[x] over all elements."""
         return float(np.mean(self.mean))
+
+    @cached_property
+    def unevenness(self) -> float:
+        """E[v^2] / E[v]^2 of a vector's mean square v, over draws and over the vectors of the tensor."""
+        q = self.mean_square
+        return (1.0 + self.local) * float(np.mean(self.second**2)) / q**2 if q > 0 else 1.0
 
     @cached_property
     def centred(self) -> np.ndarray:

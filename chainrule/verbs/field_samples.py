@@ -52,9 +52,10 @@ def sample(trace: Any, seeds: int, nodes: Sequence[Node] | None = None) -> Sampl
     compiled = compile(program)
     rows = []
     for seed in range(seeds):
-        torch.manual_seed(seed)
-        tensors = redraw(trace, seed)
-        outputs = compiled(*(tensors[i] for i in program.inputs))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            tensors = redraw(trace, seed)
+            outputs = compiled(*(tensors[i] for i in program.inputs))
         rows.append([float(o.detach().to(torch.float64).pow(2).mean()) for o in outputs])
     table = np.array(rows).reshape(seeds, len(program.outputs))
     return Sampled(

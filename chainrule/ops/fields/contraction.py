@@ -19,8 +19,13 @@ from chainrule.ops.fields.align import aligned, factor_labels, product_over, res
 from chainrule.ops.fields.registry import rule, sizes
 
 
-def contracted(fields: Sequence[Field], operands: Sequence[Sequence[Any]], result: Sequence[Any], name: Any) -> Field:
-    """The einsum of independent fields; indices are any labels."""
+def contracted(
+    fields: Sequence[Field], operands: Sequence[Sequence[Any]], result: Sequence[Any], name: Any, copies: bool = False
+) -> Field:
+    """The einsum of independent fields; indices are any labels.
+
+    ``copies``: weights are those of a backward pass, independent of the forward pass by assumption.
+    """
     if any(not f.known for f in fields):
         size = {i: n for f, o in zip(fields, operands, strict=True) for i, n in zip(o, f.shape, strict=True)}
         why = next(f.why for f in fields if not f.known)
@@ -73,8 +78,12 @@ def contracted(fields: Sequence[Field], operands: Sequence[Sequence[Any]], resul
     own: float | None = None
     if fresh and len(others) == 1 and others[0].array is None:
         scale[name] = float(np.sqrt(np.log1p(others[0].own_spread)))
+    local = 0.0
+    if fresh and len(others) == 1 and others[0].array is None:
+        units = float(np.prod([axis_of[x].size for x in summed] or [1.0]))
+        local = others[0].local + max(others[0].kurtosis - 1.0, 0.0) / units
     shared = frozenset.intersection(*(f.sources for f in random)) if len(random) > 1 else frozenset()
-    kind = worst(*(f.kind for f in fields), *(["approximate"] if shared or (len(random) > 1 and not fresh) else []))
+    kind = worst(*(f.kind for f in fields), *(["approximate"] if not copies and (shared or (len(random) > 1 and not fresh)) else []))
     normal = bool(fresh) or (len(random) == 1 and random[0].normal)
     kurtosis = 3.0
     if len(random) > 1 and not fresh:
@@ -89,6 +98,7 @@ def contracted(fields: Sequence[Field], operands: Sequence[Sequence[Any]], resul
             normal=normal or (bool(summed) and not given),
             kurtosis=kurtosis,
             scale=scale,
+            local=local,
             own=0.0 if given else own,
             sources=frozenset().union(*(f.sources for f in fields)),
             odd=odd_product(fields),
@@ -150,7 +160,9 @@ def is_permutation(node: Node) -> bool:
     return len(operands) == 1 and sorted(operands[0]) == sorted(result) and len(set(result)) == len(result)
 
 
-def with_alignment(back: Field, g: Field, weights: Field, outputs: int, inputs: int, share: float = 1.0) -> Field:
+def with_alignment(
+    back: Field, g: Field, weights: Field, x: Field, outputs: int, inputs: int, share: float = 1.0
+) -> Field:
     """The cotangent of x in y = W x where g is partly parallel to y.
 
     Given y, the part of W along x is fixed (W x = y) and the rest is still random, so that
@@ -159,9 +171,11 @@ def with_alignment(back: Field, g: Field, weights: Field, outputs: int, inputs: 
     a = g.alignment * share
     if a == 0.0 or not weights.fresh or not back.known or inputs < 2:
         return back
-    lift = 1.0 + (outputs - 1) * a
-    more = 1.0 + (outputs - 1) * a / inputs
-    alignment = (lift / more - 1.0) / (inputs - 1)
+    lift = 1.0 + (outputs + 1) * a  # a unit with itself counts three times: the fourth moment of a normal value
+    # (g.y)^2 / |x|^2, vector by vector: (g.y)^2 grows with |x| between its square and its fourth power
+    uneven = np.sqrt(x.unevenness * (1.0 + x.local))
+    more = 1.0 + (outputs + 1) * a / (inputs * uneven)
+    alignment = (lift / more - 1.0) / (inputs + 1)
     return replace(back, mean=back.mean, second=back.second * more, pairs=back.pairs * more, alignment=alignment)
 
 
@@ -179,12 +193,12 @@ def _einsum_backward(
         own = operands[k]
         present = {*result, *(i for o in rest for i in o)}
         target = [i for i in own if i in present]
-        part = contracted([g, *others], [result, *rest], target, ("back", node, k))
+        part = contracted([g, *others], [result, *rest], target, ("back", node, k), copies=True)
         if len(others) == 1 and others[0].fresh and g.alignment:
             (w,) = rest
             outputs = int(np.prod([n for i, n in zip(w, others[0].shape, strict=True) if i in result and i not in own]))
             summed = int(np.prod([n for i, n in zip(w, others[0].shape, strict=True) if i not in result]))
-            part = with_alignment(part, g, others[0], outputs, summed)
+            part = with_alignment(part, g, others[0], x, outputs, summed)
         elif is_permutation(node):
             part = replace(part, alignment=g.alignment, scale=g.scale, own=g.own)
         found.append(_spread_to(part, target, own, x))

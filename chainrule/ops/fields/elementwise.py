@@ -65,6 +65,7 @@ def added(
             normal=normal and bool(random),
             kurtosis=3.0 + excess,
             scale=shared_scale(shares),
+            local=sum(f.local * min(share, 1.0) ** 2 for f, share in shares),
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=frozenset.intersection(*(f.odd for f in parts if f.mean_square > 0)) if q > 0 else frozenset(),
             kind=worst(*(f.kind for f in parts)),
@@ -180,7 +181,7 @@ def integrated(f: Function, u: Field, breaks: Sequence[float]) -> Integrals:
     points, z, weights = points[0], z[0], weights[0]
     with np.errstate(all="ignore"):
         values = np.broadcast_to(f(points), points.shape)
-        slopes = derivative(f, points, s) if s > 0 else np.zeros_like(points)
+        slopes = derivative(f, points, s)
     q = float(np.sum(weights * values**2))
     growth = float(np.sum(weights * values * slopes * points)) / q if q > 0 else 0.0
     return Integrals(
@@ -272,6 +273,7 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
         pairs,
         kurtosis=kurtosis,
         scale={k: e * found.growth for k, e in u.scale.items()},
+        local=u.local * found.growth**2,
         own=max(own, 0.0),
         law=(pairs, f, u),
         sources=u.sources,
@@ -323,7 +325,9 @@ def passed(g: Field, f: Function, u: Field, breaks: Sequence[float], shape: Sequ
         _, square, _ = of_largest(slope, m, std, rho, count)
         inner = replace(inner, second=inner.second * 0 + square, pairs=inner.pairs * (square / max(inner.mean_square, 1e-300)))
     found = multiplied([g, inner], shape)
-    alignment = _alignment(g, f, slope, u, breaks)
+    alignment, lift = _alignment(g, f, slope, u, breaks)
+    if lift != 1.0:
+        found = replace(found, second=found.second * lift, pairs=found.pairs * lift)
     return replace(found, normal=False, through=(found.pairs, g, slope, u, tuple(breaks)), alignment=alignment)
 
 
@@ -333,22 +337,28 @@ def _share(line: tuple[float, float], u: Field) -> float:
     return moving / max(moving + line[1] ** 2, 1e-300)
 
 
-def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequence[float]) -> float:
-    """The alignment of g f'(u) with u, from that of g with f(u); a given g is a certain function of u."""
+def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequence[float]) -> tuple[float, float]:
+    """(the alignment of g f'(u) with u from that of g with f(u), what it adds to the mean square as a factor).
+
+    The part of g along f(u) meets the slope where f(u) is large. A given g is a certain function of u, and then the
+    two vectors have their size in common.
+    """
     m, s = average_law(u)
     if s == 0 or (g.alignment == 0.0 and g.array is None):
-        return 0.0
+        return 0.0, 1.0
     points, _, weights = (a[0] for a in nodes(np.array([m]), np.array([s]), breaks))
     with np.errstate(all="ignore"):
         value, rise = np.broadcast_to(f(points), points.shape), slope(points)
     square, steep = float(np.sum(weights * value**2)), float(np.sum(weights * rise**2))
     level = m * m + s * s
     if steep <= 0 or square <= 0:
-        return 0.0
+        return 0.0, 1.0
     if g.array is not None:
-        return float(np.sum(weights * rise * points)) ** 2 / (steep * level)
+        return u.unevenness * float(np.sum(weights * rise * points)) ** 2 / (steep * level), 1.0
     growth = float(np.sum(weights * rise * points * value)) / square
-    return g.alignment * growth**2 * square / (steep * level)
+    both = float(np.sum(weights * (value * rise) ** 2)) / (square * steep)
+    lift = 1.0 + g.alignment * (both - 1.0)
+    return g.alignment * growth**2 * square / (steep * level * lift), lift
 
 
 def weighted(g: Field, normal: Field, shape: Sequence[int]) -> Field:

@@ -44,8 +44,8 @@ def _add_backward(node: Node, g: Field, y: Field, inputs: Sequence[Field], wante
     for x, i, w, s in zip(inputs, node.inputs, wanted, signs, strict=True):
         part = fitted(scaled(g, s), sizes(i.shape)) if w else None
         if part is not None and g.alignment:
-            share = x.mean_square / max(y.mean_square, 1e-300)
-            part = replace(part, alignment=g.alignment * min(share, 1.0))
+            share = min(x.mean_square / max(y.mean_square, 1e-300), 1.0)
+            part = replace(part, alignment=g.alignment * share * x.unevenness / y.unevenness)
         found.append(part)
     return found
 
@@ -120,12 +120,12 @@ def _linear_backward(
     lead = list(range(2, 2 + len(x.dims) - 1))
     found: list[Field | None] = [None] * len(inputs)
     if wanted[0]:
-        back = contracted([g, w], [[*lead, 1], [1, 0]], [*lead, 0], ("back", node))
-        found[0] = with_alignment(back, g, w, w.shape[0], w.shape[1], _without_bias(x, w, y))
+        back = contracted([g, w], [[*lead, 1], [1, 0]], [*lead, 0], ("back", node), copies=True)
+        found[0] = with_alignment(back, g, w, x, w.shape[0], w.shape[1], _without_bias(x, w, y))
     if wanted[1]:
-        found[1] = contracted([g, x], [[*lead, 1], [*lead, 0]], [1, 0], ("weight", node))
+        found[1] = contracted([g, x], [[*lead, 1], [*lead, 0]], [1, 0], ("weight", node), copies=True)
     if len(inputs) > 2 and wanted[2]:
-        found[2] = contracted([g], [[*lead, 1]], [1], ("bias", node))
+        found[2] = contracted([g], [[*lead, 1]], [1], ("bias", node), copies=True)
     return found
 
 
@@ -206,9 +206,10 @@ def windowed(
             mean = _moved(mean, k, sums[d])
         units = units + level**2 * both
         second = second + level**2 * pair.resolved(both, new_axes)
-    scale = dict(x.scale)
+    scale, local = dict(x.scale), 0.0
     if x.array is None:
         scale[name] = float(np.sqrt(np.log1p(x.own_spread)))
+        local = x.local + max(x.kurtosis - 1.0, 0.0) / max(n_in * float(np.prod([len(t) for t in taps])), 1.0)
     dims = (x.dims[0], (out,), *((new_axes[k],) for k in spatial))
     return within_budget(
         Field(
@@ -218,6 +219,7 @@ def windowed(
             units,
             normal=True,
             scale=scale,
+            local=local,
             sources=x.sources | w.sources,
             odd=odd_product([x, w]),
             kind=worst(x.kind, w.kind),
@@ -325,7 +327,7 @@ def _convolution_backward(
         found[1] = _weight_gradient(g, x, w, taps)
     if bias and wanted[2]:
         rank = len(taps)
-        total = contracted([g], [[0, 1, *range(2, 2 + rank)]], [1], ("bias", node))
+        total = contracted([g], [[0, 1, *range(2, 2 + rank)]], [1], ("bias", node), copies=True)
         found[2] = total
     return found
 

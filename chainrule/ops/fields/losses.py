@@ -112,7 +112,7 @@ def _alignment(x: Field, p: Field, g: Field, axis: int) -> float:
     pull = v * (1.0 - p.mean_square * n)
     whole = v + pull**2
     q = n * g.mean_square * max(x.mean_square, 1e-300)
-    return float(np.clip((whole / q - 1.0) / (n - 1), -1.0 / n, 1.0))
+    return float(np.clip((whole / q - 1.0) / (n + 1), -1.0 / n, 1.0))
 
 
 def _noise(x: Field, target: Field, axis: int, node: Node, variance: float) -> float:

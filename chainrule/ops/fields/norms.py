@@ -120,7 +120,7 @@ def standardised(x: Field, dims: Sequence[int], eps: float, centre: bool = True)
     own = 0.0 if shares > 0.999 else None
     scale = {k: e * (1 - shares) for k, e in x.scale.items()}
     normal = x.normal
-    return within_budget(replace(found, own=own, scale=scale, normal=normal, why="its deviation taken as certain")), spread
+    return within_budget(replace(found, own=own, scale=scale, local=x.local * (1 - shares), normal=normal, why="its deviation taken as certain")), spread
 
 
 def back_through_norm(
@@ -153,6 +153,7 @@ def back_through_norm(
             second=found.second * factor,
             pairs=found.pairs * factor,
             scale=scale,
+            alignment=0.0,
             kind=worst(g.kind, x.kind, "approximate"),
         )
     )
