@@ -1,8 +1,10 @@
 """Sizes of values and gradients over the depth of many architectures, as they come and as ``initialize_`` starts them.
 
-For every group of like modules (the same place in every block) the mean squares of outputs and of cotangents are
-compared over depth: largest over smallest, the worst group counts. A residual stream may grow by the factor 1.5 that
-all its branches together add, a plain network not at all; what is left is the width's own spread.
+For every group of like modules (blocks, or the same layer in a plain network; all layers with weights but the last
+where nothing is repeated) the mean squares of outputs and the energies of cotangents (summed over elements, so that
+pooling and other widths do not count as a loss) are compared over depth: largest over smallest, the worst group counts.
+A residual stream may grow by the factor 1.5 that its branches together add, a plain network not at all; what is left
+is the width's own spread.
 
 Run: python -m benchmarks.initialize [NAME ...] [--rules]
 """
@@ -25,19 +27,29 @@ from chainrule.errors import ChainruleError
 
 
 def spread(rows: Sequence[Any], what: str) -> float | None:
-    """Largest over smallest mean square within the worst group of like modules: of outermost blocks, if any."""
+    """Largest over smallest mean square (energy, of cotangents) within the worst group of like modules."""
     groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+    layers: list[float] = []
+    weighted = [row.name for row in rows if row.module.startswith(("Linear", "Conv"))]
     for row in rows:
         value = getattr(row, what)
-        if value:
-            place = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", row.name)
-            groups[place, row.module].append(value)
-    several = {key: g for key, g in groups.items() if len(g) >= 2}
-    ends = {key: g for key, g in several.items() if key[0].endswith("*")}
+        if not value or row.name == weighted[-1]:  # the head
+            continue
+        value *= row.elements if what == "grad_second" else 1
+        groups[re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", row.name), row.module.partition("(")[0]].append(value)
+        if row.name in weighted:
+            layers.append(value)
+    ends = {key: g for key, g in groups.items() if len(g) >= 2 and key[0].endswith("*")}
     outermost = min((key[0].count("*") for key in ends), default=0)
-    blocks = {key: g for key, g in ends.items() if key[0].count("*") == outermost}
-    found = [max(g) / min(g) for g in (blocks or several).values()]
+    found = [max(g) / min(g) for key, g in ends.items() if key[0].count("*") == outermost and _weighted(key[1])]
+    if not found and len(layers) > 1:
+        found = [max(layers) / min(layers)]
     return max(found) if found else None
+
+
+def _weighted(kind: str) -> bool:
+    """Whether modules of this kind are blocks or layers, rather than what stands between them."""
+    return kind not in ("ReLU", "GELU", "MaxPool2d", "AvgPool2d", "Flatten", "Dropout", "AdaptiveAvgPool2d", "Identity")
 
 
 def shown(value: float | None) -> str:
@@ -50,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(1)
     names = [a for a in sys.argv[1:] if not a.startswith("-")] or list(ARCHITECTURES)
     print(machine())
-    print(f"{'':34} {'forward max/min':>17} {'backward max/min':>17}")
+    print(f"{'':34} {'values max/min':>17} {'gradient max/min':>17}")
     print(f"{'architecture':34} {'before':>8} {'after':>8} {'before':>8} {'after':>8} {'s':>6}  kept / parameters")
     for name in names:
         case = ARCHITECTURES[name]()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from chainrule.cli.arguments import emit, json_option
 from chainrule.cli.group import FINE, with_debug
 from chainrule.cli.progress import count_bar, working
 from chainrule.cli.target import load_case, output_on_stderr, require_torch
-from chainrule.errors import ChainruleError
 
 
 @click.command()
@@ -42,6 +39,7 @@ def initialize(
     """
     case = load_case(target, "initialize")
     from chainrule.verbs.initialize import initialize_
+    from chainrule.verbs.initialize.file import written
 
     with output_on_stderr(), working("choosing"):
         result = initialize_(
@@ -50,23 +48,9 @@ def initialize(
     if plotted:
         result.plot(plotted)
     if saved:
-        _save(case.model, saved)
+        written(case.model, saved)
     emit(result, as_json)
     return FINE
-
-
-def _save(model: object, path: str) -> None:
-    import torch
-
-    try:
-        torch.save(model.state_dict(), path)  # type: ignore[attr-defined]
-    except (OSError, RuntimeError) as error:
-        raise ChainruleError(
-            f"the start cannot be written to {path}",
-            given=str(error).splitlines()[0],
-            required="a path whose folder exists",
-            instead=Path(path).name or "start.pt",
-        ) from error
 
 
 @click.command()

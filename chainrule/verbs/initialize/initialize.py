@@ -146,13 +146,12 @@ def _schemes(scheme: Any, names: list[str]) -> tuple[dict[str, str], dict[str, C
     if isinstance(scheme, str) or not isinstance(scheme, Mapping):
         check_scheme(scheme)
         return dict.fromkeys(names, scheme), {}
-    rest: Any = scheme.get("", scheme.get("*", "auto"))
+    by_pattern: dict[str, Any] = dict(scheme)
+    rest = str(by_pattern.pop("", None) or by_pattern.pop("*", "auto"))
     check_scheme(rest)
-    found: dict[str, str] = dict.fromkeys(names, rest)
+    found = dict.fromkeys(names, rest)
     laws: dict[str, Choice] = {}
-    for pattern, value in scheme.items():
-        if pattern in ("", "*"):
-            continue
+    for pattern, value in by_pattern.items():
         matched = matching(names, pattern) or selected(names, pattern)
         for name in matched:
             laws.pop(name, None)

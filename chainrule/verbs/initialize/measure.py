@@ -20,12 +20,17 @@ from chainrule.verbs.case import Case
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean squares of one module's output and of the cotangent that reaches it, None where there is none."""
+    """Mean squares of one module's output and of the cotangent that reaches it, None where there is none.
+
+    ``elements`` are those of the output: times ``grad_second`` they are the energy of a gradient, which pooling and
+    layers of other widths keep where the mean square of one element changes.
+    """
 
     name: str
     module: str
     second: float | None
     grad_second: float | None
+    elements: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -58,7 +63,13 @@ def scales(case: Case, values: Mapping[str, torch.Tensor]) -> tuple[Scale, ...]:
             tensor = next((t for _, t in leaves(output) if t.is_floating_point()), None)
             if tensor is None:
                 return
-            row = [path, kind_of(module), float(tensor.detach().to(torch.float64).square().mean()), None]
+            row = [
+                path,
+                kind_of(module),
+                float(tensor.detach().to(torch.float64).square().mean()),
+                None,
+                tensor.numel(),
+            ]
             found.pop(path, None)
             found[path] = row
             if tensor.requires_grad:
