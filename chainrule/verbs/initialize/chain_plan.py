@@ -18,7 +18,7 @@ from chainrule.verbs.initialize.laws import Normal, Orthogonal
 from chainrule.verbs.initialize.structure import Link
 
 DEEP = 8  # activations in a chain from which on it is made isometric
-LOSS = 1.5  # factor on the mean square of a gradient over a whole chain from which on it is made isometric too
+LOSS = 1.3  # factor on the mean square of a gradient over a whole chain from which on it is made isometric too
 SMALL = 0.1  # mean square at which odd activations are nearly linear
 SMALL_OF_PIXELS = 0.03  # the same where the mean square differs from pixel to pixel
 LINEAR = 0.25  # mean square of a chain that is linear anyway
@@ -61,6 +61,8 @@ class Chains:
 
     def _size(self, phi: Phi, chain: tuple[Link, ...], kernels: bool) -> float:
         """The mean square at which a chain of this function runs."""
+        if chain[0].norm:
+            return 1.0
         if self.critical:
             return 1.0 if self._scale_free(phi) else stable_size(phi, len(chain))
         if is_linear(phi):

@@ -161,7 +161,7 @@ def _schemes(scheme: Any, names: list[str]) -> tuple[dict[str, str], dict[str, C
                 laws[name] = Choice(Normal(float(value)) if value else Constant(0.0), "asked for")
             else:
                 check_scheme(value, pattern)
-                found[name] = value
+                found[name] = str(value)
     return found, laws
 
 

@@ -26,7 +26,10 @@ class Merges:
         skip = self.ground.flow.second(merge.skip)
         if merge.kind == "projection" and merge.root is not None:
             kept = self.ground.flow.second(merge.root)
-            if kept:
+            normed = any(
+                self.ground.chosen[leaf].role.kind == "scale" for _, leaf in self.ground.shape.producers(merge.skip)
+            )
+            if kept and not normed:  # a norm has taken the mean away: to scale its rest up would scale gradients up
                 self.ground.correct(merge.skip, kept, "the skip's own weight keeps the stream's mean square")
                 skip = self.ground.flow.second(merge.skip)
         number, count = self.ground.shape.streams[merge.node]
