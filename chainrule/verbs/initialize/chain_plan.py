@@ -14,7 +14,7 @@ from chainrule.ir import Node
 from chainrule.verbs.initialize.gains import Phi, averages, critical_point, is_linear, is_odd, mirrored, stable_size
 from chainrule.verbs.initialize.graph_roles import Use
 from chainrule.verbs.initialize.ground import Chosen, Ground
-from chainrule.verbs.initialize.laws import Normal, Orthogonal
+from chainrule.verbs.initialize.laws import Normal, Orthogonal, scaled
 from chainrule.verbs.initialize.structure import Link
 
 DEEP = 8  # activations in a chain from which on it is made isometric
@@ -85,6 +85,15 @@ class Chains:
             law = Orthogonal(math.sqrt(q / read), layout, chosen.shape, "out" if pairs else "")
             self.ground.give(chosen, law, f"begins a chain of {len(chain)} activations: E[f^2] = {q:g}{_pairs(pairs)}")
         self.ground.flow.force(node, q, chosen.name)
+        factor = self._scaled(chain[0])
+        if factor != 1.0 and chosen.law is not None:  # phi reads a multiple of it
+            self.ground.give(chosen, scaled(chosen.law, 1 / factor), f"{chosen.why} where phi reads it")
+            self.ground.flow.force(node, q / factor**2, chosen.name)
+
+    def _scaled(self, link: Link) -> float:
+        """By what a value is multiplied before phi reads it."""
+        made, read = self.ground.flow.second(link.node), self.ground.flow.second(link.argument)
+        return math.sqrt(read / made) if made and read and not link.norm else 1.0
 
     def _scale_free(self, phi: Phi) -> bool:
         """Whether phi(c u) = c phi(u) for c > 0, as of relu: every mean square is then as good."""
@@ -110,9 +119,10 @@ class Chains:
         return layout is not None and layout.groups == 1 and not layout.batch
 
     def go_on(self, chosen: Chosen, node: Node, use: Use, link: Link, chain: tuple[Link, ...]) -> None:
-        q = self.ground.flow.second(link.argument) or 1.0
+        q = self.ground.flow.second(link.argument if link.norm else link.node) or 1.0
         layout = self.ground.layout(chosen, use)
-        phi, pairs = link.phi, False
+        factor, pairs = self._scaled(link), False
+        phi: Phi = link.phi if factor == 1.0 else lambda u: link.phi(factor * u)
         if not self.critical and not is_odd(phi) and self._can_mirror(chain):
             phi, pairs = mirrored(phi), True
         found = averages(phi, q)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from chainrule.frontends.torch import Trace
 from chainrule.ir import Node
@@ -27,7 +27,6 @@ class Chosen:
     shape: tuple[int, ...]
     law: Law | None = None
     why: str = ""
-    wanted: list[float] = field(default_factory=list)  # log of the std that each further use would have
     fixed: bool = False  # set by the user, frozen or kept
 
 

@@ -7,6 +7,7 @@ from the moments that reach it (``plan``). 3. The elements that this process hol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -127,6 +128,8 @@ def initialize_(
     else:
         _write(owned, choices, seed)
         after = _scales(inner, owned, {}) if measured else ()
+    if any(r.second is not None and not math.isfinite(r.second) for r in after):
+        notes.append("values are not finite after it: the activation makes any deviation grow without bound")
     rows = tuple(_row(o, choices[o.name]) for o in owned)
     shown = scheme if isinstance(scheme, str) else ", ".join(f"{k or 'rest'}: {v}" for k, v in scheme.items())
     return InitializeResult(
@@ -213,7 +216,7 @@ def _seen(owned: list[_Own], example: Example) -> list[_Own]:
 
 def _offset(bias: torch.Tensor) -> bool:
     """Whether a bias holds various numbers around one that is not zero, as the step sizes of state spaces do."""
-    if bias.is_meta or is_sharded(bias) or bias.numel() < 2:
+    if bias.is_meta or is_sharded(bias) or bias.numel() < 16:
         return False
     values = bias.detach().to(torch.float64)
     std = float(values.std())

@@ -114,16 +114,22 @@ class Merges:
         if not residual or not leaves:
             return
         flowing = self.ground.flow.cotangents(self.ground.traced.loss, leaves)
+        least: dict[tuple[Node, ...], tuple[float, Merge]] = {}
         for merge in residual:
             into, out = (flowing[n].mean_square if n in flowing else None for n in (merge.root, merge.node))
             share = ADDED_BY_BRANCHES / self.ground.shape.streams[merge.node][1]
             if not into or not out or into / out - 1 <= share * CLOSE:
                 continue
+            ends = tuple(leaf for _, leaf in self.ground.shape.producers(merge.branch))
+            ratio = share / (into / out - 1)
+            if ends not in least or ratio < least[ends][0]:
+                least[ends] = ratio, merge
+        for ratio, merge in least.values():  # once for a branch that is used several times
             made = self.ground.flow.second(merge.branch)
             if made:
-                added = into / out - 1
+                share = ADDED_BY_BRANCHES / self.ground.shape.streams[merge.node][1]
                 why = f"ends a branch: adds {share:.3g} of the stream's gradient, less of its values"
-                self.ground.correct(merge.branch, made * share / added, why)
+                self.ground.correct(merge.branch, made * ratio, why)
 
     def _alone(self, merge: Merge) -> bool:
         """Whether the value at which skip and branch part is read by them alone."""

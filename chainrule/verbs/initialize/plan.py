@@ -19,7 +19,7 @@ from chainrule.ir import Node
 from chainrule.ir.field import Field
 from chainrule.verbs.initialize.chain_plan import Chains
 from chainrule.verbs.initialize.graph_roles import Use
-from chainrule.verbs.initialize.ground import CLOSE, Chosen, Ground
+from chainrule.verbs.initialize.ground import Chosen, Ground
 from chainrule.verbs.initialize.laws import Constant, Normal, Stacked, scaled
 from chainrule.verbs.initialize.logit_plan import Logits
 from chainrule.verbs.initialize.merge_plan import Merges
@@ -86,7 +86,6 @@ class Planner:
                 self.merges.meet(merge)
             self.logits.attend(node)
         self.logits.head()
-        self._shared()
         self.merges.balance()
         result = {}
         for chosen in self.ground.chosen.values():
@@ -124,10 +123,9 @@ class Planner:
         if not first:
             if self.ground.flow.second(node) is None:
                 self.ground.flow.assume(node, (chosen.law.std**2 if chosen.law else 1 / fan_in) * fan_in)
-            elif chosen.law is not None and not chosen.fixed and chosen.role.kind == "weight":
-                made = self.ground.flow.second(node) or 0.0
-                if made > 0:
-                    chosen.wanted.append(-0.5 * math.log(made))
+            nodes = [u.node for u in self.ground.shape.uses[chosen.leaf] if u.kind == "weight"]
+            if node is nodes[-1] and not chosen.fixed and chosen.why.startswith("makes"):
+                self._share(chosen, nodes)
             return
         if chosen.role.kind == "recurrent":
             return
@@ -177,14 +175,23 @@ class Planner:
         if chosen.role.kind != "position" and choice.law is not None:
             chosen.law, chosen.why = choice.law, f"the example does not reach it; {choice.why}"
 
-    def _shared(self) -> None:
-        """A weight with several uses: the mean, in logarithms, of what they ask for."""
-        for chosen in self.ground.chosen.values():
-            if chosen.wanted and isinstance(chosen.law, Normal) and "chain" not in chosen.why:
-                shift = math.exp(sum(chosen.wanted) / (len(chosen.wanted) + 1))
-                if max(shift, 1 / shift) > CLOSE:
-                    why = f"{chosen.why}; the mean over its {len(chosen.wanted) + 1} uses"
-                    self.ground.give(chosen, scaled(chosen.law, shift), why)
+    def _share(self, chosen: Chosen, nodes: list[Node]) -> None:
+        """A weight with several uses: the mean square that it makes is 1 in the mean, of logarithms, over its uses."""
+        flow = self.ground.flow
+        for _ in range(4):
+            now, law = self._made(nodes), chosen.law
+            if now is None or abs(now) < 0.01 or not isinstance(law, Normal):
+                return
+            flow.set_weight(chosen.leaf, chosen.name, (1.01 * law.std) ** 2)
+            more = self._made(nodes)
+            power = max(((more or now) - now) / math.log(1.01), 1.0)
+            why = f"makes E[f^2] = 1 in the mean over its {len(nodes)} uses"
+            self.ground.give(chosen, scaled(law, math.exp(-now / power)), why)
+
+    def _made(self, nodes: list[Node]) -> float | None:
+        """The mean of the logarithms of mean squares; None where one is not known."""
+        found = [self.ground.flow.second(n) for n in nodes]
+        return float(np.mean([math.log(f) for f in found if f])) if all(found) else None
 
     # ---- what it comes to ----------------------------------------------------------------------------------
     def predictions(self) -> tuple[Predicted, ...]:

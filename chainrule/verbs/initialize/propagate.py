@@ -107,7 +107,8 @@ class Propagation:
         for node in nodes:
             if node not in self.states:
                 try:
-                    self.states[node] = propagation.forward([node], self.states)[node]
+                    with np.errstate(all="ignore"):
+                        self.states[node] = propagation.forward([node], self.states)[node]
                 except (OverflowError, FloatingPointError, ZeroDivisionError) as error:  # beyond double precision
                     self.states[node] = unknown(sizes(node.shape), f"no finite prediction: {error}")
 
@@ -115,7 +116,8 @@ class Propagation:
         """node of the program -> the field of its cotangent, where it is known."""
         self._fill(toposort([self.image[output]]))
         try:
-            found = propagation.backward(self.image[output], self.states, [self.image[n] for n in wrt])
+            with np.errstate(all="ignore"):
+                found = propagation.backward(self.image[output], self.states, [self.image[n] for n in wrt])
         except (OverflowError, FloatingPointError, ZeroDivisionError):  # values beyond double precision
             return {}
         known = {n: f for n, f in found.items() if isinstance(f, Field) and f.known}

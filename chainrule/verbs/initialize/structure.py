@@ -254,7 +254,10 @@ class Structure:
             while at in links:
                 chain.append(links[at])
                 at = links[at].after
-            found.append(tuple(chain))
+            leaves = [leaf for link in chain for leaf, _ in self.weighted[link.node]]
+            leaves += [leaf for leaf, _ in self.weighted[chain[-1].after]]
+            if len(set(leaves)) == len(leaves) and all(len(self.uses[leaf]) == 1 for leaf in leaves):
+                found.append(tuple(chain))
         return tuple(found)
 
     def _link(self, node: Node) -> Link | None:

@@ -383,6 +383,40 @@ def test_layers_written_by_hand_are_known_by_what_they_do() -> None:
     assert 0.7 < float(net(x).detach().square().mean()) < 1.4
 
 
+def test_a_weight_that_is_used_many_times() -> None:
+    class Shared(nn.Module):
+        def __init__(self, residual: bool) -> None:
+            super().__init__()
+            self.stem, self.body, self.head = nn.Linear(16, 64), nn.Linear(64, 64), nn.Linear(64, 4)
+            self.residual = residual
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            for _ in range(8):
+                x = x + self.body(x).tanh() if self.residual else self.body(x).relu()
+            return self.head(x)
+
+    torch.manual_seed(0)
+    plain, stream = Shared(False), Shared(True)
+    r = cr.initialize_(plain, data(), nn.CrossEntropyLoss())
+    assert "over its 8 uses" in r["body.weight"].why
+    out = {row.name: row.second for row in r.after}
+    assert 0.05 < out["body"] < 1.5 and 0.005 < out["head"] < 0.5  # the draws of one weight are not independent
+    r = cr.initialize_(stream, data(), nn.CrossEntropyLoss())
+    assert "ends a branch" in r["body.weight"].why and r["body.weight"].std > 0.005
+
+
+def test_an_activation_that_reads_a_multiple() -> None:
+    class Sine(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sin(30 * x)
+
+    r = cr.initialize_(mlp(16, *[64] * 10, 4, activation=Sine), data(), nn.CrossEntropyLoss())
+    for what in ("second", "grad_second"):
+        hidden = per_layer(r.after, what)[:-1]
+        assert max(hidden) / min(hidden) < 1.6
+
+
 def test_recurrent_layers_and_gates() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
