@@ -13,6 +13,7 @@ from chainrule.frontends.torch import Trace
 from chainrule.ir import OPS, Node, TensorType, toposort, variable
 from chainrule.ops.convolution import CONV_TRANSPOSE, CONVOLUTION
 from chainrule.ops.gathering import TAKE
+from chainrule.ops.opaque import Call
 from chainrule.verbs.initialize.laws import Layout
 from chainrule.verbs.initialize.roles import Role
 
@@ -39,12 +40,29 @@ class Use:
 def views(traced: Trace) -> dict[Node, Node]:
     """node -> the parameter that it is a view of: the leaves themselves, transposed, sliced, reshaped, expanded."""
     found: dict[Node, Node] = {leaf: leaf for leaf in traced.parameters.values()}
+    for node, direction, _ in norms(traced):
+        found[node] = direction
     for node in nodes_of(traced):
+        if node in found:
+            continue
         sources = {found.get(i) for i in node.inputs}
         if len(sources) == 1 and None not in sources and (node.op.family == "linear" or _moves(node)):
             (source,) = sources
             assert source is not None
             found[node] = source
+    return found
+
+
+def norms(traced: Trace) -> list[tuple[Node, Node, Node]]:
+    """(weight, its direction, its lengths) of every weight that is written as lengths times directions."""
+    leaves = set(traced.parameters.values())
+    found = []
+    for node in nodes_of(traced):
+        call = node.inputs[0].params.get("call") if node.op.name == "item" else None
+        if isinstance(call, Call) and "weight_norm" in call.name and node.params.get("index") == 0:
+            operands = [i for i in node.inputs[0].inputs if i in leaves]
+            if len(operands) == 2:
+                found.append((node, operands[0], operands[1]))
     return found
 
 

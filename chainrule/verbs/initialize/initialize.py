@@ -18,7 +18,7 @@ from torch import nn
 from chainrule.errors import ModelError, UnsupportedOpError
 from chainrule.verbs.case import Case
 from chainrule.verbs.initialize.example import Example, bare, data_fields, tensor_field, traced
-from chainrule.verbs.initialize.graph_roles import joined, uses
+from chainrule.verbs.initialize.graph_roles import joined, norms, uses
 from chainrule.verbs.initialize.held import Held, held, is_sharded, parameters
 from chainrule.verbs.initialize.laws import Constant, Law, Normal, Uniform, draw_in_place, scaled
 from chainrule.verbs.initialize.measure import Scale, scales, sweep
@@ -242,7 +242,22 @@ def _chosen(
         for scheme in sorted(todo):
             found, predicted = _planned(owned, choices, example, scheme, schemes)
             choices |= found
+        choices |= _lengths(owned, choices, example)
     return choices, predicted
+
+
+def _lengths(owned: list[_Own], choices: Mapping[str, Choice], example: Example) -> dict[str, Choice]:
+    """The lengths of weights that are written as lengths times directions: those that the drawn directions have."""
+    by_leaf = {example.leaf_of[id(o.tensor)]: o for o in owned if id(o.tensor) in example.leaf_of}
+    found = {}
+    for _, direction, lengths in norms(example.trace):
+        rows, own = by_leaf.get(direction), by_leaf.get(lengths)
+        law = choices[rows.name].law if rows is not None else None
+        if rows is None or own is None or own.kept or law is None:
+            continue
+        count = rows.tensor.numel() // max(own.tensor.numel(), 1)
+        found[own.name] = Choice(Constant(law.std * math.sqrt(count)), f"the length of {count} elements of {rows.name}")
+    return found
 
 
 def _fixed(own: _Own, scheme: str, owned: list[_Own], weights: list[_Own]) -> Choice:

@@ -18,7 +18,7 @@ from chainrule.frontends.torch import Trace
 from chainrule.ir import Node
 from chainrule.ir.field import Field
 from chainrule.verbs.initialize.chain_plan import Chains
-from chainrule.verbs.initialize.graph_roles import Use
+from chainrule.verbs.initialize.graph_roles import Use, norms
 from chainrule.verbs.initialize.ground import Chosen, Ground
 from chainrule.verbs.initialize.laws import Constant, Normal, Stacked, scaled
 from chainrule.verbs.initialize.logit_plan import Logits
@@ -61,7 +61,10 @@ class Planner:
             elif state is not None and state.array is not None and np.ptp(state.array) == 0:
                 slopes[leaf] = state.mean_value
         shape_of = Structure(traced, slopes)
-        self.ground = Ground(traced, shape_of, Propagation(shape_of.order, given), chosen)
+        flow = Propagation(shape_of.order, given)
+        for weight, direction, _ in norms(traced):
+            flow.directions.setdefault(direction, []).append(weight)
+        self.ground = Ground(traced, shape_of, flow, chosen)
         for leaf, choice in overrides.items():
             if leaf in chosen:
                 self.ground.give(chosen[leaf], choice.law, choice.why)

@@ -30,6 +30,7 @@ class Propagation:
 
     def __init__(self, nodes: list[Node], given: Mapping[Node, Field]) -> None:
         self.image = propagation.expanded(nodes)
+        self.directions: dict[Node, list[Node]] = {}  # leaf -> weights that are its rows at other lengths
         self.given = dict(given)
         self.states: dict[Node, Field] = dict(given)
         self.forced: dict[Node, Field] = {}
@@ -50,9 +51,11 @@ class Propagation:
         self.keep(leaf, redrawn(name, sizes(leaf.shape), mean, max(second, mean * mean)))
 
     def keep(self, leaf: Node, state: Field) -> None:
-        """A leaf with this field."""
-        self.forget(leaf)
-        self.given[leaf] = self.states[leaf] = state
+        """A leaf with this field, or a weight of which it is the direction."""
+        for node in (leaf, *(self.image[n] for n in self.directions.get(leaf, ()))):
+            self.given.pop(node, None)
+            self.forget(node)
+            self.given[node] = self.states[node] = state
 
     def force(self, node: Node, second: float, name: str) -> None:
         """A value whose mean square is known otherwise than by independent weights, and in every draw."""

@@ -456,3 +456,16 @@ def test_critical_points_are_those_of_the_literature(depth: int) -> None:
     r = cr.initialize_(mlp(16, *[64] * depth, 4, activation=nn.GELU), data(), nn.CrossEntropyLoss(), scheme="critical")
     gradients = per_layer(r.after, "grad_second")[:-1]
     assert max(gradients) / min(gradients) < 4 and r["6.bias"].rule == "normal"
+
+
+@pytest.mark.parametrize("scheme", ["auto", "he"])
+def test_weights_written_as_lengths_times_directions(scheme: str) -> None:
+    torch.manual_seed(0)
+    norm = nn.utils.parametrizations.weight_norm
+    net = nn.Sequential(norm(nn.Linear(16, 64)), nn.ReLU(), norm(nn.Conv1d(64, 32, 1)), nn.Flatten(), nn.Linear(32, 4))
+    batch = data()
+    net.insert(2, nn.Unflatten(1, (64, 1)))
+    r = cr.initialize_(net, batch, nn.CrossEntropyLoss(), scheme=scheme)
+    expected = {"auto": 1 / float(batch[0].square().mean()) / 16, "he": 2 / 16}[scheme]
+    assert abs(float(net[0].weight.detach().square().mean()) / expected - 1) < 0.05
+    assert "the length of 64" in r["3.parametrizations.weight.original0"].why
