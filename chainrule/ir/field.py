@@ -227,6 +227,8 @@ def unknown(shape: Sequence[int], why: str, sources: frozenset[str] = frozenset(
 
 def iid(shape: Sequence[int], mean: float, second: Any, lags: Sequence[int | None] | None = None, **more: Any) -> Field:
     """Independent elements of one mean and one second moment (a number, or an array by position)."""
+    if 0 in shape:
+        return _empty(shape)
     dims = plain(shape, lags)
     axes = [a for dim in dims for a in dim]
     second = pair.as_table(second, axes)
@@ -246,6 +248,8 @@ def iid(shape: Sequence[int], mean: float, second: Any, lags: Sequence[int | Non
 def fixed(array: Any, lags: Sequence[int | None] | None = None, why: str = "given numbers") -> Field:
     """Given numbers: no randomness."""
     array = np.asarray(array, dtype=float)
+    if 0 in array.shape:
+        return _empty(array.shape)
     dims = plain(array.shape, lags)
     axes = [a for dim in dims for a in dim]
     if array.size and array.ndim and array.min() == array.max():
@@ -254,6 +258,12 @@ def fixed(array: Any, lags: Sequence[int | None] | None = None, why: str = "give
     return Field(
         dims, array, array * array, pair.outer(array, array, axes), array=array, kurtosis=1.0, own=0.0, why=why
     )
+
+
+def _empty(shape: Sequence[int]) -> Field:
+    """A tensor without elements."""
+    nothing = np.zeros((1,) * len(shape))
+    return Field(plain(shape), nothing, nothing, nothing, array=nothing, own=0.0, why="no elements")
 
 
 def within_budget(value: Field) -> Field:

@@ -357,7 +357,7 @@ def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequenc
         return u.unevenness * float(np.sum(weights * rise * points)) ** 2 / (steep * level), 1.0
     growth = float(np.sum(weights * rise * points * value)) / square
     both = float(np.sum(weights * (value * rise) ** 2)) / (square * steep)
-    lift = 1.0 + g.alignment * (both - 1.0)
+    lift = 1.0 + g.alignment / (1.0 + u.local) * (both - 1.0)
     return g.alignment * growth**2 * square / (steep * level * lift), lift
 
 
