@@ -212,6 +212,19 @@ def pair_average(table: np.ndarray, axes: Sequence[Axis]) -> float:
     return float(table.ravel()[0])
 
 
+_MOST_SCALES = 96
+
+
+def with_scale(scale: Mapping[Any, float], key: Any, exponent: float) -> dict[Any, float]:
+    """One more source of the scale; of very many the oldest are taken together."""
+    found = dict(scale)
+    if len(found) >= _MOST_SCALES:
+        old = list(found)[: _MOST_SCALES // 2]
+        found = {("together", key): float(np.sqrt(sum(found.pop(k) ** 2 for k in old))), **found}
+    found[key] = exponent
+    return found
+
+
 # ---- making fields -----------------------------------------------------------------------------------------
 def plain(shape: Sequence[int], lags: Sequence[int | None] | None = None) -> Dims:
     """One factor per dimension, exchangeable if nothing else is said."""

@@ -185,7 +185,7 @@ def integrated(f: Function, u: Field, breaks: Sequence[float]) -> Integrals:
     q = float(np.sum(weights * values**2))
     growth = float(np.sum(weights * values * slopes * points)) / q if q > 0 else 0.0
     return Integrals(
-        first, second, float(np.sum(weights * values**4)), Series.of(values, z, weights), Series.of(values**2, z, weights), growth
+        first, second, float(np.sum(weights * values**4)), Series.of(values, z, weights, slopes * s), Series.of(values**2, z, weights), growth
     )
 
 

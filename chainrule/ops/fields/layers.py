@@ -10,7 +10,7 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, merged, unknown, with_factor, within_budget, worst
+from chainrule.ir.field import Field, merged, unknown, with_factor, with_scale, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.contraction import contracted, odd_product, with_alignment
 from chainrule.ops.fields.elementwise import added, applied, multiplied, scaled, weighted
@@ -208,7 +208,7 @@ def windowed(
         second = second + level**2 * pair.resolved(both, new_axes)
     scale, local = dict(x.scale), 0.0
     if x.array is None:
-        scale[name] = float(np.sqrt(np.log1p(x.own_spread)))
+        scale = with_scale(scale, name, float(np.sqrt(np.log1p(x.own_spread))))
         local = x.local + max(x.kurtosis - 1.0, 0.0) / max(n_in * float(np.prod([len(t) for t in taps])), 1.0)
     dims = (x.dims[0], (out,), *((new_axes[k],) for k in spatial))
     return within_budget(

@@ -42,7 +42,7 @@ def _laplace(variance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(log t, log L(t), L''(t)) on a grid."""
     s = np.sqrt(variance)
     z, w = _gauss(121)
-    x = np.exp(s * z)
+    x = np.exp(np.minimum(s * z, 300.0))
     log_t = np.linspace(-18.0 - 4 * s, 6.0 + 5 * s, 500)
     t = np.exp(log_t)[:, None]
     decay = np.exp(-t * x)
@@ -95,7 +95,7 @@ def _overlap(count: int, variance: float, c: float) -> float:
     """
     own, both = np.sqrt((1 - c) * variance), np.sqrt(c * variance)
     z, weight = _gauss(61)
-    x, w = np.exp(both * z), np.exp(own * z)
+    x, w = (np.exp(np.minimum(size * z, 150.0)) for size in (both, own))
     s = np.sqrt(variance)
     log_t = np.linspace(-10.0 - 3.5 * s, 5.0 + 4.0 * s, 110)
     tau = np.exp(log_t)[:, None] * x  # (t, z)
