@@ -318,7 +318,8 @@ def test_the_residual_stream_of_gpt2():
         if name.endswith("c_proj.weight"):
             weights[name] = (0.0, 0.02**2)
     loud = cr.moments(model, {"input_ids": tokens}, weights=weights)
-    assert "1 / sqrt(24)" in finding(loud, "residual", "transformer.h.0.attn")
+    (found,) = [f for f in loud.findings if f.kind == "residual"]
+    assert found.where.startswith("transformer.h.0") and "1 / sqrt(24)" in found.fix
 
 
 def test_scores_of_an_untied_head_of_unit_variance():
