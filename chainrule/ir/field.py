@@ -58,6 +58,7 @@ class Field:
         alignment: of a cotangent g of a value y, E[g_i y_i g_j y_j] over E[g^2] E[y^2] for two units of one vector: 0
             where they are independent, 1 where g is a multiple of y. local: variance of the logarithm of one vector's
             mean square (``scale`` is that of all of them together).
+        visible: of scores, which elements a mask leaves (a tensor that broadcasts); the moments are those of them.
         kind: exact, approximate, probe or unknown. why: the assumption of the last step.
     """
 
@@ -80,6 +81,7 @@ class Field:
     through: tuple[Any, ...] | None = None
     alignment: float = 0.0
     local: float = 0.0
+    visible: np.ndarray | None = None
 
     @property
     def axes(self) -> tuple[Axis, ...]:

@@ -17,9 +17,9 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, iid, merged, refined, regraded, unknown, with_factor, within_budget, worst
+from chainrule.ir.field import Field, fixed, iid, merged, refined, regraded, unknown, with_factor, within_budget, worst
 from chainrule.ir.pairs import Axis
-from chainrule.ops.fields.align import aligned
+from chainrule.ops.fields.align import aligned, broadcasted
 from chainrule.ops.fields.contraction import contracted
 from chainrule.ops.fields.elementwise import added, multiplied
 from chainrule.ops.fields.layers import put_back
@@ -150,6 +150,8 @@ def softmaxed(x: Field, axis: int) -> Field:
         centred = np.repeat(centred, 2, axis=start)
     cov = np.take(centred, [0], axis=start) - (np.take(centred, [1], axis=start) if n > 1 else 0.0)
     variance = float(np.mean(pair.resolved(cov, x.axes)))
+    if x.visible is not None and not bool(np.all(x.visible)):
+        return _masked(x, axis, start, variance)
     rho = overlaps(n, variance, cov) if n > 1 else np.ones_like(cov)
     same = rho / n**2
     far = (1.0 - rho / n) / max(n * (n - 1.0), 1.0)
@@ -172,6 +174,43 @@ def softmaxed(x: Field, axis: int) -> Field:
             why="the integral for E[sum p^2] of normal logits",
         )
     )
+
+
+def _masked(x: Field, axis: int, start: int, variance: float) -> Field:
+    """Probabilities over what a mask leaves of each row; rows are taken as unrelated beyond their means."""
+    assert x.visible is not None
+    seen = np.broadcast_to(x.visible, (*(1,) * (len(x.dims) - x.visible.ndim), *x.visible.shape)).astype(float)
+    counts = np.maximum(seen.sum(axis=axis, keepdims=True), 1.0)
+    if seen.shape[axis] == 1:
+        counts = np.full_like(counts, float(x.shape[axis]))
+    rho = concentration(counts, variance)
+    grades = [d[0].lags if len(d) == 1 and d[0].size <= 64 else 0 for d in x.dims]
+    uniform = fixed(np.broadcast_to(seen / counts, [max(n, 1) for n in seen.shape]), grades)
+    (base, _), dims = _stretched_to(uniform, x)
+    second = base.second * _in_factors(rho, dims)
+    axes = [a for dim in dims for a in dim]
+    table = np.broadcast_to(base.pairs, np.broadcast_shapes(base.pairs.shape, (1,) * len(axes))).copy()
+    lift = float(np.mean(second)) / max(float(np.mean(base.second)), 1e-300)
+    full = np.broadcast_to(table, [a.classes for a in axes]).copy() if np.prod([a.classes for a in axes]) < 400_000 else None
+    if full is not None:
+        grid = np.ix_(*(a.same for a in axes))
+        full[grid] = full[grid] * lift
+        table = full
+    return within_budget(
+        Field(dims, base.mean, second, table, kurtosis=3.0, own=0.0, sources=x.sources, kind=worst(x.kind, "approximate"), why="softmax over what a mask leaves")
+    )
+
+
+def _stretched_to(value: Field, x: Field) -> Any:
+    return broadcasted([value, replace(x, array=None)], len(x.dims), x.shape)
+
+
+def _in_factors(array: np.ndarray, dims: Any) -> np.ndarray:
+    """An array over the tensor's dimensions (of their size or 1) as one over its factors."""
+    shape: list[int] = []
+    for n, factors in zip(array.shape, dims, strict=True):
+        shape += [a.size for a in factors] if n > 1 else [1] * len(factors)
+    return array.reshape(shape)
 
 
 def _softmax_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
@@ -259,8 +298,14 @@ class _Attention:
         seen = np.ones((self.rows, self.keys))
         if node.params.get("is_causal"):
             seen = np.tril(seen)
+        self.bias = 0.0
         if mask is not None and mask.array is not None:
             seen = seen * _visible(mask)
+        elif mask is not None and mask.known:
+            self.bias = float(np.mean(mask.variance))  # of scores by position, the same for all samples
+            if mask.visible is not None:
+                rows = mask.visible.reshape(-1, *mask.visible.shape[-2:]).mean(axis=0) if mask.visible.ndim > 1 else mask.visible
+                seen = seen * (np.broadcast_to(rows, seen.shape) > 0.5)
         self.seen = seen
         self.counts = np.maximum(seen.sum(axis=1), 1.0)
         self.u = seen / self.counts[:, None]
@@ -295,7 +340,8 @@ class _Attention:
         same = np.trace(kk, axis1=-2, axis2=-1) / n
         every = kk.sum(axis=(-2, -1))
         far = (every - n * same) / max(n * (n - 1), 1)
-        return self.scale**2 * self.width * qq * (same - far)[..., None, None]
+        by_content = self.scale**2 * self.width * qq * (same - far)[..., None, None]
+        return by_content + self.bias * np.eye(self.rows) if self.bias else by_content
 
     def shares(self) -> np.ndarray:
         """How much of E[p_ij p_i'j'] lies on equal keys beyond what equal probabilities have: (lead..., i, i')."""
