@@ -157,7 +157,9 @@ def _of_elements(node: Node, inputs: Sequence[Field], states: States, roots: dic
     own = [_roots(i, states, roots) for i in dict.fromkeys(random)]
     disjoint = sum(map(len, own)) == len(frozenset().union(*own))
     if rule is not None and disjoint and len(random) == len(own):
-        return rule.forward(node, inputs)
+        found = rule.forward(node, inputs)
+        if found.known or len(random) > 2:
+            return found
     region = region_of(node, states, lambda n: _roots(n, states, roots))
     if region is not None:
         return region.applied()

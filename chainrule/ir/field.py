@@ -58,6 +58,7 @@ class Field:
         alignment: of a cotangent g of a value y, E[g_i y_i g_j y_j] over E[g^2] E[y^2] for two units of one vector: 0
             where they are independent, 1 where g is a multiple of y. local: variance of the logarithm of one vector's
             mean square (``scale`` is that of all of them together).
+        visible: of scores, which elements a mask leaves (a tensor that broadcasts); the moments are those of them.
         kind: exact, approximate, probe or unknown. why: the assumption of the last step.
     """
 
@@ -80,6 +81,7 @@ class Field:
     through: tuple[Any, ...] | None = None
     alignment: float = 0.0
     local: float = 0.0
+    visible: np.ndarray | None = None
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -212,6 +214,19 @@ def pair_average(table: np.ndarray, axes: Sequence[Axis]) -> float:
     return float(table.ravel()[0])
 
 
+_MOST_SCALES = 96
+
+
+def with_scale(scale: Mapping[Any, float], key: Any, exponent: float) -> dict[Any, float]:
+    """One more source of the scale; of very many the oldest are taken together."""
+    found = dict(scale)
+    if len(found) >= _MOST_SCALES:
+        old = list(found)[: _MOST_SCALES // 2]
+        found = {("together", key): float(np.sqrt(sum(found.pop(k) ** 2 for k in old))), **found}
+    found[key] = exponent
+    return found
+
+
 # ---- making fields -----------------------------------------------------------------------------------------
 def plain(shape: Sequence[int], lags: Sequence[int | None] | None = None) -> Dims:
     """One factor per dimension, exchangeable if nothing else is said."""
@@ -227,6 +242,8 @@ def unknown(shape: Sequence[int], why: str, sources: frozenset[str] = frozenset(
 
 def iid(shape: Sequence[int], mean: float, second: Any, lags: Sequence[int | None] | None = None, **more: Any) -> Field:
     """Independent elements of one mean and one second moment (a number, or an array by position)."""
+    if 0 in shape:
+        return _empty(shape)
     dims = plain(shape, lags)
     axes = [a for dim in dims for a in dim]
     second = pair.as_table(second, axes)
@@ -246,6 +263,8 @@ def iid(shape: Sequence[int], mean: float, second: Any, lags: Sequence[int | Non
 def fixed(array: Any, lags: Sequence[int | None] | None = None, why: str = "given numbers") -> Field:
     """Given numbers: no randomness."""
     array = np.asarray(array, dtype=float)
+    if 0 in array.shape:
+        return _empty(array.shape)
     dims = plain(array.shape, lags)
     axes = [a for dim in dims for a in dim]
     if array.size and array.ndim and array.min() == array.max():
@@ -254,6 +273,12 @@ def fixed(array: Any, lags: Sequence[int | None] | None = None, why: str = "give
     return Field(
         dims, array, array * array, pair.outer(array, array, axes), array=array, kurtosis=1.0, own=0.0, why=why
     )
+
+
+def _empty(shape: Sequence[int]) -> Field:
+    """A tensor without elements."""
+    nothing = np.zeros((1,) * len(shape))
+    return Field(plain(shape), nothing, nothing, nothing, array=nothing, own=0.0, why="no elements")
 
 
 def within_budget(value: Field) -> Field:

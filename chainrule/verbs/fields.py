@@ -141,9 +141,16 @@ def parameter_field(name: str, tensor: torch.Tensor) -> Field:
 
         return unknown(shape, f"{name} holds nan or inf", frozenset({name}))
     constant = average - mean * mean <= 1e-10 * average or count == 1
+    if not constant and _repeats(values):
+        return replace(fixed(values.double().cpu().numpy(), why=f"{name} repeats its rows: given numbers"), sources=frozenset({name}))
     if constant and values.min() == values.max():
         return redrawn(name, shape, mean, mean * mean)
     return redrawn(name, shape, 0.0 if centred and not constant else mean, second)
+
+
+def _repeats(values: torch.Tensor) -> bool:
+    """Whether all rows of a matrix are one row: laid out by rule, not drawn."""
+    return values.dim() == 2 and values.shape[0] > 1 and values.shape[1] > 1 and bool((values == values[:1]).all())
 
 
 def declared(name: str, shape: Sequence[int]) -> Field:

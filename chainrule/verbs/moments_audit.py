@@ -157,7 +157,7 @@ def _residual(trace: Any, run: Any, places: Sequence[_Place]) -> Iterator[Depart
         if a.shape != b.shape or not a.known or not b.known or a.fresh or b.fresh:
             continue
         old, new = sorted(n.inputs, key=lambda i: rank[i])
-        if not _reaches(new, old, rank):
+        if not run.forward[new].sources - run.forward[old].sources or not _reaches(new, old, rank):
             continue
         adds.append((n, run.forward[old], run.forward[new]))
     if len(adds) < 2:
@@ -266,12 +266,12 @@ def _layers(trace: Any, run: Any) -> Iterator[Departure]:
     for node in trace.graph.nodes:
         if not isinstance(node.type, TensorType):
             continue
-        own = [i for i in node.inputs if i in paths and i.type.rank > 1]
+        own = [_sliced(i) for i in node.inputs if _sliced(i) in paths and i.type.rank > 1]
         if len(own) != 1 or node.op.name not in ("linear", "einsum", "convolution", "conv_transpose"):
             continue
         (leaf,) = own
         name = paths[leaf]
-        x = next((run.value(i) for i in node.inputs if i is not leaf and i.type.rank > 1), None)
+        x = next((run.value(i) for i in node.inputs if _sliced(i) is not leaf and i.type.rank > 1), None)
         w = run.forward.get(leaf)
         if name in seen or x is None or not x.known or not isinstance(w, Field) or not w.fresh or not x.mean_square > 0:
             continue
@@ -291,6 +291,11 @@ def _layers(trace: Any, run: Any) -> Iterator[Departure]:
             )
 
 
+def _sliced(node: Node) -> Node:
+    """The value that a slice is taken of; others as they are."""
+    return node.inputs[0] if node.op.name == "slice" else node
+
+
 def _gain(node: Node, w: Field) -> float:
     """n Var(w): what the layer does to the mean square of independent inputs, away from borders."""
     shape = [int(n) for n in w.shape]
@@ -298,7 +303,7 @@ def _gain(node: Node, w: Field) -> float:
         count = shape[0] / int(node.params.get("groups", 1)) * np.prod(shape[2:]) / np.prod(node.params["stride"])
     elif node.op.name == "einsum":
         operands, result = node.params["operands"], node.params["result"]
-        position = next(k for k, i in enumerate(node.inputs) if i.is_leaf and i.type.rank == len(shape))
+        position = next(k for k, i in enumerate(node.inputs) if _sliced(i).is_leaf and i.type.rank == len(shape))
         count = np.prod([n for i, n in zip(operands[position], shape, strict=True) if i not in result])
     else:
         count = np.prod(shape[1:])
@@ -324,7 +329,7 @@ def _cause(node: Node, trace: Any, leaf: Node, gain: float) -> tuple[str, str] |
     if len(shape) != 2 or node.op.name != "linear":
         return None
     out, into = shape
-    parts = [n for n in trace.graph.nodes if n.op.name == "slice" and _from(n, node)]
+    parts = [n for n in trace.graph.nodes if n.op.name == "slice" and (n.inputs[0] is leaf or _from(n, node))]
     if len(parts) > 1 and out % into == 0 and out > into and abs(gain - 2 * into / (into + out)) < 0.1 * gain:
         return (
             f"{out // into} matrices drawn as one: Var(w) = 2 / (in + {out // into} out) in place of 2 / (in + out)",

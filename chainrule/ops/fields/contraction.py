@@ -14,7 +14,7 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Dims, Field, unknown, within_budget, worst
+from chainrule.ir.field import Dims, Field, unknown, with_scale, within_budget, worst
 from chainrule.ops.fields.align import aligned, factor_labels, product_over, restricted
 from chainrule.ops.fields.registry import rule, sizes
 
@@ -77,7 +77,7 @@ def contracted(
             scale[key] = scale.get(key, 0.0) + e
     own: float | None = None
     if fresh and len(others) == 1 and others[0].array is None:
-        scale[name] = float(np.sqrt(np.log1p(others[0].own_spread)))
+        scale = with_scale(scale, name, float(np.sqrt(np.log1p(others[0].own_spread))))
     local = 0.0
     if fresh and len(others) == 1 and others[0].array is None:
         units = float(np.prod([axis_of[x].size for x in summed] or [1.0]))

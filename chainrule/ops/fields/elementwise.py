@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, pair_average, unknown, within_budget, worst
+from chainrule.ir.field import Field, fixed, pair_average, unknown, within_budget, worst
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.integrals import Function, Series, derivative, nodes, of_largest
 
@@ -32,6 +32,7 @@ def added(
     """A signed sum of uncorrelated fields (the product of their means apart); ``cross``: pairs that they share."""
     if any(not f.known for f in fields):
         return unknown(shape, "a term is unknown", frozenset().union(*(f.sources for f in fields)))
+    fields, visible = unmasked(fields)
     parts, dims = broadcasted(fields, len(shape), shape)
     axes = [a for dim in dims for a in dim]
     mean = sum(s * f.mean for f, s in zip(parts, signs, strict=True))
@@ -49,7 +50,7 @@ def added(
     if len(random) == 1 and len(parts) == 2 and all(not np.any(f.array) for f in parts if f.array is not None):
         (only,) = random
         sign = signs[next(k for k, f in enumerate(parts) if f is only)]
-        return only if sign == 1.0 else scaled(only, sign)
+        return replace(only if sign == 1.0 else scaled(only, sign), visible=visible)
     normal = all(f.normal for f in random)
     variances = [float(np.mean(f.variance)) for f in parts]
     whole = sum(variances)
@@ -66,12 +67,31 @@ def added(
             kurtosis=3.0 + excess,
             scale=shared_scale(shares),
             local=sum(f.local * min(share, 1.0) ** 2 for f, share in shares),
+            visible=visible,
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=frozenset.intersection(*(f.odd for f in parts if f.mean_square > 0)) if q > 0 else frozenset(),
             kind=worst(*(f.kind for f in parts)),
             why="uncorrelated terms",
         )
     )
+
+
+_MASKED = -1e6  # numbers below are a mask's
+
+
+def unmasked(fields: Sequence[Field]) -> tuple[list[Field], np.ndarray | None]:
+    """The fields without the mask that one of them adds to scores, and what it leaves visible."""
+    found, visible = [], None
+    for f in fields:
+        seen = f.visible
+        if f.array is not None and f.array.size and float(np.min(f.array)) < _MASKED:
+            whole = np.broadcast_to(f.array, [a.size for a in f.axes]).reshape(f.shape)
+            seen = whole > _MASKED
+            f = fixed(np.where(seen, whole, 0.0), [d[0].lags if len(d) == 1 else 0 for d in f.dims])
+        if seen is not None:
+            visible = seen if visible is None else visible & seen
+        found.append(f)
+    return found, visible
 
 
 def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
@@ -185,7 +205,7 @@ def integrated(f: Function, u: Field, breaks: Sequence[float]) -> Integrals:
     q = float(np.sum(weights * values**2))
     growth = float(np.sum(weights * values * slopes * points)) / q if q > 0 else 0.0
     return Integrals(
-        first, second, float(np.sum(weights * values**4)), Series.of(values, z, weights), Series.of(values**2, z, weights), growth
+        first, second, float(np.sum(weights * values**4)), Series.of(values, z, weights, slopes * s), Series.of(values**2, z, weights), growth
     )
 
 
@@ -357,7 +377,7 @@ def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequenc
         return u.unevenness * float(np.sum(weights * rise * points)) ** 2 / (steep * level), 1.0
     growth = float(np.sum(weights * rise * points * value)) / square
     both = float(np.sum(weights * (value * rise) ** 2)) / (square * steep)
-    lift = 1.0 + g.alignment * (both - 1.0)
+    lift = 1.0 + g.alignment / (1.0 + u.local) * (both - 1.0)
     return g.alignment * growth**2 * square / (steep * level * lift), lift
 
 

@@ -56,12 +56,18 @@ class Series:
 
     squares: np.ndarray
     at_one: float
+    steepness: float | None = None
 
     @classmethod
-    def of(cls, values: np.ndarray, z: np.ndarray, weights: np.ndarray) -> Series:
-        """From the function's values at the nodes of one law."""
+    def of(
+        cls, values: np.ndarray, z: np.ndarray, weights: np.ndarray, slopes: np.ndarray | None = None
+    ) -> Series:
+        """From the function's values (and slopes by z) at the nodes of one law."""
         coefficients = hermite(z, _TERMS) @ (weights * values)
-        return cls(coefficients**2, float(np.sum(weights * values * values)))
+        at_one = float(np.sum(weights * values * values))
+        steep = None if slopes is None else float(np.sum(weights * slopes**2))
+        # of a function that jumps, the numerical slope is very large at the jump
+        return cls(coefficients**2, at_one, steep if steep is not None and steep < 1e3 * at_one else None)
 
     def __call__(self, c: np.ndarray) -> np.ndarray:
         """At correlations between -1 and 1."""
@@ -77,10 +83,16 @@ class Series:
         bend = float(np.sum((a * k * (k - 1))[2:] * _NEAR ** (k[2:] - 2)))
         t = float(np.arccos(_NEAR))
         first, second = -s * slope, s * s * bend - _NEAR * slope
-        matrix = np.array([[t, t * t, t**3], [1, 2 * t, 3 * t * t], [0, 2, 6 * t]])
-        p, q, r = np.linalg.solve(matrix, [value - self.at_one, first, second])
         theta = np.arccos(np.maximum(c, _NEAR))
-        near = self.at_one + theta * (p + theta * (q + theta * r))
+        if self.steepness is not None:  # E[f f'] = E[f^2] - (1 - c) E[slope^2] + ...
+            q = -self.steepness / 2
+            matrix = np.array([[t**3, t**4], [3 * t * t, 4 * t**3]])
+            r, u = np.linalg.solve(matrix, [value - self.at_one - q * t * t, first - 2 * q * t])
+            near = self.at_one + theta * theta * (q + theta * (r + theta * u))
+        else:
+            matrix = np.array([[t, t * t, t**3], [1, 2 * t, 3 * t * t], [0, 2, 6 * t]])
+            p, q, r = np.linalg.solve(matrix, [value - self.at_one, first, second])
+            near = self.at_one + theta * (p + theta * (q + theta * r))
         return np.where(c > _NEAR, near, found)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, merged, unknown, with_factor, within_budget, worst
+from chainrule.ir.field import Field, fixed, merged, unknown, with_factor, with_scale, within_budget, worst
 from chainrule.ir.pairs import Axis
+from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted, odd_product, with_alignment
 from chainrule.ops.fields.elementwise import added, applied, multiplied, scaled, weighted
 from chainrule.ops.fields.registry import rule, sizes
@@ -112,6 +113,38 @@ def _neg(node: Node, inputs: Sequence[Field]) -> Field:
     return scaled(inputs[0], -1.0)
 
 
+def _where_backward(
+    node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]
+) -> list[Field | None]:
+    chosen, a, b = inputs
+    found: list[Field | None] = [None, None, None]
+    for k, value in ((1, a), (2, b)):
+        if wanted[k]:
+            part = multiplied([g, chosen if k == 1 else _otherwise(chosen)], sizes(node.shape))
+            found[k] = fitted(part, value.shape)
+    return found
+
+
+def _otherwise(chosen: Field) -> Field:
+    assert chosen.array is not None
+    return replace(fixed(1.0 - np.broadcast_to(chosen.array, [a.size for a in chosen.axes]).reshape(chosen.shape)))
+
+
+@rule("where", backward=_where_backward)
+def _where(node: Node, inputs: Sequence[Field]) -> Field:
+    """By a given condition: a mixture of both, or scores with a mask."""
+    chosen, a, b = inputs
+    shape = sizes(node.shape)
+    if chosen.array is None:
+        return unknown(shape, "a choice by a random condition", chosen.sources | a.sources | b.sources)
+    if b.array is not None and b.array.size == 1 and float(b.array.ravel()[0]) < -1e6:
+        seen = np.broadcast_to(chosen.array, [x.size for x in chosen.axes]).reshape(chosen.shape) > 0
+        (found, _), _ = broadcasted([a, replace(chosen, array=None)], len(shape), shape)
+        return replace(found, visible=seen, law=None)
+    parts = [multiplied([chosen, a], shape), multiplied([_otherwise(chosen), b], shape)]
+    return added(parts, (1.0, 1.0), shape)
+
+
 # ---- linear layers -----------------------------------------------------------------------------------------
 def _linear_backward(
     node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]
@@ -208,7 +241,7 @@ def windowed(
         second = second + level**2 * pair.resolved(both, new_axes)
     scale, local = dict(x.scale), 0.0
     if x.array is None:
-        scale[name] = float(np.sqrt(np.log1p(x.own_spread)))
+        scale = with_scale(scale, name, float(np.sqrt(np.log1p(x.own_spread))))
         local = x.local + max(x.kurtosis - 1.0, 0.0) / max(n_in * float(np.prod([len(t) for t in taps])), 1.0)
     dims = (x.dims[0], (out,), *((new_axes[k],) for k in spatial))
     return within_budget(

@@ -17,9 +17,9 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, iid, merged, refined, regraded, unknown, with_factor, within_budget, worst
+from chainrule.ir.field import Field, fixed, iid, merged, refined, regraded, unknown, with_factor, within_budget, worst
 from chainrule.ir.pairs import Axis
-from chainrule.ops.fields.align import aligned
+from chainrule.ops.fields.align import aligned, broadcasted
 from chainrule.ops.fields.contraction import contracted
 from chainrule.ops.fields.elementwise import added, multiplied
 from chainrule.ops.fields.layers import put_back
@@ -31,13 +31,18 @@ _SMALL = 0.16  # variance of logits up to which the closed form is within a perc
 
 
 # ---- the integral ------------------------------------------------------------------------------------------
+@lru_cache(maxsize=4)
+def _gauss(count: int) -> tuple[np.ndarray, np.ndarray]:
+    z, w = np.polynomial.hermite_e.hermegauss(count)
+    return z, w / w.sum()
+
+
 @lru_cache(maxsize=256)
 def _laplace(variance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(log t, log L(t), L''(t)) on a grid."""
     s = np.sqrt(variance)
-    z, w = np.polynomial.hermite_e.hermegauss(121)
-    w = w / w.sum()
-    x = np.exp(s * z)
+    z, w = _gauss(121)
+    x = np.exp(np.minimum(s * z, 300.0))
     log_t = np.linspace(-18.0 - 4 * s, 6.0 + 5 * s, 500)
     t = np.exp(log_t)[:, None]
     decay = np.exp(-t * x)
@@ -47,35 +52,38 @@ def _laplace(variance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def concentration(counts: np.ndarray, variance: float) -> np.ndarray:
     """``T E[sum p^2]`` for each number of keys T: 1 where all are equal, T where one takes all."""
     counts = np.asarray(counts, dtype=float)
-    if variance <= 0:
-        return np.ones_like(counts)
     if variance < _SMALL:
-        e = np.exp(variance)
-        return np.minimum(e / (1 + (e - 1) / np.maximum(counts, 1)), np.maximum(counts, 1.0))
-    log_t, log_l, second = _laplace(round(float(variance), 4))
-    flat = np.unique(counts)
+        return _nearly_equal(counts, variance)
+    log_t, log_l, second = _laplace(_three_digits(variance))
     step = log_t[1] - log_t[0]
-    found = {}
-    for n in flat:
-        integrand = np.exp(2 * log_t + (n - 1) * log_l) * second
-        found[n] = float(np.clip(n * n * integrand.sum() * step, 1.0, max(n, 1.0)))
-    return np.vectorize(found.__getitem__, otypes=[float])(counts)
+    integrand = np.exp(2 * log_t + (counts[..., None] - 1) * log_l) * second
+    return np.clip(counts**2 * integrand.sum(axis=-1) * step, 1.0, np.maximum(counts, 1.0))
+
+
+def _nearly_equal(counts: np.ndarray, variance: Any) -> np.ndarray:
+    """The closed form for small variances."""
+    e = np.exp(np.maximum(variance, 0.0))
+    return np.minimum(e / (1 + (e - 1) / np.maximum(counts, 1)), np.maximum(counts, 1.0))
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def concentrations(counts: np.ndarray, variances: np.ndarray) -> np.ndarray:
-    """The same for many variances of each count: interpolated over a grid of variances."""
+    """The same for many variances of each count: interpolated over a grid of deviations."""
     counts, variances = np.broadcast_arrays(np.asarray(counts, dtype=float), np.maximum(variances, 0.0))
     top = float(variances.max()) if variances.size else 0.0
     if top < _SMALL:
-        e = np.exp(variances)
-        return np.minimum(e / (1 + (e - 1) / np.maximum(counts, 1)), np.maximum(counts, 1.0))
-    grid = np.unique(np.concatenate([np.linspace(0, np.sqrt(top), 14) ** 2, [top]]))
-    result = np.empty(counts.shape)
-    for n in np.unique(counts):
-        table = np.array([float(concentration(np.array(n), v)) for v in grid])
-        here = counts == n
-        result[here] = np.exp(np.interp(variances[here], grid, np.log(table)))
-    return result
+        return _nearly_equal(counts, variances)
+    grid = np.linspace(0, np.sqrt(_three_digits(top) * 1.005), 14)
+    several, back = np.unique(counts, return_inverse=True)
+    table = np.log(np.stack([concentration(several, v) for v in grid**2], axis=1))  # (counts, grid)
+    place = np.sqrt(variances) / grid[1]
+    low = np.minimum(place.astype(int), len(grid) - 2)
+    share = place - low
+    row = back.reshape(counts.shape)
+    return np.exp(table[row, low] * (1 - share) + table[row, low + 1] * share)
 
 
 @lru_cache(maxsize=512)
@@ -86,9 +94,8 @@ def _overlap(count: int, variance: float, c: float) -> float:
     ``T^2 int int N(t, t') M(t, t')^(T-1) dt dt'``, M = E exp(-x (t w + t' w')), N = E x^2 w w' exp(-x (t w + t' w')).
     """
     own, both = np.sqrt((1 - c) * variance), np.sqrt(c * variance)
-    z, weight = np.polynomial.hermite_e.hermegauss(61)
-    weight = weight / weight.sum()
-    x, w = np.exp(both * z), np.exp(own * z)
+    z, weight = _gauss(61)
+    x, w = (np.exp(np.minimum(size * z, 150.0)) for size in (both, own))
     s = np.sqrt(variance)
     log_t = np.linspace(-10.0 - 3.5 * s, 5.0 + 4.0 * s, 110)
     tau = np.exp(log_t)[:, None] * x  # (t, z)
@@ -109,7 +116,7 @@ def overlaps(count: int, variance: float, covariances: np.ndarray) -> np.ndarray
     if variance < _SMALL:
         return concentrations(np.array(float(count)), np.maximum(covariances, 0.0)) + np.minimum(np.expm1(np.minimum(covariances, 0.0)), 0.0)
     grid = np.linspace(0.0, 0.96, 7)
-    table = [_overlap(count, round(float(variance), 3), float(g)) for g in grid]
+    table = [_overlap(count, _three_digits(variance), float(g)) for g in grid]
     grid = np.append(grid, 1.0)
     table.append(float(concentration(np.array(float(count)), variance)))
     found = np.interp(np.maximum(c, 0.0), grid, table)
@@ -121,7 +128,7 @@ def expected_logsumexp(count: int, variance: float) -> float:
     """``E ln sum exp(z)`` of independent normal logits: ``int (exp(-t) - L(t)^T) / t dt``."""
     if variance < 1e-4:
         return float(np.log(count) + variance / 2)
-    log_t, log_l, _ = _laplace(round(float(variance), 4))
+    log_t, log_l, _ = _laplace(_three_digits(variance))
     low = np.linspace(log_t[0] - np.log(count) - 4, log_t[0], 40, endpoint=False)
     every = np.concatenate([low, log_t])
     powers = np.exp(np.concatenate([np.zeros(40) - np.exp(low) * np.exp(variance / 2), log_l]) * count)
@@ -143,6 +150,8 @@ def softmaxed(x: Field, axis: int) -> Field:
         centred = np.repeat(centred, 2, axis=start)
     cov = np.take(centred, [0], axis=start) - (np.take(centred, [1], axis=start) if n > 1 else 0.0)
     variance = float(np.mean(pair.resolved(cov, x.axes)))
+    if x.visible is not None and not bool(np.all(x.visible)):
+        return _masked(x, axis, start, variance)
     rho = overlaps(n, variance, cov) if n > 1 else np.ones_like(cov)
     same = rho / n**2
     far = (1.0 - rho / n) / max(n * (n - 1.0), 1.0)
@@ -165,6 +174,43 @@ def softmaxed(x: Field, axis: int) -> Field:
             why="the integral for E[sum p^2] of normal logits",
         )
     )
+
+
+def _masked(x: Field, axis: int, start: int, variance: float) -> Field:
+    """Probabilities over what a mask leaves of each row; rows are taken as unrelated beyond their means."""
+    assert x.visible is not None
+    seen = np.broadcast_to(x.visible, (*(1,) * (len(x.dims) - x.visible.ndim), *x.visible.shape)).astype(float)
+    counts = np.maximum(seen.sum(axis=axis, keepdims=True), 1.0)
+    if seen.shape[axis] == 1:
+        counts = np.full_like(counts, float(x.shape[axis]))
+    rho = concentration(counts, variance)
+    grades = [d[0].lags if len(d) == 1 and d[0].size <= 64 else 0 for d in x.dims]
+    uniform = fixed(np.broadcast_to(seen / counts, [max(n, 1) for n in seen.shape]), grades)
+    (base, _), dims = _stretched_to(uniform, x)
+    second = base.second * _in_factors(rho, dims)
+    axes = [a for dim in dims for a in dim]
+    table = np.broadcast_to(base.pairs, np.broadcast_shapes(base.pairs.shape, (1,) * len(axes))).copy()
+    lift = float(np.mean(second)) / max(float(np.mean(base.second)), 1e-300)
+    full = np.broadcast_to(table, [a.classes for a in axes]).copy() if np.prod([a.classes for a in axes]) < 400_000 else None
+    if full is not None:
+        grid = np.ix_(*(a.same for a in axes))
+        full[grid] = full[grid] * lift
+        table = full
+    return within_budget(
+        Field(dims, base.mean, second, table, kurtosis=3.0, own=0.0, sources=x.sources, kind=worst(x.kind, "approximate"), why="softmax over what a mask leaves")
+    )
+
+
+def _stretched_to(value: Field, x: Field) -> Any:
+    return broadcasted([value, replace(x, array=None)], len(x.dims), x.shape)
+
+
+def _in_factors(array: np.ndarray, dims: Any) -> np.ndarray:
+    """An array over the tensor's dimensions (of their size or 1) as one over its factors."""
+    shape: list[int] = []
+    for n, factors in zip(array.shape, dims, strict=True):
+        shape += [a.size for a in factors] if n > 1 else [1] * len(factors)
+    return array.reshape(shape)
 
 
 def _softmax_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
@@ -252,11 +298,26 @@ class _Attention:
         seen = np.ones((self.rows, self.keys))
         if node.params.get("is_causal"):
             seen = np.tril(seen)
+        self.bias = 0.0
         if mask is not None and mask.array is not None:
             seen = seen * _visible(mask)
+        elif mask is not None and mask.known:
+            self.bias = float(np.mean(mask.variance))  # of scores by position, the same for all samples
+            if mask.visible is not None:
+                rows = mask.visible.reshape(-1, *mask.visible.shape[-2:]).mean(axis=0) if mask.visible.ndim > 1 else mask.visible
+                seen = seen * (np.broadcast_to(rows, seen.shape) > 0.5)
         self.seen = seen
         self.counts = np.maximum(seen.sum(axis=1), 1.0)
         self.u = seen / self.counts[:, None]
+
+    @property
+    def norm(self) -> np.ndarray:
+        """Sum over keys of the products of two rows' equal probabilities: (i, i')."""
+        return np.maximum(self.u @ self.u.T, 1e-300)
+
+    def at_keys(self, table: np.ndarray) -> np.ndarray:
+        """Sum over pairs of rows of a table times both rows' equal probabilities at a key: (..., j)."""
+        return ((table @ self.u) * self.u).sum(axis=-2)
 
     def tables(self, f: Field) -> np.ndarray:
         """(lead classes..., width classes, i, i')."""
@@ -279,7 +340,8 @@ class _Attention:
         same = np.trace(kk, axis1=-2, axis2=-1) / n
         every = kk.sum(axis=(-2, -1))
         far = (every - n * same) / max(n * (n - 1), 1)
-        return self.scale**2 * self.width * qq * (same - far)[..., None, None]
+        by_content = self.scale**2 * self.width * qq * (same - far)[..., None, None]
+        return by_content + self.bias * np.eye(self.rows) if self.bias else by_content
 
     def shares(self) -> np.ndarray:
         """How much of E[p_ij p_i'j'] lies on equal keys beyond what equal probabilities have: (lead..., i, i')."""
@@ -333,28 +395,23 @@ def _attention_back(
     n = a.keys
     gg = a.tables(g)  # (lead, width, i, i')
     w = np.expand_dims(s, -3)
+    norm = a.norm
     # values
-    weight = np.einsum("ij,kj->ikj", u, u)
-    norm = np.maximum(weight.sum(axis=-1, keepdims=True), 1e-300)
-    on_key = weight / norm
-    spread = np.einsum("ij,...ik,kl->...jl", u, (1 - w) * gg, u, optimize=True)
-    peaks = np.einsum("...ik,ikj->...j", w * gg, on_key, optimize=True)
+    spread = u.T @ ((1 - w) * gg) @ u
+    peaks = a.at_keys(w * gg / norm)
     gv = spread + peaks[..., None] * np.eye(n)
     # logits: E[dS_ij dS_i'j] by pairs of rows, at one key
     vv = a.over_width(a.v)
     v_same = np.trace(vv, axis1=-2, axis2=-1) / n
     v_far = (vv.sum(axis=(-2, -1)) - n * v_same) / max(n * (n - 1), 1)
-    g_same = a.over_width(g)
-    d = a.v.shape[-1]
-    base = np.clip(d * g_same * np.clip(v_same - v_far, 0.0, None)[..., None, None], None, None)  # (lead, i, i')
-    both = (1 - s)[..., None] * weight + s[..., None] * on_key  # E[p_ij p_i'j]: (lead, i, i', j)
-    flat = 1.0 - both.sum(axis=-1)
-    logits = base[..., None] * both * np.clip(flat, 0.0, 1.0)[..., None]
+    base = a.v.shape[-1] * a.over_width(g) * np.clip(v_same - v_far, 0.0, None)[..., None, None]  # (lead, i, i')
+    both = (1 - s) * norm + s  # sum over keys of E[p_ij p_i'j]
+    base = base * np.clip(1.0 - both, 0.0, 1.0)
     kk, qq = a.over_width(a.k), a.over_width(a.q)
     k_same = np.trace(kk, axis1=-2, axis2=-1) / n
     k_far = (kk.sum(axis=(-2, -1)) - n * k_same) / max(n * (n - 1), 1)
-    gq = a.scale**2 * logits.sum(axis=-1) * np.clip(k_same - k_far, 0.0, None)[..., None, None]
-    key = a.scale**2 * np.einsum("...ikj,...ik->...j", logits, qq, optimize=True)
+    gq = a.scale**2 * base * both * np.clip(k_same - k_far, 0.0, None)[..., None, None]
+    key = a.scale**2 * a.at_keys(base * qq * (1 - s + s / norm))
     gk = key[..., None] * (np.eye(n) - (1 - np.eye(n)) / max(n - 1, 1))
     found: list[Field | None] = [None] * len(inputs)
     if wanted[0]:
@@ -435,10 +492,9 @@ def _attention(node: Node, inputs: Sequence[Field]) -> Field:
     s = np.expand_dims(a.shares(), -3)
     vv = a.tables(a.v)  # (lead..., width classes, j, j')
     u = a.u
-    weight = np.einsum("ij,kj->ikj", u, u)
-    on_key = weight / np.maximum(weight.sum(axis=-1, keepdims=True), 1e-300)
-    spread = np.einsum("ij,...jl,kl->...ik", u, vv, u, optimize=True)
-    peaks = np.einsum("...jj,ikj->...ik", vv, on_key, optimize=True)
+    spread = u @ vv @ u.T
+    diagonal = np.diagonal(vv, axis1=-2, axis2=-1)
+    peaks = (u * diagonal[..., None, :]) @ u.T / a.norm
     table = (1 - s) * spread + s * peaks
     like = replace(a.v, dims=(*a.v.dims[:-2], a.q.dims[-2], a.v.dims[-1]))
     axis = _position_axis(like)
