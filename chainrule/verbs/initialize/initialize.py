@@ -8,7 +8,7 @@ from the moments that reach it (``plan``). 3. The elements that this process hol
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,8 @@ from chainrule.verbs.initialize.roles import Role, module_role
 from chainrule.verbs.initialize.schemes import Choice, fixed
 
 _PLANNED = ("auto", "critical")
+
+Prediction = Callable[[], tuple[Predicted, ...]] | None
 
 
 @dataclass(frozen=True)
@@ -225,10 +227,10 @@ def _offset(bias: torch.Tensor) -> bool:
 
 def _chosen(
     owned: list[_Own], schemes: Mapping[str, str], overrides: Mapping[str, Choice], example: Example | None
-) -> tuple[dict[str, Choice], tuple[Predicted, ...]]:
+) -> tuple[dict[str, Choice], Prediction]:
     """The choice for every parameter, and what a plan expects of it."""
     choices: dict[str, Choice] = {}
-    predicted: tuple[Predicted, ...] = ()
+    predicted: Prediction = None
     weights = [o for o in owned if o.role.kind in ("weight", "recurrent")]
     for own in owned:
         if own.kept:
@@ -280,7 +282,7 @@ def _fixed(own: _Own, scheme: str, owned: list[_Own], weights: list[_Own]) -> Ch
 
 def _planned(
     owned: list[_Own], choices: Mapping[str, Choice], example: Example, scheme: str, schemes: Mapping[str, str]
-) -> tuple[dict[str, Choice], tuple[Predicted, ...]]:
+) -> tuple[dict[str, Choice], Prediction]:
     given, roles, laws, unseen = data_fields(example.trace), {}, {}, {}
     for own in owned:
         leaf = example.leaf_of.get(id(own.tensor))
@@ -304,7 +306,7 @@ def _planned(
         if own.name not in choices and own.name not in found and own.role.kind == "other":
             found[own.name] = Choice(None, "its use is not known: left as it is")
     wanted = {name: c for name, c in found.items() if name not in choices and schemes[name] == scheme}
-    return wanted, planner.predictions()
+    return wanted, planner.predictions
 
 
 def _stays(own: _Own) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from chainrule.verbs.initialize.laws import Law
@@ -69,7 +70,7 @@ class InitializeResult:
         parameters: one row per parameter, a tied one once, in the model's order. scheme, seed: as given.
         before, after: mean squares of every module's output and cotangent on the example, before and after (empty
             without an example). applied: False for a dry run.
-        notes: what else is to be known. predicted: what the plan expects of every module (``auto``, ``critical``).
+        notes: what else is to be known. prediction: makes :attr:`predicted`.
     """
 
     parameters: tuple[Parameter, ...]
@@ -79,8 +80,13 @@ class InitializeResult:
     after: tuple[Scale, ...] = ()
     applied: bool = True
     notes: tuple[str, ...] = ()
-    predicted: tuple[Predicted, ...] = ()
+    prediction: Callable[[], tuple[Predicted, ...]] | None = field(default=None, repr=False)
     tensors: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def predicted(self) -> tuple[Predicted, ...]:
+        """What the plan expects of every module, both ways (``auto`` and ``critical``; computed when asked for)."""
+        return self.prediction() if self.prediction is not None else ()
 
     def __getitem__(self, name: str) -> Parameter:
         for row in self.parameters:
@@ -162,7 +168,6 @@ class InitializeResult:
             "parameters": [p.to_dict() for p in self.parameters],
             "before": [s.to_dict() for s in self.before],
             "after": [s.to_dict() for s in self.after],
-            "predicted": [p.to_dict() for p in self.predicted],
             "notes": list(self.notes),
         }
 
