@@ -18,6 +18,8 @@ _EXPORTS = {
     "check": "chainrule.verbs.check",
     "activation": "chainrule.verbs.activation",
     "moments": "chainrule.verbs.moments",
+    "initialize_": "chainrule.verbs.initialize",
+    "trainability": "chainrule.verbs.initialize.trainability",
     "case": "chainrule.verbs.case",
     "chain": "chainrule.verbs.chain",
     "diagnose": "chainrule.verbs.diagnose",

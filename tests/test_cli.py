@@ -367,6 +367,27 @@ def test_moments_of_a_model(run) -> None:
     assert len(json.loads(run("moments", "model.py:build", "--json").stdout)["rows"]) == 4
 
 
+def test_initialize_shows_and_saves(run, folder: Path) -> None:
+    result = run("initialize", "model.py:build", "--plot", "scale.png", "--save", "start.pt")
+    assert result.exit_code == 0, result.output
+    assert "0.weight" in result.stdout and "E[x^2] before" in result.stdout
+    assert (folder / "scale.png").stat().st_size > 1000
+    import torch
+
+    saved = torch.load(folder / "start.pt", weights_only=True)
+    assert not saved["0.bias"].any() and saved["0.weight"].any()
+    shown = json.loads(run("initialize", "model.py:build", "--scheme", "he", "--json", "--only", "2").stdout)
+    assert [p["rule"] for p in shown["parameters"]] == ["kept", "kept", "normal", "constant 0"] and not shown["applied"]
+    wrong = run("initialize", "model.py:build", "--scheme", "hee")
+    assert wrong.exit_code == 2 and "there is no scheme 'hee'" in wrong.stderr
+
+
+def test_trainability(run) -> None:
+    result = run("trainability", "relu", "--seeds", "1", "--steps", "2", "--deepest", "2")
+    assert result.exit_code == 0 and "25 networks of relu" in result.stdout
+    assert "no function of torch" in run("trainability", "z * z").stderr
+
+
 def test_chain_of_a_model(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     result = run("chain", "model.py:build", "--seeds", "3")

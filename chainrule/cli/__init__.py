@@ -16,6 +16,7 @@ from chainrule.cli.demo import demo
 from chainrule.cli.fit import fit
 from chainrule.cli.formulas import derive, moments
 from chainrule.cli.group import Commands, with_debug
+from chainrule.cli.initialize import initialize, trainability
 from chainrule.cli.models import chain, diagnose, explain, report
 
 _EXAMPLES = """\
@@ -41,7 +42,20 @@ def cli(context: click.Context) -> None:
         click.echo(_EXAMPLES)
 
 
-for _command in (derive, check, activation, moments, chain, diagnose, explain, fit, report, demo):
+for _command in (
+    derive,
+    check,
+    activation,
+    moments,
+    initialize,
+    trainability,
+    chain,
+    diagnose,
+    explain,
+    fit,
+    report,
+    demo,
+):
     cli.add_command(_command)
 
 

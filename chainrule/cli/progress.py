@@ -23,3 +23,17 @@ def working(what: str) -> Iterator[None]:
 
     with Console(file=sys.stderr).status(what):
         yield
+
+
+@contextlib.contextmanager
+def count_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over things that are done; the value is the callback ``(done, total)`` that moves it."""
+    if not watched():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from chainrule.backends.torch import compile
-from chainrule.interpreters import moments as propagation
 from chainrule.interpreters.differentiate import vjp_all
 from chainrule.ir import Graph, Node, constant
 from chainrule.verbs.case import Case
+from chainrule.verbs.fields import Program
 from chainrule.verbs.kinds import Finding
-from chainrule.verbs.model_moments import given_moments, mean_of
+from chainrule.verbs.model_moments import mean_of
 
 _DECADES, _FIT = 4.0, 0.9  # range of log10 rms over depth, and R^2 of the line, of a faulty signal
 _FACTOR = 100.0  # per layer, of short nets; and of every weight against 1 / sqrt(fan_in)
@@ -260,11 +260,9 @@ def judge_overflow(case: Case, layers: Sequence[Layer], consequence: str) -> Fin
 def _predicted_slope(case: Case, nodes: Sequence[Node]) -> float | None:
     traced = case.trace
     assert traced.loss is not None
-    image = propagation.expanded([traced.loss, *nodes])
-    states = propagation.forward([image[traced.loss], *(image[n] for n in nodes)], given_moments(case))
-    leaves = [image[leaf] for leaf in traced.batch_inputs.values() if leaf.type.is_float and leaf in image]
-    found = propagation.backward(image[traced.loss], states, leaves)
-    seconds = [mean_of(found[image[n]].second) if image[n] in found else None for n in nodes]
+    run = Program.of(traced).run()
+    fields = [run.cotangent(n) for n in nodes]
+    seconds = [mean_of(f.second) if f is not None and f.known else None for f in fields]
     known = [(k, float(np.log10(s)) / 2) for k, s in enumerate(seconds) if s]
     if len(known) < 3:
         return None

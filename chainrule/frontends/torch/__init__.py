@@ -16,6 +16,7 @@ from chainrule.frontends.torch.surroundings import wants_gradient as wants_gradi
 from chainrule.frontends.torch.trace import Trace as Trace
 from chainrule.frontends.torch.trace import eager as eager
 from chainrule.frontends.torch.trace import loss_value as loss_value
+from chainrule.frontends.torch.trace import run_case as run_case
 from chainrule.frontends.torch.trace import trace as trace
 from chainrule.frontends.torch.trace import trace_case as trace_case
 from chainrule.frontends.torch.untouched import untouched as untouched

@@ -224,6 +224,11 @@ def loss_value(model: Any, batch: Any, loss: Any = None, objective: Any = None) 
 
 
 # ---- calling -----------------------------------------------------------------------------------------------
+def run_case(model: Any, batch: Any, loss: Any = None, objective: Any = None) -> tuple[Any, Any]:
+    """(loss or None, what the model returned) of one batch by the convention of all verbs, run as it is."""
+    return _call(model, batch, loss, objective, _mode(model, loss, objective))
+
+
 def _mode(model: Any, loss: Any, objective: Any) -> str:
     if not callable(model):
         raise ModelError("the model cannot be called", given=type(model).__name__, required="a torch.nn.Module")
