@@ -204,7 +204,7 @@ def no_gradient(*names: str) -> Callable[[Setup], bool]:
             return True
         loss.backward()
         mine = [p for n, p in setup.model.named_parameters() if n.startswith(names)]
-        return all(p.grad is None or not bool(p.grad.any()) for p in mine)
+        return bool(mine) and all(p.grad is None or not bool(p.grad.any()) for p in mine)
 
     def check(setup: Setup) -> bool:
         if not dead(setup):

@@ -95,10 +95,15 @@ def examine(
     *,
     stepped: Any = None,
     before: Any = None,
+    own: Any = None,
     training_step: Callable[[], Any] | None = None,
     verify: bool = True,
 ) -> DiagnoseResult:
-    """All checks on a subject. ``stepped``, ``before``: gradients at the user's own steps, where they are known."""
+    """All checks on a subject.
+
+    ``stepped``, ``before``: gradients at the user's own steps, where they are known; ``own``: those that the step should
+    have, if they are not the batch's alone.
+    """
     findings = bad_leaves(subject)
     if findings:
         return _result(subject, None, findings)
@@ -111,7 +116,7 @@ def examine(
         return _result(subject, None, [finding])
     if training_step is not None:
         stepped, before = stepped_gradients(subject, training_step)
-    e.stepped, e.before = stepped, before
+    e.stepped, e.before, e.own = stepped, before, own
     findings = masked_labels(e)
     bad = nonfinite(e)
     findings += bad

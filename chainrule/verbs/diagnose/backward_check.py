@@ -6,13 +6,19 @@ forward that changes nothing is there for its backward (gradient reversal, scali
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
+import re
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from chainrule.frontends.torch.places import Edit, Segment
 from chainrule.verbs.diagnose.examination import Examination
+from chainrule.verbs.diagnose.patches import Patch
 from chainrule.verbs.diagnose.tape import Call, tensors_in
 from chainrule.verbs.kinds import Finding
 
@@ -72,7 +78,7 @@ def _check(e: Examination, function: Any, call: Call, arguments: Any) -> Finding
     ratios = [a / n for a, n, _ in pairs if n]
     constant = len(ratios) == len(pairs) and max(ratios) - min(ratios) <= 0.02 * abs(ratios[0])
     ratio = ratios[0] if constant else local
-    steady = ratio is not None and (constant or True)
+    steady = ratio is not None
     advice = "write what torch.autograd derives from its forward"
     if steady and ratio is not None and abs(ratio) > 1e-9:
         factor = 1 / ratio
@@ -84,9 +90,32 @@ def _check(e: Examination, function: Any, call: Call, arguments: Any) -> Finding
         + (f": it returns {ratio:.3g} times the derivative" if steady else ""),
         measured=f"<g, J v> by its backward {pairs[0][0]:.6g}, by central differences {pairs[0][1]:.6g} ({dtype})",
         expected="equal numbers", fix=advice, source=call.place.text,
-        patch=None,
+        patch=_scaled(function, advice),
         consequences=("every parameter before it is moved by a wrong gradient",),
     )  # fmt: skip
+
+
+def _scaled(function: Any, advice: str) -> Patch | None:
+    """The edit that multiplies what a backward returns, where it is one expression of one return."""
+    match = re.fullmatch(r"return (\S+) times as much from its backward", advice)
+    if match is None:
+        return None
+    try:
+        lines, start = inspect.getsourcelines(function.backward)
+        file = inspect.getsourcefile(function.backward) or ""
+    except (OSError, TypeError):
+        return None
+    body = ast.parse(textwrap.dedent("".join(lines))).body[0]
+    returns = [n for n in ast.walk(body) if isinstance(n, ast.Return) and n.value is not None]
+    if len(returns) != 1 or isinstance(returns[0].value, ast.Tuple):
+        return None
+    value, indent = returns[0].value, len(lines[0]) - len(lines[0].lstrip())
+    assert value is not None and value.end_lineno is not None and value.end_col_offset is not None
+    segment = Segment(
+        file, start + value.lineno - 1, value.col_offset + indent, start + value.end_lineno - 1,
+        value.end_col_offset + indent, ast.unparse(value),
+    )  # fmt: skip
+    return Patch(edits=(Edit(segment, f"{match[1]} * ({ast.unparse(value)})"),))
 
 
 def _compare(

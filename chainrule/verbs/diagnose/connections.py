@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from chainrule.frontends.torch.places import Edit, Place
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.layers import Layer, label
 from chainrule.verbs.diagnose.patches import Patch, submodule
-from chainrule.verbs.diagnose.places import Edit, Place
 from chainrule.verbs.diagnose.tape import Call, Value, below, origin
 from chainrule.verbs.diagnose.torch_ops import DROPOUTS, FLAT, MOVEMENT
 from chainrule.verbs.kinds import Finding

@@ -9,11 +9,23 @@ import torch
 
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.layers import rms
+from chainrule.verbs.diagnose.patches import Patch
 from chainrule.verbs.diagnose.subject import Subject
+from chainrule.verbs.diagnose.tape import above
 from chainrule.verbs.diagnose.torch_ops import BATCH_STATISTICS, LOSSES, NORMALIZATIONS
 from chainrule.verbs.kinds import Finding
 
 SMALL, LARGE = 0.02, 20.0  # largest entry, and root mean square, of inputs that are worth a word
+
+
+STANDARD = "({x} - {x}.mean(0)) / ({x}.std(0) + 1e-12)"
+
+
+def _assigned(subject: Subject, name: str, expression: str) -> Patch | None:
+    """``batch = (..., batch[1])`` with a changed input, where the input is the one tensor ``x``."""
+    if name != "x" or subject.target is None:
+        return None
+    return Patch(f"batch = ({expression.format(x='batch[0]')}, batch[1])")
 
 
 def first_bad(tensor: torch.Tensor) -> tuple[int, ...] | None:
@@ -47,6 +59,7 @@ def bad_leaves(subject: Subject) -> list[Finding]:
                 f"the {kind} holds {tensor[position].item()} before anything is computed",
                 measured=f"{count} of {tensor.numel()} values",
                 expected="finite numbers",
+                patch=_assigned(subject, name, "torch.nan_to_num({x})") if kind == "batch" else None,
                 fix="clean the data: torch.nan_to_num, or drop the samples" if kind == "batch"
                 else "restore or initialise it",
                 consequences=("every value computed from it is not finite either",),
@@ -68,7 +81,10 @@ def data(e: Examination) -> list[Finding]:
 
 
 def _used(e: Examination) -> set[str]:
-    return {n for n, v in e.seen.inputs.items() if v in e.ancestors}
+    """Inputs that a weight layer, or a table, works on: what only the loss reads is a target."""
+    read = above([v for x in e.layers for v in x.call.inputs if v.data])
+    tables = {v for c in e.seen.tape.calls if c.name == "embedding" for v in c.inputs}
+    return {n for n, v in e.seen.inputs.items() if v in e.ancestors and (v in read or v in tables or not e.layers)}
 
 
 def _main(e: Examination, name: str) -> bool:
@@ -105,6 +121,7 @@ def _scale(e: Examination, name: str, t: torch.Tensor) -> list[Finding]:
                 f"the inputs are so small that the first layer sees its bias only ({what})",
                 measured=f"largest {top:.2g}, rms {size:.2g}", expected="rms about 1",
                 fix=f"normalise once: ({name} - mean) / std",
+                patch=_assigned(e.subject, name, STANDARD),
             )
         ]  # fmt: skip
     if size > LARGE:
@@ -118,6 +135,7 @@ def _scale(e: Examination, name: str, t: torch.Tensor) -> list[Finding]:
                 f"{e.seen.loss_number:.3g}",
                 expected="rms about 1",
                 fix=f"({name} - mean) / std" + (f"; {name} / 255 for pixels" if 100 < top <= 255 else ""),
+                patch=_assigned(e.subject, name, STANDARD),
             )
         ]  # fmt: skip
     return []

@@ -47,6 +47,7 @@ class Examination:
     seen: Observed
     stepped: Mapping[str, torch.Tensor] | None = None
     before: Mapping[str, torch.Tensor] | None = None
+    own: Mapping[str, torch.Tensor | None] | None = None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:

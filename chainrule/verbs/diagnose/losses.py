@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import torch
 
+from chainrule.frontends.torch.places import Edit
 from chainrule.verbs.diagnose.connections import _container
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.patches import Patch, submodule
-from chainrule.verbs.diagnose.places import Edit
 from chainrule.verbs.diagnose.tape import Call, Value, origin
 from chainrule.verbs.diagnose.torch_ops import (
     ACTIVATIONS,
@@ -286,6 +286,8 @@ def _broadcast(call: Call, output: Value, target: Value, name: str) -> Finding |
 
 def _viewed(call: Call) -> Patch | None:
     segment = call.place.segment
+    if call.place.code is None:  # the loss is torch's own function
+        return Patch("compared = loss\nloss = lambda output, target: compared(output, target.view_as(output))")
     tree = segment.tree if segment is not None else None
     if segment is None or not isinstance(tree, ast.Call) or len(tree.args) < 2:
         return None

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from chainrule.verbs.diagnose.places import Edit
+from chainrule.frontends.torch.places import Edit
 
 
 @dataclass(frozen=True)
 class Patch:
-    """Statements (``code``, in terms of model, optimizer, torch and nn) or edits of the source."""
+    """Statements (``code``, in terms of model, optimizer, loss, batch, torch and nn) or edits of the source."""
 
     code: str = ""
     edits: tuple[Edit, ...] = ()
@@ -25,9 +25,14 @@ class Patch:
     def __str__(self) -> str:
         return "\n".join([*self.code.splitlines(), *map(str, self.edits)])
 
-    def apply(self, model: Any, optimizer: Any = None) -> None:
-        """Runs the statements. They are ours: written by a check, with nothing of the user's text in them but names."""
-        exec(compile(self.code, "<fix>", "exec"), {"model": model, "optimizer": optimizer, "torch": torch, "nn": nn})
+    def apply(self, model: Any, optimizer: Any = None, loss: Any = None, batch: Any = None) -> tuple[Any, Any]:
+        """Runs the statements; returns loss and batch as they are then.
+
+        They are ours: written by a check, with nothing of the user's text in them but names.
+        """
+        names = {"model": model, "optimizer": optimizer, "loss": loss, "batch": batch, "torch": torch, "nn": nn}
+        exec(compile(self.code, "<fix>", "exec"), names)
+        return names["loss"], names["batch"]
 
 
 def submodule(path: str) -> str:

@@ -231,9 +231,10 @@ def underflow(e: Examination) -> list[Finding]:
 # ---- what the user's own step did ----------------------------------------------------------------------------
 def captured(e: Examination) -> list[Finding]:
     """Gradients at the user's own step against those of the batch: left over from before, or clipped."""
-    if not e.stepped:
+    if e.stepped is None:
         return []
-    return accumulating(e.seen.gradients, e.stepped, e.before) or clipping(e.seen.gradients, e.stepped)
+    own = e.seen.gradients if e.own is None else e.own
+    return accumulating(own, e.stepped, e.before) or clipping(own, e.stepped) or emptied(own, e.stepped)
 
 
 def _shared(own: Mapping[str, torch.Tensor | None], other: Mapping[str, torch.Tensor]) -> list[str]:
@@ -286,6 +287,23 @@ def clipping(own: Mapping[str, torch.Tensor | None], stepped: Mapping[str, torch
             "the gradient is clipped to a small part of its size, so the limit of the norm is the learning rate",
             measured=f"|g| {real:.3g} before, {used:.3g} at the optimizer's step", expected="few steps clipped",
             fix=f"clip_grad_norm_(parameters, {_nice(real)}): about the 90th percentile of the unclipped norms",
+        )
+    ]  # fmt: skip
+
+
+def emptied(own: Mapping[str, torch.Tensor | None], stepped: Mapping[str, torch.Tensor]) -> list[Finding]:
+    """Whether the gradient is gone at the step: zero_grad() between backward() and step()."""
+    names = _shared(own, stepped)
+    if not _norm(own, [n for n, g in own.items() if g is not None and not g.is_sparse]):
+        return []
+    if names and _norm(stepped, names):
+        return []
+    return [
+        Finding(
+            "accumulating", "error", "the training loop",
+            "there is no gradient left at the optimizer's step: zero_grad() is called between backward() and step()",
+            measured="every gradient is zero or None at step()", expected="the gradient of the batch",
+            fix="zero_grad(), backward(), step(), in this order",
         )
     ]  # fmt: skip
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from chainrule.errors import ChainruleError, ModelError
 from chainrule.frontends.torch import batch as convention
+from chainrule.frontends.torch.places import of_traceback
 from chainrule.verbs.case import Case
 from chainrule.verbs.diagnose.keeping import kept, parameters_of
-from chainrule.verbs.diagnose.places import of_traceback
 from chainrule.verbs.diagnose.tape import Tape, Value, tensors_in
 
 Watch = Callable[[Value, torch.Tensor], None]
@@ -45,13 +45,16 @@ class Subject:
 
     Attributes:
         case: model, batch, loss or objective, optimizer. passes: forward and backward passes made so far.
-        around: a context for every run (autocast of a captured script).
+        around: a context for every run (autocast of a captured script). ignored: identities of parameters that are
+            another optimizer's business. rng: state of torch's generator to run from, where it is known.
     """
 
     case: Case
     around: Callable[[], Any] = nullcontext
     passes: int = 0
     notes: list[str] = field(default_factory=list)
+    ignored: frozenset[int] = frozenset()
+    rng: torch.Tensor | None = None
 
     # ---- parts ---------------------------------------------------------------------------------------------
     @cached_property
@@ -82,7 +85,7 @@ class Subject:
     @cached_property
     def trainable(self) -> dict[str, torch.Tensor]:
         """Those that require a gradient."""
-        return {n: p for n, p in self.parameters.items() if p.requires_grad}
+        return {n: p for n, p in self.parameters.items() if p.requires_grad and id(p) not in self.ignored}
 
     @cached_property
     def batch_tensors(self) -> dict[str, torch.Tensor]:
@@ -158,6 +161,8 @@ class Subject:
                 self.batch_tensors if batch is None else dict(zip(self.batch_tensors, tensors_in(given), strict=False))
             )
             inputs = {n: tape.declare(t, f"batch {n}", data=True) for n, t in tensors.items()}
+            if self.rng is not None:
+                torch.set_rng_state(self.rng)
             with tape.recording():
                 loss, output = self.loss_of(given)
             found = tape.of(loss)

@@ -23,8 +23,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chainrule.frontends.torch.places import Place, here
 from chainrule.frontends.torch.python_side import custom_calls
-from chainrule.verbs.diagnose.places import Place, here
 from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, LOSSES, MOVEMENT, base_name
 
 

@@ -28,11 +28,12 @@ def verified(e: Examination, findings: Sequence[Finding]) -> tuple[Finding, ...]
 
 def _after(e: Examination, finding: Finding) -> str:
     """One line about the patched model: signal over depth and, with an optimizer, the loss over some steps."""
-    subject = e.subject
+    subject, case = e.subject, e.subject.case
     try:
         with torch.random.fork_rng(devices=[]), subject.safely():
             torch.manual_seed(0)
-            finding.patch.apply(subject.model, subject.optimizer)
+            loss, batch = finding.patch.apply(subject.model, subject.optimizer, case.loss, case.batch)
+            subject.case = replace(case, loss=loss, batch=batch)
             for cached in ("parameters", "trainable", "batch_tensors", "roots", "optimized"):
                 subject.__dict__.pop(cached, None)
             seen = subject.observe()
@@ -50,5 +51,6 @@ def _after(e: Examination, finding: Finding) -> str:
         subject.notes.append(f"the fix of {finding.kind} could not be tried: {str(error).splitlines()[0]}")
         return ""
     finally:
+        subject.case = case
         for cached in ("parameters", "trainable", "batch_tensors", "roots", "optimized"):
             subject.__dict__.pop(cached, None)
