@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from pathlib import Path
 
 import click
 
@@ -77,7 +78,7 @@ def diagnose(target: str, arguments: tuple[str, ...], at_step: int, fail_on: str
     """What keeps a model from training: cause, layer and fix; exit code 1 if anything does.
 
     TARGET is a training script as it is (its own ARGUMENTS follow), which is run up to its first optimizer step; a
-    recording that a monitor wrote; or file.py:function, a function that returns chainrule.case(model, batch, loss,
+    recording (crash.pt) that a monitor wrote; or file.py:function, a function that returns chainrule.case(model, batch, loss,
     optimizer) or these by name in a dict.
 
     \b
@@ -85,7 +86,14 @@ def diagnose(target: str, arguments: tuple[str, ...], at_step: int, fail_on: str
       chainrule diagnose model.py:build
     """
     script = script_of(target)
-    if script is not None:
+    if Path(target).suffix == ".pt":
+        require_torch("diagnose")
+        from chainrule.verbs.diagnose.of_recording import diagnose_recording
+
+        with output_on_stderr(), working("replaying"):
+            program = load_case(arguments[0], "diagnose") if arguments else None
+            result = diagnose_recording(Path(target), program)
+    elif script is not None:
         require_torch("diagnose")
         from chainrule.verbs.diagnose.of_script import diagnose_script
 

@@ -156,6 +156,7 @@ class Watch(TorchFunctionMode):
         self._rng: torch.Tensor | None = None
         self._kept: list[torch.Tensor] = []
         self._round: set[int] = set()
+        self._known: set[int] | None = None
         self.failure: ModelError | None = None
         self.backwards = 0
 
@@ -192,6 +193,10 @@ class Watch(TorchFunctionMode):
     def _add(self, event: Event) -> None:
         self.events.append(event)
         self._dependent |= {id(t) for _, t in leaves(event.out)}
+
+    def forget(self) -> None:
+        """Drops what led to the last steps."""
+        self.events, self.segments, self._dependent = [], [], set()
 
     # ---- modules -------------------------------------------------------------------------------------------
     def before(self, module: nn.Module, args: Any) -> None:
@@ -284,8 +289,10 @@ class Watch(TorchFunctionMode):
         # Later losses may be made of earlier values (a GAN's sample), until each optimizer has had its turn.
         self._round.add(id(optimizer))
         self.segments = [s for s in self.segments if not (moved & _learned(s))] if moved else []
-        if len(self._round) >= 1 + len(self.captured[0].others if self.captured else _optimizers()[1:]):
-            self.events, self.segments, self._dependent = [], [], set()
+        if self._known is None or id(optimizer) not in self._known:
+            self._known = {id(o) for o in _optimizers()}
+        if len(self._round) >= len(self._known):
+            self.forget()
             self._round = set()
 
     def _finish_if_done(self, after_backward: bool) -> None:
