@@ -14,7 +14,7 @@ from chainrule.errors import ModelError
 from chainrule.frontends.torch.batch import leaves as tensors_of
 from chainrule.verbs.case import Case, as_case
 from chainrule.verbs.diagnose.backward_check import wrong_backward
-from chainrule.verbs.diagnose.connections import connections, not_in_optimizer, zero_derivative
+from chainrule.verbs.diagnose.connections import connections, zero_derivative
 from chainrule.verbs.diagnose.data import bad_leaves, data
 from chainrule.verbs.diagnose.dependence import dependence
 from chainrule.verbs.diagnose.examination import Examination
@@ -23,6 +23,7 @@ from chainrule.verbs.diagnose.losses import losses, masked_labels
 from chainrule.verbs.diagnose.numbers import nonfinite
 from chainrule.verbs.diagnose.ranking import ranked
 from chainrule.verbs.diagnose.refusals import as_finding
+from chainrule.verbs.diagnose.registration import not_in_optimizer
 from chainrule.verbs.diagnose.result import CHECKED as CHECKED
 from chainrule.verbs.diagnose.result import DiagnoseResult as DiagnoseResult
 from chainrule.verbs.diagnose.result import LayerSignal

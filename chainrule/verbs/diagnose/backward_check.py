@@ -19,7 +19,7 @@ import torch
 from chainrule.frontends.torch.places import Edit, Segment
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.patches import Patch
-from chainrule.verbs.diagnose.tape import Call, tensors_in
+from chainrule.verbs.diagnose.values import Call, tensors_in
 from chainrule.verbs.kinds import Finding
 
 _STEP = {torch.float64: 1e-6, torch.float32: 1e-2}

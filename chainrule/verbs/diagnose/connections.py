@@ -1,4 +1,4 @@
-"""Parameters that no gradient reaches, and why: unused, cut, frozen, not registered, not in the optimizer.
+"""Parameters that no gradient reaches, and why: unused, cut, or behind a derivative that is zero.
 
 Autograd says that a gradient is missing; the tape says where it was lost, since it holds the dependence too.
 """
@@ -6,18 +6,19 @@ Autograd says that a gradient is missing; the tape says where it was lost, since
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
+from chainrule.errors import ModelError
 from chainrule.frontends.torch.places import Edit, Place
 from chainrule.verbs.diagnose.examination import Examination
-from chainrule.verbs.diagnose.layers import Layer, label
+from chainrule.verbs.diagnose.naming import common, container, is_module, listed, modules_of
 from chainrule.verbs.diagnose.patches import Patch, submodule
-from chainrule.verbs.diagnose.tape import Call, Value, below, origin
-from chainrule.verbs.diagnose.torch_ops import DROPOUTS, FLAT, MOVEMENT
+from chainrule.verbs.diagnose.registration import frozen, unregistered
+from chainrule.verbs.diagnose.tape import Tape
+from chainrule.verbs.diagnose.torch_ops import FLAT
+from chainrule.verbs.diagnose.values import Call, Value, below
 from chainrule.verbs.kinds import Finding
 
 
@@ -43,30 +44,6 @@ def connections(e: Examination) -> list[Finding]:
         found.append(_detached(e))
     found += _unused(e, unused) + _unreached(e, unreached) + frozen(e)
     return found
-
-
-def modules_of(names: Iterable[str]) -> list[str]:
-    """The modules that own parameters, without repetition; a parameter of the model itself by its own name."""
-    return list(dict.fromkeys(n.rpartition(".")[0] or n for n in names))
-
-
-def listed(names: Sequence[str], limit: int = 4) -> str:
-    """``a, b, c, d and 7 more``."""
-    shown = ", ".join(names[:limit])
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
-
-
-def common(paths: Sequence[str]) -> str:
-    """The shortest list of modules that covers the paths: their parent where it has no other children among them."""
-    if len(paths) == 1:
-        return paths[0]
-    parts = [p.split(".") for p in paths]
-    shared = []
-    for column in zip(*parts, strict=False):
-        if len(set(column)) > 1:
-            break
-        shared.append(column[0])
-    return ".".join(shared) or listed(list(paths), 3)
 
 
 # ---- cut -----------------------------------------------------------------------------------------------------
@@ -212,24 +189,46 @@ def _detached(e: Examination) -> Finding:
 # ---- unused --------------------------------------------------------------------------------------------------
 def _unused(e: Examination, names: list[str]) -> list[Finding]:
     found = []
+    resting = _used_in_evaluation(e, names) if names else set()
     for module in modules_of(names):
         own = [n for n in names if (n.rpartition(".")[0] or n) == module]
         part = any(n.rpartition(".")[0] == module for n in e.seen.parameters if n not in names)
-        idle = _idle_sibling(e, module)
+        part = part or any(True for _ in getattr(container(e, module), "children", tuple)())
+        idle = _idle_sibling(e, module) or set(own) <= resting
         found.append(
             Finding(
                 "unused",
                 "info" if idle else "warning",
                 ", ".join(own) if part else module,
-                "it was not needed for this batch, while others of its list were (a mixture of experts?)" if idle
+                "it was not needed for this batch, while others of its list were, or it is in evaluation (an expert, a "
+                "dropped layer)" if idle
                 else "it is registered, and nothing in the forward pass reads it",
                 measured=f"gradient None for {listed(own)}",
                 expected="every parameter takes part, or is not there",
                 fix=f"call it in forward, or delete it: del {submodule(module)}" if not idle else "",
-                patch=Patch(f"del {submodule(module)}") if not idle and not part and _is_module(e, module) else None,
+                patch=Patch(f"del {submodule(module)}") if not idle and not part and is_module(e, module) else None,
             )
         )  # fmt: skip
     return rolled_up(found)
+
+
+def _used_in_evaluation(e: Examination, names: list[str]) -> set[str]:
+    """Those of the parameters that a pass in evaluation mode reads: layers that training drops at random."""
+    subject = e.subject
+    if not any(m.training for root in subject.roots.values() for m in root.modules()):
+        return set()
+    tape = Tape(subject.roots, sizes=False)
+    subject.passes += 1
+    try:
+        with subject.safely():
+            values = {n: tape.declare(subject.parameters[n], f"parameter {n}", learned=True) for n in names}
+            for root in subject.roots.values():
+                root.eval()
+            with tape.recording():
+                subject.loss_of()
+    except (ModelError, RuntimeError):
+        return set()
+    return {n for n, v in values.items() if v.consumers}
 
 
 def rolled_up(findings: list[Finding]) -> list[Finding]:
@@ -254,14 +253,6 @@ def rolled_up(findings: list[Finding]) -> list[Finding]:
     return merged
 
 
-def _is_module(e: Examination, path: str) -> bool:
-    try:
-        e.subject.model.get_submodule(path)
-    except (AttributeError, ValueError):
-        return False
-    return True
-
-
 def _idle_sibling(e: Examination, module: str) -> bool:
     """Whether a module is one of a list of equals of which others were used."""
     parts = module.split(".")
@@ -275,17 +266,9 @@ def _idle_sibling(e: Examination, module: str) -> bool:
             pieces = n[len(prefix) :].split(".") if n.startswith(prefix) else []
             if pieces and pieces[0].isdigit() and pieces[0] != parts[k] and v.consumers:
                 same = not rest or n.startswith(f"{prefix}{pieces[0]}{rest}")
-                container = _container(e, parent)
-                if same and isinstance(container, nn.ModuleList):
+                if same and isinstance(container(e, parent), nn.ModuleList):
                     return True
     return False
-
-
-def _container(e: Examination, path: str) -> Any:
-    try:
-        return e.subject.model.get_submodule(path)
-    except (AttributeError, ValueError):
-        return None
 
 
 def _unreached(e: Examination, names: list[str]) -> list[Finding]:
@@ -303,198 +286,6 @@ def _unreached(e: Examination, names: list[str]) -> list[Finding]:
             fix="use its output in the loss, or delete it",
         )
     ]
-
-
-# ---- frozen --------------------------------------------------------------------------------------------------
-def frozen(e: Examination) -> list[Finding]:
-    """A few frozen layers between trained ones; a frozen backbone, or a frozen base with adapters, is on purpose."""
-    layers = e.layers
-    fixed = [x for x in layers if not e.subject.parameters[x.parameter].requires_grad]
-    trained = [x for x in layers if e.subject.parameters[x.parameter].requires_grad]
-    if not fixed or not trained:
-        return []
-    between = [x for x in fixed if trained[0].call.index < x.call.index < trained[-1].call.index]
-    between = [x for x in between if not _adapted(x, trained)]
-    weights = {n: p for n, p in e.subject.parameters.items() if p.dim() >= 2}
-    share = sum(1 for p in weights.values() if not p.requires_grad) / max(len(weights), 1)
-    if not between or share > 0.4:
-        return []
-    names = list(dict.fromkeys(x.parameter for x in between))
-    owners = modules_of(names)
-    code = "\n".join(f"{submodule(m)}.requires_grad_(True)" for m in owners if _is_module(e, m))
-    if e.optimizer is not None and not all(id(e.subject.parameters[n]) in e.subject.optimized for n in names):
-        fresh = " + ".join(f"list({submodule(m)}.parameters())" for m in owners)
-        code += f"\noptimizer.add_param_group({{'params': {fresh}}})"
-    return [
-        Finding(
-            "frozen",
-            "warning",
-            ", ".join(owners),
-            "requires_grad is False here, while layers before and after it are trained",
-            measured=f"{len(names)} of {len(weights)} weights frozen: {listed(names)}",
-            expected="all of a backbone frozen, or all but adapters",
-            fix="unfreeze it, or freeze what is before it too",
-            patch=Patch(code) if code else None,
-        )
-    ]
-
-
-def _adapted(layer: Layer, trained: Sequence[Layer]) -> bool:
-    """Whether a trained layer runs beside a frozen one, on the same input: an adapter."""
-    passed_on = MOVEMENT | DROPOUTS
-    own = origin(layer.call.inputs[0], passed_on)
-    return any(origin(x.call.inputs[0], passed_on) is own for x in trained)
-
-
-# ---- registration --------------------------------------------------------------------------------------------
-def unregistered(e: Examination) -> list[Finding]:
-    """Leaf tensors that require a gradient and take part, but are no parameters of the model."""
-    leaves = [v for v in e.seen.tape.leaves if not v.name and v.learned and v in e.path]
-    tensors = [(v, t) for v in leaves if (t := v.tensor()) is not None]
-    places: dict[str, list[torch.Tensor]] = {}
-    for _, tensor in tensors:
-        if id(tensor) in e.subject.optimized:
-            continue
-        path = attribute_of(e.subject.model, tensor) or _stranger_of(e, tensor)
-        if path is not None:
-            places.setdefault(path, []).append(tensor)
-    if not places:
-        return []
-    attributes = list(dict.fromkeys(p.partition("[")[0] for p in places))
-    count = sum(len(t) for t in places.values())
-    code = "\n".join(c for a in attributes if (c := _registering(e, a)))
-    if code and e.optimizer is not None:
-        code += "\nheld = {id(p) for g in optimizer.param_groups for p in g['params']}\n"
-        code += "optimizer.add_param_group({'params': [p for p in model.parameters() if id(p) not in held]})"
-    return [
-        Finding(
-            "unregistered",
-            "error",
-            ", ".join(attributes),
-            "it takes part in the forward pass and requires a gradient, but is no registered parameter: a Python list "
-            "or a plain attribute hides it from parameters()",
-            measured=f"{count} tensors: {listed(list(places))}",
-            expected="nn.ModuleList, nn.ParameterList or nn.Parameter",
-            fix="nn.ModuleList([...]) for modules, nn.Parameter(...) for tensors",
-            patch=Patch(code) if code else None,
-            consequences=("the optimizer does not move it; to(device), state_dict() and train() miss it",),
-        )
-    ]
-
-
-def attribute_of(model: Any, tensor: torch.Tensor) -> str | None:
-    """Where a tensor sits in the plain attributes of a model's modules: ``layers[1].weight``."""
-    for path, module in model.named_modules() if isinstance(model, nn.Module) else []:
-        for key, value in vars(module).items():
-            if key.startswith("_") and key in _OWN:
-                continue
-            inside = _inside(value, tensor, 3)
-            if inside is not None:
-                return f"{path}.{key}{inside}" if path else f"{key}{inside}"
-    return None
-
-
-_OWN = frozenset(vars(nn.Module()))
-
-
-def _inside(value: Any, tensor: torch.Tensor, depth: int) -> str | None:
-    if value is tensor:
-        return ""
-    if isinstance(value, nn.Module):
-        return next((f".{n}" for n, p in value.named_parameters() if p is tensor), None)
-    if depth and isinstance(value, (list, tuple)):
-        parts = ((f"[{k}]", v) for k, v in enumerate(value))
-    elif depth and isinstance(value, dict):
-        parts = ((f"[{k!r}]", v) for k, v in value.items())
-    else:
-        return None
-    for written, v in parts:
-        found = _inside(v, tensor, depth - 1)
-        if found is not None:
-            return written + found
-    return None
-
-
-def _stranger_of(e: Examination, tensor: torch.Tensor) -> str | None:
-    for module in e.seen.tape.strangers.values():
-        if any(p is tensor for p in module.parameters()):
-            return f"{type(module).__name__} (not a submodule)"
-    return None
-
-
-def _registering(e: Examination, attribute: str) -> str:
-    owner, _, name = attribute.rpartition(".")
-    holder = _container(e, owner) if owner else e.subject.model
-    held = getattr(holder, name, None) if name.isidentifier() else None
-    target = f"{submodule(owner)}.{name}"
-    if isinstance(held, (list, tuple)) and held and all(isinstance(m, nn.Module) for m in held):
-        return f"{target} = nn.ModuleList({target})"
-    if isinstance(held, dict) and held and all(isinstance(m, nn.Module) for m in held.values()):
-        return f"{target} = nn.ModuleDict({target})"
-    if isinstance(held, (list, tuple)) and held and all(isinstance(m, torch.Tensor) for m in held):
-        return f"{target} = nn.ParameterList({target})"
-    if isinstance(held, torch.Tensor):
-        return f"held = {target}\ndel {target}\n{target} = nn.Parameter(held.detach())"
-    return ""
-
-
-def not_in_optimizer(e: Examination) -> list[Finding]:
-    """Parameters with a gradient that the optimizer does not move; tensors in it that are no longer the model's."""
-    if e.optimizer is None:
-        return []
-    optimized = e.subject.optimized
-    left = [n for n, p in e.subject.trainable.items() if e.seen.gradients[n] is not None and id(p) not in optimized]
-    own = {id(p) for p in e.subject.parameters.values()}
-    used = {id(t) for v in e.seen.tape.leaves if (t := v.tensor()) is not None}
-    stale = [p for g in e.optimizer.param_groups for p in g["params"] if id(p) not in own and id(p) not in used]
-    found = []
-    if left:
-        found.append(_left_out(e, left, stale))
-    twice = _twice(e.optimizer)
-    if twice:
-        found.append(twice)
-    return found
-
-
-def _left_out(e: Examination, left: list[str], stale: list[Any]) -> Finding:
-    moved = [n for n in e.subject.trainable if n not in left]
-    first = e.layers[0].parameter if e.layers else ""
-    # Only the head is in the optimizer: a way to train on features, if a wasteful one.
-    last = {x.parameter for x in e.layers[-1:]} | {
-        n for n in moved if e.layers and label(n) == label(e.layers[-1].parameter)
-    }
-    features = bool(moved) and not stale and first in left and len(left) > len(moved) and bool(last & set(moved))
-    modules = modules_of(left)
-    return Finding(
-        "not_in_optimizer",
-        "info" if features else "error",
-        listed(modules, 6),
-        "the optimizer does not hold these parameters"
-        + (": only what follows them is trained" if features else "")
-        + (f", but {len(stale)} tensors that the model no longer has: it was made before a layer was replaced" if stale
-           else ""),
-        measured=f"{len(left)} of {len(e.subject.trainable)} trainable parameters left out: {listed(left)}",
-        expected="all of model.parameters()",
-        fix="make the optimizer after the model is complete" if not features
-        else "requires_grad_(False) on what is not trained, which saves their gradients",
-        patch=None if features else Patch(
-            "held = {id(p) for g in optimizer.param_groups for p in g['params']}\n"
-            "optimizer.add_param_group({'params': [p for p in model.parameters() if id(p) not in held]})"
-        ),
-    )  # fmt: skip
-
-
-def _twice(optimizer: torch.optim.Optimizer) -> Finding | None:
-    seen: set[int] = set()
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if id(p) in seen:
-                return Finding(
-                    "duplicate", "warning", "the optimizer", "a parameter is in the optimizer twice",
-                    "it moves twice per step", "each parameter once", "parameter groups that do not overlap",
-                )  # fmt: skip
-            seen.add(id(p))
-    return None
 
 
 # ---- zero derivative -----------------------------------------------------------------------------------------

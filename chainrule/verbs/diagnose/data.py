@@ -11,8 +11,8 @@ from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.layers import rms
 from chainrule.verbs.diagnose.patches import Patch
 from chainrule.verbs.diagnose.subject import Subject
-from chainrule.verbs.diagnose.tape import above
 from chainrule.verbs.diagnose.torch_ops import BATCH_STATISTICS, LOSSES, NORMALIZATIONS
+from chainrule.verbs.diagnose.values import above
 from chainrule.verbs.kinds import Finding
 
 SMALL, LARGE = 0.02, 20.0  # largest entry, and root mean square, of inputs that are worth a word

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from chainrule.errors import ChainruleError
 from chainrule.frontends.torch import batch as convention
 from chainrule.verbs.diagnose.examination import Examination, replaced
-from chainrule.verbs.diagnose.tape import Call, Tape, Value, tensors_in
+from chainrule.verbs.diagnose.tape import Tape
 from chainrule.verbs.diagnose.torch_ops import BATCH_STATISTICS, RECURRENT
+from chainrule.verbs.diagnose.values import Call, Value, tensors_in
 from chainrule.verbs.kinds import Finding
 
 
@@ -78,6 +80,8 @@ def _batch_size(e: Examination) -> int | None:
         return None
     size = inputs[0].shape[0]
     target = [t for t in tensors_in(e.subject.target) if t.dim() > 0]
+    if len(outputs[0]) == 2 and outputs[0][0] == outputs[0][1] == size and e.subject.case.loss == "model":
+        return None  # similarities of all pairs: a contrastive model compares samples on purpose
     if outputs[0][0] != size or any(t.shape[0] != size for t in target[:1]):
         return None
     if e.subject.case.loss == "model":
@@ -148,6 +152,9 @@ def _spread(
         if comparable(value):
             seen[value] = outside(grad)
 
+    leaks = _leaks(e, part, outside)
+    if not leaks:
+        return None
     tape = Tape(subject.roots, sizes=False, watch=watch)
     inputs = subject.case.batch if subject.case.loss == "model" else convention.split(subject.case.batch)[0]
     subject.passes += 1
@@ -188,6 +195,46 @@ def _spread(
     first_data = [c for c in tape.calls if c.name == "embedding" and c.outputs[0] in seen]
     leaked = leaked or any(seen[c.outputs[0]] for c in first_data if c.inputs and any(v.data for v in c.inputs))
     return _Spread(seen, call, leaked)
+
+
+def _leaks(
+    e: Examination, part: Callable[[torch.Tensor], torch.Tensor], outside: Callable[[torch.Tensor], bool]
+) -> bool:
+    """The same without a record, which costs a plain pass: whether there is anything to look for."""
+    subject = e.subject
+    inputs = subject.case.batch if subject.case.loss == "model" else convention.split(subject.case.batch)[0]
+    rows: list[torch.Tensor] = []
+    handles = []
+    subject.passes += 1
+    try:
+        with subject.safely():
+            tensors = dict(subject.input_tensors)
+            fresh = {id(t): t.detach().clone().requires_grad_() for t in tensors.values() if t.is_floating_point()}
+
+            def looked_up(module: Any, args: Any, output: torch.Tensor) -> None:
+                if output.requires_grad:
+                    output.retain_grad()
+                    rows.append(output)
+
+            for root in subject.roots.values():
+                root.eval()
+                handles += [m.register_forward_hook(looked_up) for m in root.modules() if isinstance(m, nn.Embedding)]
+            with subject.around():
+                output = convention.call_model(subject.model, _with(inputs, fresh))
+            first = next((t for t in tensors_in(output) if t.is_floating_point() and t.dim()), None)
+            if first is None or not first.requires_grad:
+                return False
+            chosen = part(first)
+            (chosen * torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0)).to(chosen)).sum().backward()
+            reached = [t.grad for t in (*fresh.values(), *rows) if t.grad is not None]
+            return any(outside(g) for g in reached)
+    except Exception as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        subject.notes.append(f"dependence between samples not checked: {said}")
+        return False
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _with(value: Any, fresh: dict[int, torch.Tensor]) -> Any:

@@ -12,7 +12,7 @@ import torch
 from chainrule.errors import ModelError
 from chainrule.verbs.diagnose.layers import Layer, layers_of
 from chainrule.verbs.diagnose.subject import Observed, Subject
-from chainrule.verbs.diagnose.tape import Value, above, tensors_in
+from chainrule.verbs.diagnose.values import Value, above, tensors_in
 
 DESCENT = 60  # steps of descent, at most, to see what can ever move
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from chainrule.verbs.diagnose.tape import Call, Value
 from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, CONVOLUTIONS, MOVEMENT, PRODUCTS, RECURRENT
+from chainrule.verbs.diagnose.values import Call, Value
 
 _KEEPS = MOVEMENT | {"mul", "div", "add", "dropout", "neg"}
 

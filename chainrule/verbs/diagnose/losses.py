@@ -9,10 +9,9 @@ from collections.abc import Iterator
 import torch
 
 from chainrule.frontends.torch.places import Edit
-from chainrule.verbs.diagnose.connections import _container
 from chainrule.verbs.diagnose.examination import Examination
+from chainrule.verbs.diagnose.naming import container
 from chainrule.verbs.diagnose.patches import Patch, submodule
-from chainrule.verbs.diagnose.tape import Call, Value, origin
 from chainrule.verbs.diagnose.torch_ops import (
     ACTIVATIONS,
     LOG_SOFTMAXES,
@@ -22,6 +21,7 @@ from chainrule.verbs.diagnose.torch_ops import (
     TRANSPARENT,
     UNBOUNDED_ABOVE,
 )
+from chainrule.verbs.diagnose.values import Call, Value, origin
 from chainrule.verbs.kinds import Finding
 
 _WRAPPED = frozenset({"div", "mul"})  # a temperature
@@ -150,7 +150,7 @@ def _paired(e: Examination, call: Call, made: Call, severity: str, cause: str, e
 
 def _without(e: Examination, made: Call, instead: str | None) -> Patch | None:
     """Takes an activation out: its module becomes an Identity, or its call in the source its argument."""
-    module = _container(e, made.module) if made.module else None
+    module = container(e, made.module) if made.module else None
     if module is not None and not list(module.children()) and not list(module.parameters()):
         return Patch(f"model.set_submodule({made.module!r}, {instead or 'nn.Identity()'})")
     segment = made.place.segment
@@ -195,13 +195,25 @@ def _paired_twice(made: Call, call: Call, classes: int) -> Finding:
     )  # fmt: skip
 
 
+def _is_output(e: Examination, value: Value) -> bool:
+    """Whether a value is what the model returns, or what a loss takes; an attention to one place is neither."""
+    for _ in range(8):
+        if value in e.seen.outputs or any(c.name in LOSSES or c.name in ("log", "neg") for c in value.consumers):
+            return True
+        following = next((c for c in value.consumers if c.name in TRANSPARENT and c.outputs), None)
+        if following is None:
+            return False
+        value = following.outputs[0]
+    return False
+
+
 def _constant_softmax(e: Examination) -> list[Finding]:
     found = []
     for call in e.seen.tape.calls:
         if call.name not in SOFTMAXES | LOG_SOFTMAXES or not any(o in e.path for o in call.outputs):
             continue
         dim, shape = call.argument(1, "dim"), call.outputs[0].shape
-        if isinstance(dim, int) and shape and shape[dim] == 1:
+        if isinstance(dim, int) and shape and shape[dim] == 1 and _is_output(e, call.outputs[0]):
             number = "1" if call.name in SOFTMAXES else "0"
             found.append(
                 Finding(
@@ -218,7 +230,7 @@ def _constant_softmax(e: Examination) -> list[Finding]:
 
 
 def _sigmoid(e: Examination, call: Call) -> Patch | None:
-    module = _container(e, call.module) if call.module else None
+    module = container(e, call.module) if call.module else None
     if module is not None and not list(module.children()):
         return Patch(f"model.set_submodule({call.module!r}, nn.Sigmoid())")
     return None
@@ -233,7 +245,7 @@ def _axis(e: Examination, call: Call) -> Finding | None:
     if not isinstance(dim, int) or len(shape) != 2 or dim not in (0, -2) or shape[0] < 2:
         return None
     patch = None
-    module = _container(e, made.module) if made.module else None
+    module = container(e, made.module) if made.module else None
     if module is not None and getattr(module, "dim", None) == dim:
         patch = Patch(f"{submodule(made.module)}.dim = 1")
     return Finding(

@@ -11,7 +11,7 @@ from chainrule.frontends.torch.places import Edit
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.flow import overflow
 from chainrule.verbs.diagnose.patches import Patch
-from chainrule.verbs.diagnose.tape import Call, Value
+from chainrule.verbs.diagnose.values import Call, Value
 from chainrule.verbs.kinds import Finding
 
 

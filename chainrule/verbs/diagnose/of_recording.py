@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 
 from chainrule.errors import ModelError
-from chainrule.frontends.torch.script import Captured, parts_of, run_script
+from chainrule.frontends.torch.script import Captured, run_script
+from chainrule.frontends.torch.script_case import parts_of
 from chainrule.verbs.case import Case
 from chainrule.verbs.diagnose import examine
 from chainrule.verbs.diagnose.examination import replaced
 from chainrule.verbs.diagnose.keeping import kept
 from chainrule.verbs.diagnose.result import DiagnoseResult
 from chainrule.verbs.diagnose.subject import Subject
-from chainrule.verbs.diagnose.tape import tensors_in
+from chainrule.verbs.diagnose.values import tensors_in
 from chainrule.verbs.monitor.recorder import read
 
 
@@ -53,7 +54,9 @@ def diagnose_recording(path: Path, case: Case | None = None) -> DiagnoseResult:
     return results[0]
 
 
-def _replayed(recording: dict, model: torch.nn.Module, roots: Sequence[torch.nn.Module], case: Case, path: Path) -> DiagnoseResult:
+def _replayed(
+    recording: dict, model: torch.nn.Module, roots: Sequence[torch.nn.Module], case: Case, path: Path
+) -> DiagnoseResult:
     tensors = list({id(t): t for t in tensors_in(case.batch)}.values())
     batch = recording["batch"]
     if len(batch) != len(tensors) or len(roots) != len(recording["models"]):
@@ -74,5 +77,7 @@ def _replayed(recording: dict, model: torch.nn.Module, roots: Sequence[torch.nn.
                     required="the model that was recorded",
                 ) from None  # fmt: skip
         subject = Subject(Case(model, given, case.loss, None, case.objective), rng=recording["rng"])
-        subject.notes.append(f"replayed from {path}: step {recording['step']}, loss {recording['loss']:.4g} at the time")
+        subject.notes.append(
+            f"replayed from {path}: step {recording['step']}, loss {recording['loss']:.4g} at the time"
+        )
         return examine(subject, verify=False)

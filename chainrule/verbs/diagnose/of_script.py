@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from chainrule.errors import ModelError
-from chainrule.frontends.torch.script import Captured, Segment, Watch, parts_of, run_script
+from chainrule.frontends.torch.script import Captured, Segment, Watch, run_script
+from chainrule.frontends.torch.script_case import parts_of
 from chainrule.verbs.case import Case
 from chainrule.verbs.diagnose import examine
 from chainrule.verbs.diagnose.keeping import parameters_of

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 import torch
 
-from chainrule.verbs.diagnose.connections import listed
 from chainrule.verbs.diagnose.curvature import largest_eigenvalue
 from chainrule.verbs.diagnose.examination import Examination, Trial
 from chainrule.verbs.diagnose.layers import name_of
+from chainrule.verbs.diagnose.naming import listed
 from chainrule.verbs.diagnose.patches import Patch
 from chainrule.verbs.diagnose.torch_ops import LOSSES
 from chainrule.verbs.kinds import Finding

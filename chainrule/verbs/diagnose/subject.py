@@ -20,7 +20,8 @@ from chainrule.frontends.torch import batch as convention
 from chainrule.frontends.torch.places import of_traceback
 from chainrule.verbs.case import Case
 from chainrule.verbs.diagnose.keeping import kept, parameters_of
-from chainrule.verbs.diagnose.tape import Tape, Value, tensors_in
+from chainrule.verbs.diagnose.tape import Tape
+from chainrule.verbs.diagnose.values import Value, tensors_in
 
 Watch = Callable[[Value, torch.Tensor], None]
 

@@ -8,10 +8,10 @@ on the tensors; neither is kept. Nothing is refused: an op in no table is record
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,117 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from chainrule.frontends.torch.places import Place, here
 from chainrule.frontends.torch.python_side import custom_calls
 from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, LOSSES, MOVEMENT, base_name
-
-
-@dataclass(eq=False)
-class Value:
-    """One tensor at one time of its life.
-
-    Attributes:
-        name: of a leaf (``parameter 0.weight``, ``batch x``), else empty. producer: the call that made it.
-        differentiable: whether autograd will follow it. learned, data: whether it depends on a trainable parameter,
-            on the batch; whatever was cut on the way.
-        forward, backward: (largest absolute entry, root mean square) of it and of its gradient; None where not taken.
-            Tensors of one number until ``settle``.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    name: str = ""
-    producer: Call | None = None
-    differentiable: bool = False
-    learned: bool = False
-    data: bool = False
-    forward: Any = None
-    backward: Any = None
-    consumers: list[Call] = field(default_factory=list)
-    tensor: Callable[[], torch.Tensor | None] = lambda: None
-
-    @property
-    def finite(self) -> bool:
-        """Whether every entry is; True where it was not looked at."""
-        return self.forward is None or _is_finite(self.forward[0])
-
-    @property
-    def scale(self) -> float:
-        """Root mean square of the value; 0 where not taken."""
-        return 0.0 if self.forward is None else self.forward[1]
-
-    @property
-    def slope(self) -> float:
-        """Root mean square of its gradient; 0 where there is none."""
-        return 0.0 if self.backward is None else self.backward[1]
-
-
-def _is_finite(number: Any) -> bool:
-    return number == number and number not in (float("inf"), float("-inf"))
-
-
-@dataclass(eq=False)
-class Call:
-    """One call of one op.
-
-    Attributes:
-        name: without namespace, overload and in-place underscore; ``data`` for ``.data``, ``custom`` for a custom
-            ``autograd.Function`` (``function`` holds it). arguments: as given, tensors replaced by Values.
-        module: path of the running module. inside: how many calls of modules had ended before, by path.
-        tracking: whether autograd was on; if not,
-        ``no_grad`` is where it was switched off. liveness: for activations, see :class:`Liveness`.
-        held: of losses and custom Functions, the tensors that went in. weight: of losses, the sum of the gradient of
-        their output: what they are multiplied by on the way to the loss.
-    """
-
-    index: int
-    name: str
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any]
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    module: str
-    place: Place
-    tracking: bool
-    no_grad: Place = field(default_factory=Place)
-    function: Any = None
-    liveness: Liveness | None = None
-    in_place: bool = False
-    held: tuple[torch.Tensor, ...] = ()
-    weight: Any = None
-
-    @property
-    def where(self) -> str:
-        """The module, or the op itself where there is none."""
-        return self.module or self.name
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or by name."""
-        return self.arguments[position] if position < len(self.arguments) else self.keywords.get(name, default)
-
-
-@dataclass(eq=False)
-class Liveness:
-    """What an activation lets through, unit by unit.
-
-    Attributes:
-        units: for each unit, mean over the batch and all positions of |derivative| over its largest possible size.
-        dead: for each unit, whether the derivative was 0 everywhere. squashed: share of entries whose derivative is
-            below a thousandth of the largest possible. second: mean square of the derivative.
-        high: for each unit, the largest input anywhere.
-    """
-
-    units: torch.Tensor
-    dead: torch.Tensor
-    squashed: float
-    second: float
-
-
-@dataclass
-class ModuleRun:
-    """One call of one module: its path, the class, and the Values that came out."""
-
-    path: str
-    module: nn.Module
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
+from chainrule.verbs.diagnose.values import Call, Liveness, ModuleRun, Value, tensors_in
 
 
 class Tape(ProxyTorchDispatchMode):
@@ -417,19 +307,21 @@ class Tape(ProxyTorchDispatchMode):
                 if pair is not None and isinstance(pair[0], torch.Tensor):
                     if id(pair) not in held:
                         held[id(pair)] = len(numbers)
-                        numbers += [n.to(torch.float64) for n in pair]
+                        numbers += pair
                     pending.append((value, which))
         if numbers:
             device = numbers[0].device
-            found = torch.stack([n.to(device) for n in numbers]).tolist()
+            wide = [n if n.dtype == torch.float64 else n.to(device, torch.float64) for n in numbers]
+            found = torch.stack(wide).tolist()
             places = [held[id(getattr(value, which))] for value, which in pending]
             for (value, which), k in zip(pending, places, strict=True):
-                setattr(value, which, (found[k], found[k + 1]))
+                entries = math.prod(value.shape) or 1
+                setattr(value, which, (found[k], found[k + 1] / entries**0.5))
         return self
 
 
 def sizes_of(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest absolute entry and root mean square, as tensors of one number in float64-safe range."""
+    """Largest absolute entry and Euclidean norm, as tensors of one number."""
     t = tensor.detach()
     if t.is_sparse:
         t = t.coalesce().values()
@@ -438,25 +330,8 @@ def sizes_of(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return zero, zero
     if t.is_complex():
         t = torch.view_as_real(t)
-    low, high = torch.aminmax(t)
-    top = torch.maximum(high.abs(), low.abs())
     # A norm adds up squares, which leave float32 at 1e-23 and 1e19: float64 sees them all.
-    return top, torch.linalg.vector_norm(t, dtype=torch.float64) / t.numel() ** 0.5
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in nested tuples, lists, mappings and dataclass-like outputs."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for v in value.values():
-            yield from tensors_in(v)
-    elif isinstance(value, (list, tuple)):
-        for v in value:
-            yield from tensors_in(v)
-    elif hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        for key in value.__dataclass_fields__:
-            yield from tensors_in(getattr(value, key, None))
+    return torch.linalg.vector_norm(t, torch.inf), torch.linalg.vector_norm(t, dtype=torch.float64)
 
 
 _MEASURES_OF_ERROR = frozenset({"pow", "square", "abs"})
@@ -494,40 +369,3 @@ class _PythonSide(TorchFunctionMode):
         if func in _WAYS_OUT and isinstance(args[0], torch.Tensor):
             self.tape.taken_out(_WAYS_OUT[func], args[0])
         return func(*args, **(kwargs or {}))
-
-
-# ---- walking a tape ------------------------------------------------------------------------------------------
-def above(values: Iterable[Value], through: Callable[[Call, Value], bool] | None = None) -> dict[Value, None]:
-    """The values and all that they were computed from; ``through(call, input)`` says which edges to follow."""
-    seen: dict[Value, None] = dict.fromkeys(values)
-    stack = list(seen)
-    while stack:
-        value = stack.pop()
-        call = value.producer
-        if call is None:
-            continue
-        for source in call.inputs:
-            if source not in seen and (through is None or through(call, source)):
-                seen[source] = None
-                stack.append(source)
-    return seen
-
-
-def below(values: Iterable[Value]) -> dict[Value, None]:
-    """The values and everything that was computed from them."""
-    seen: dict[Value, None] = dict.fromkeys(values)
-    stack = list(seen)
-    while stack:
-        for call in stack.pop().consumers:
-            for out in call.outputs:
-                if out not in seen:
-                    seen[out] = None
-                    stack.append(out)
-    return seen
-
-
-def origin(value: Value, through: Sequence[str] | frozenset[str]) -> Value:
-    """The value behind calls of the given names, which only pass it on (first input)."""
-    while value.producer is not None and value.producer.name in through and value.producer.inputs:
-        value = value.producer.inputs[0]
-    return value

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from chainrule.errors import ModelError
-from chainrule.verbs.diagnose.connections import _container, listed
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.layers import Layer, label
+from chainrule.verbs.diagnose.naming import container, listed
 from chainrule.verbs.diagnose.patches import Patch, initialize, submodule
-from chainrule.verbs.diagnose.tape import Call, Value
 from chainrule.verbs.diagnose.torch_ops import (
     ACTIVATIONS,
     DROPOUTS,
@@ -21,7 +20,9 @@ from chainrule.verbs.diagnose.torch_ops import (
     LOSSES,
     MOVEMENT,
     PRODUCTS,
+    RECURRENT,
 )
+from chainrule.verbs.diagnose.values import Call, Value
 from chainrule.verbs.kinds import Finding
 
 _DRAWS = 64  # of other targets, at most
@@ -35,11 +36,14 @@ def symmetric(e: Examination) -> list[Finding]:
     looked_up = {v.name for c in e.seen.tape.calls if c.name == "embedding" for v in c.inputs}
     layers = e.layers
     last = {x.parameter for x in layers if x.last} - {x.parameter for x in layers if not x.last}
+    # Of recurrent layers, whose call names one weight, all.
+    recurrent = {x.parameter.rpartition(".")[0] for x in layers if x.call.name in RECURRENT}
+    weights = {x.parameter for x in layers} | {n for n in parameters if n.rpartition(".")[0] in recurrent}
     others: list[dict[str, torch.Tensor]] | None = None
     found: list[tuple[str, int, int]] = []
     for name, weight in parameters.items():
         tied = f"parameter {name}" in looked_up
-        if weight.dim() < 2 or name not in grads or tied or weight.shape[0] < 2:
+        if weight.dim() < 2 or name not in grads or tied or weight.shape[0] < 2 or name not in weights:
             continue
         different = different_units(name, parameters, [grads])
         if different and name in last:
@@ -80,7 +84,7 @@ def _symmetric(e: Examination, found: list[tuple[str, int, int]], grads: Mapping
 
 
 def _redraw(e: Examination, found: list[tuple[str, int, int]], squashing: str) -> Patch:
-    owners = [_container(e, name) for name, _, _ in found]
+    owners = [container(e, name) for name, _, _ in found]
     if any(hasattr(m, "reset_parameters") for m in owners) and not all(
         hasattr(m, "kernel_size") or hasattr(m, "in_features") for m in owners
     ):
@@ -168,8 +172,12 @@ def activations(e: Examination) -> list[tuple[Call, Layer | None]]:
 def dead(e: Examination) -> list[Finding]:
     """Layers whose units have derivative zero for every sample, on this batch and on another."""
     suspects = [
-        (c, x) for c, x in activations(e) if ACTIVATIONS[c.name].dies and float(c.liveness.dead.float().mean()) > 0.9
-    ]  # type: ignore[union-attr]
+        (c, x)
+        for c, x in activations(e)
+        if ACTIVATIONS[c.name].dies and c.liveness is not None and float(c.liveness.dead.float().mean()) > 0.9
+    ]
+    # A handful of units seen a handful of times may all be off by chance.
+    suspects = [(c, x) for c, x in suspects if _seen_often(c)]
     if not suspects:
         return []
     call, layer = suspects[0]
@@ -212,6 +220,12 @@ def dead(e: Examination) -> list[Finding]:
     ]  # fmt: skip
 
 
+def _seen_often(call: Call) -> bool:
+    assert call.liveness is not None
+    units = call.liveness.dead.numel()
+    return math.prod(call.outputs[0].shape) >= 16 * max(units, 1) or units >= 16
+
+
 def _bias_and_sign(e: Examination, layer: Layer | None) -> tuple[float, bool]:
     if layer is None:
         return 0.0, False
@@ -233,7 +247,7 @@ def _revived(e: Examination, layer: Layer | None) -> Patch | None:
 def saturated(e: Examination) -> list[Finding]:
     """Bounded activations most of whose inputs lie where the derivative is below a thousandth of the largest."""
     found = [(c, x) for c, x in activations(e)
-             if ACTIVATIONS[c.name].bounded and c.name not in ("relu6",) and c.liveness.squashed > 0.5]  # type: ignore[union-attr]  # fmt: skip
+             if ACTIVATIONS[c.name].bounded and not _one_sided(c) and c.liveness.squashed > 0.5]  # type: ignore[union-attr]  # fmt: skip
     found = [(c, x) for c, x in found if not _ends_in_loss(c.outputs[0])]
     if not found:
         return []
@@ -259,6 +273,11 @@ def saturated(e: Examination) -> list[Finding]:
             patch=initialize("tanh" if call.name == "tanh" else "sigmoid") if gain >= 5 else None,
         )
     ]  # fmt: skip
+
+
+def _one_sided(call: Call) -> bool:
+    """A ReLU with a ceiling: half of its inputs are where it is flat, on purpose."""
+    return call.name == "relu6" or (call.name == "hardtanh" and call.argument(1, "min_val", -1) == 0)
 
 
 def _ends_in_loss(value: Value) -> bool:
@@ -292,7 +311,7 @@ def noise(e: Examination) -> list[Finding]:
     call, p = strong[0]
     ratio = math.sqrt(p / (1 - p)) if p < 1 else math.inf
     paths = list(dict.fromkeys(c.where for c, _ in strong))
-    code = "\n".join(f"{submodule(m)}.p = 0.5" for m in paths if hasattr(_container(e, m), "p"))
+    code = "\n".join(f"{submodule(m)}.p = 0.5" for m in paths if hasattr(container(e, m), "p"))
     return [
         Finding(
             "noise", "warning", ", ".join(paths),

@@ -26,7 +26,7 @@ from chainrule.verbs.monitor.measuring import Measurement, leaf_modules
 from chainrule.verbs.monitor.recorder import Recorder
 
 
-class monitor:  # noqa: N801  (a verb, used as `with cr.monitor(...)`)
+class monitor:
     """Watches a training loop: ``with cr.monitor(model, optimizer) as m: ...`` around the loop.
 
     Args:

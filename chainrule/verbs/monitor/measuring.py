@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from chainrule.verbs.diagnose.tape import tensors_in
+from chainrule.verbs.diagnose.values import tensors_in
 
 _DYING = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Threshold)
 
