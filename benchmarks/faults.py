@@ -169,9 +169,11 @@ def main() -> None:
     wide = [s for s in every if s.deep == 1]
     alarms = healthy(sound, wide)
     total = max(counts["cases"] - counts["no fault"], 1)
-    print(f"\nfaults: {total} cases that manifest ({counts['no fault']} do not); kind right {counts['kind'] / total:.1%}, "
+    print(f"\nfaults: {total} cases that manifest ({counts['no fault']} do not); "
+          f"kind right {counts['kind'] / total:.1%}, "
           f"layer or op right {counts['place'] / total:.1%}, fix removes the fault {counts['fix'] / total:.1%} "
-          f"({counts['fixed code']} by statements, {counts['fixed edit']} by edits, {counts['fixed by hand']} by hand); "
+          f"({counts['fixed code']} by statements, {counts['fixed edit']} by edits, {counts['fixed by hand']} by "
+          f"hand); "
           f"{counts['seconds'] / total:.2f} s each")  # fmt: skip
     print(f"healthy: {len(sound) * len(wide)} cases, {alarms} findings above info")
     if given.peer:

@@ -22,7 +22,7 @@ from benchmarks.configurations import families, variants
 from chainrule.errors import ChainruleError
 
 
-def scalar(model, batch):  # noqa: ANN001, ANN201
+def scalar(model, batch):
     """A loss for any output: the model's own, or the mean square of its first tensor."""
     output = model(**batch) if isinstance(batch, dict) else model(*batch) if isinstance(batch, tuple) else model(batch)
     loss = getattr(output, "loss", None)
@@ -34,7 +34,7 @@ def scalar(model, batch):  # noqa: ANN001, ANN201
     return sum(t.float().square().mean() for t in tensors if t.is_floating_point())
 
 
-def one(name: str, make, optimizer: bool):  # noqa: ANN001, ANN201
+def one(name: str, make, optimizer: bool):
     """(result, seconds, seconds of one plain pass)."""
     torch.manual_seed(0)
     model, batch = make()
@@ -97,7 +97,8 @@ def main() -> None:
             print(f"      {f.severity} {f.kind} at {f.where} {f.source}: {f.cause[:150]} [{f.measured[:100]}]")
     print(
         f"\n{len(ratios)} models ({failed} did not run): {found} findings above info; passes median "
-        f"{statistics.median(passes):.0f}, time median {statistics.median(ratios):.1f} plain passes, at most {max(seconds):.1f} s"
+        f"{statistics.median(passes):.0f}, time median {statistics.median(ratios):.1f} plain passes, at most "
+        f"{max(seconds):.1f} s"
     )
 
 

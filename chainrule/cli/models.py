@@ -78,8 +78,8 @@ def diagnose(target: str, arguments: tuple[str, ...], at_step: int, fail_on: str
     """What keeps a model from training: cause, layer and fix; exit code 1 if anything does.
 
     TARGET is a training script as it is (its own ARGUMENTS follow), which is run up to its first optimizer step; a
-    recording (crash.pt) that a monitor wrote; or file.py:function, a function that returns chainrule.case(model, batch, loss,
-    optimizer) or these by name in a dict.
+    recording (crash.pt) that a monitor wrote; or file.py:function, a function that returns
+    chainrule.case(model, batch, loss, optimizer), or these by name in a dict.
 
     \b
       chainrule diagnose train.py --lr 0.1

@@ -60,10 +60,12 @@ KINDS: Mapping[str, str] = {
     "inputs are all finite and that is not: that is where it was produced; everything after it only passes it on. "
     "If the batch or a parameter already holds it, that is named instead. A mask of -inf that softmax removes is no "
     "finding.",
-    "masked_labels": "Every label, or nearly every one, is the loss's ignore_index. The mean over no label is 0/0: nan. "
+    "masked_labels": "Every label, or nearly every one, is the loss's ignore_index. The mean over no label is 0/0, "
+    "nan. "
     "Usual causes: truncation that cuts the answers off, or padding labels set for the whole row.",
     # ---- no gradient ----
-    "cut": "A parameter influences the loss, but its gradient ends at an op on the way: detach, .data, a no_grad block, "
+    "cut": "A parameter influences the loss, but its gradient ends at an op on the way: detach, .data, a no_grad "
+    "block, "
     "a comparison, argmax, or numbers taken out of torch. Everything before that op has gradient None. The finding "
     "names the op and its line.",
     "loss_detached": "The loss does not depend on any parameter by a differentiable path: backward() raises, or trains "
@@ -73,11 +75,13 @@ KINDS: Mapping[str, str] = {
     "frozen": "A layer with requires_grad=False between layers that are trained. On purpose, all of a backbone is "
     "frozen, or all but adapters; one layer in the middle is usually a leftover.",
     "unregistered": "A tensor or module takes part in the forward pass but is not registered (it sits in a Python list "
-    "or a plain attribute), so parameters() does not give it to the optimizer, and to(device) and state_dict() miss it.",
+    "or a plain attribute), so parameters() does not give it to the optimizer, and to(device) and state_dict() "
+    "miss it.",
     "not_in_optimizer": "A parameter has a gradient and is not among those that the optimizer moves. Usual cause: the "
     "optimizer was made before the layer, so it holds the tensors of the old one.",
     "zero_derivative": "The gradient passes through an op whose derivative is zero wherever there is one (sign, round, "
-    "floor), so what is before it gets gradient zero for ever. Fix: a straight-through estimator, or a smooth function.",
+    "floor), so what is before it gets gradient zero for ever. Fix: a straight-through estimator, or a smooth "
+    "function.",
     "accumulating": "The gradient at the optimizer's step holds those of the steps before: zero_grad() is not called. "
     "On purpose, micro-batches are accumulated between steps, never across them.",
     # ---- units ----
@@ -133,6 +137,7 @@ KINDS: Mapping[str, str] = {
     "regularizer": "Weight decay is stronger than the gradient: the weights go to zero faster than they learn.",
     "rounding": "Updates smaller than half a unit in the last place of the weights: adding them changes nothing.",
     "underflow": "Gradients too small for float16 become zero. A loss scale saves them.",
-    "wrong_backward": "The backward of a custom autograd.Function is not the derivative of its forward. A forward whose "
+    "wrong_backward": "The backward of a custom autograd.Function is not the derivative of its forward. A forward "
+    "whose "
     "derivative is zero almost everywhere with a backward that is not (straight-through) is on purpose: info.",
 }

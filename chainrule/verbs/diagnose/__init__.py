@@ -8,6 +8,7 @@ a root cause is nested under it (``ranking``), fixes that are statements are tri
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from chainrule.errors import ModelError
@@ -27,6 +28,7 @@ from chainrule.verbs.diagnose.registration import not_in_optimizer
 from chainrule.verbs.diagnose.result import CHECKED as CHECKED
 from chainrule.verbs.diagnose.result import DiagnoseResult as DiagnoseResult
 from chainrule.verbs.diagnose.result import LayerSignal
+from chainrule.verbs.diagnose.sharding import first_batch
 from chainrule.verbs.diagnose.stepping import stepping
 from chainrule.verbs.diagnose.subject import Subject
 from chainrule.verbs.diagnose.training_step import stepped_gradients
@@ -73,11 +75,14 @@ def diagnose(
     """
     case = as_case(model, batch, loss, optimizer, objective)
     subject = Subject(case)
-    _refuse(case, subject)
+    _refuse(case)
+    if subject.sharded:
+        subject = Subject(replace(case, batch=first_batch(case.batch)))
+        subject.notes.append("weights are sharded: every process examines the first one's batch")
     return examine(subject, training_step=training_step, verify=verify)
 
 
-def _refuse(case: Case, subject: Subject) -> None:
+def _refuse(case: Case) -> None:
     if case.loss is None and case.objective is None:
         raise ModelError("diagnose needs a loss", instead='loss=..., loss="model" or objective=...')
     if not callable(case.model):
@@ -102,8 +107,8 @@ def examine(
 ) -> DiagnoseResult:
     """All checks on a subject.
 
-    ``stepped``, ``before``: gradients at the user's own steps, where they are known; ``own``: those that the step should
-    have, if they are not the batch's alone.
+    ``stepped``, ``before``: gradients at the user's own steps, where they are known; ``own``: those that the step
+    should have, if they are not the batch's alone.
     """
     findings = bad_leaves(subject)
     if findings:

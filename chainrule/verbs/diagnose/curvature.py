@@ -41,8 +41,10 @@ def _lanczos(e: Examination, products: int) -> float | None:
         def gradient() -> torch.Tensor:
             torch.set_rng_state(state)
             _, grads = subject.gradients()
-            return torch.cat([(grads[n] if grads[n] is not None else torch.zeros_like(p)).detach().double().flatten().cpu()
-                              for n, p in zip(names, parameters, strict=True)])  # type: ignore[union-attr]  # fmt: skip
+            parts = [
+                torch.zeros_like(p) if (g := grads[n]) is None else g for n, p in zip(names, parameters, strict=True)
+            ]
+            return torch.cat([g.detach().double().flatten().cpu() for g in parts])
 
         def moved(v: torch.Tensor, size: float) -> None:
             at = 0

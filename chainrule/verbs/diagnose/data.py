@@ -10,6 +10,7 @@ import torch
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.layers import rms
 from chainrule.verbs.diagnose.patches import Patch
+from chainrule.verbs.diagnose.sharding import own_part
 from chainrule.verbs.diagnose.subject import Subject
 from chainrule.verbs.diagnose.torch_ops import BATCH_STATISTICS, LOSSES, NORMALIZATIONS
 from chainrule.verbs.diagnose.values import above
@@ -44,7 +45,7 @@ def bad_leaves(subject: Subject) -> list[Finding]:
         *(("buffer", n, t) for m in subject.roots.values() for n, t in m.named_buffers()),
     )  # type: ignore[assignment]
     for kind, name, tensor in named:
-        tensor = tensor.detach()
+        tensor = own_part(tensor.detach())
         position = first_bad(tensor)
         if position is None or (kind == "buffer" and not bool(torch.isnan(tensor).any())):
             continue  # a buffer of -inf is a mask

@@ -39,12 +39,13 @@ def dependence(e: Examination) -> list[Finding]:
 def batch_leak(e: Examination) -> list[Finding]:
     """Whether the output for one sample depends on others."""
     found = []
-    statistics = next((c for c in e.seen.tape.calls if c.name in BATCH_STATISTICS and c.argument(5, "training") is True),
-                      None)  # fmt: skip
+    normalized = [c for c in e.seen.tape.calls if c.name in BATCH_STATISTICS and c.argument(5, "training") is True]
+    statistics = normalized[0] if normalized else None
     if statistics is not None:
         found.append(
             Finding(
-                "batch_leak", "info", statistics.where, "in training, BatchNorm makes every sample depend on the others",
+                "batch_leak", "info", statistics.where,
+                "in training, BatchNorm makes every sample depend on the others",
                 "", "", "", source=statistics.place.text,
             )
         )  # fmt: skip

@@ -131,6 +131,9 @@ class Examination:
         Steps have length 0.1 whatever the gradient: the question is what is zero for ever, not what is small.
         """
         subject, moved, quiet = self.subject, set(), 0
+        if subject.sharded:
+            subject.notes.append("weights are sharded: no trial steps were made")
+            return list(self.trainable), subject.values
         patience = min(len(self.layers) + 2, 20)
         with subject.safely():
             parameters = subject.trainable
@@ -165,6 +168,9 @@ class Examination:
         """Some steps of the user's own optimizer on the batch, taken back; None where it cannot be tried."""
         subject, optimizer = self.subject, self.optimizer
         if optimizer is None or not self.seen.loss.differentiable or not subject.optimized:
+            return None
+        if subject.sharded:
+            subject.notes.append("weights are sharded: no trial steps were made")
             return None
         with subject.safely():
             before = {n: p.detach().clone() for n, p in subject.trainable.items()}

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from chainrule.frontends.torch import untouched
+from chainrule.verbs.diagnose.sharding import own_part
 
 
 @contextmanager
@@ -37,8 +38,8 @@ def kept(
         tensors.setdefault(id(p), p)
     for t in extra:
         tensors.setdefault(id(t), t)
-    held = [(t, t.detach().clone(), t.grad, t.requires_grad) for t in tensors.values() if not t.is_meta]
-    grads = [(g, g.detach().clone()) for _, _, g, _ in held if g is not None]
+    held = [(t, own_part(t.detach()).clone(), t.grad, t.requires_grad) for t in tensors.values() if not t.is_meta]
+    grads = [(g, own_part(g.detach()).clone()) for _, _, g, _ in held if g is not None]
     state = _OptimizerState(optimizer) if optimizer is not None else None
     try:
         with untouched(modules):
@@ -50,11 +51,11 @@ def kept(
             for t, bytes_, _, requires_grad in held:
                 if t.requires_grad != requires_grad and t.is_leaf:
                     t.requires_grad_(requires_grad)
-                if not _same_bytes(t, bytes_):
-                    t.detach().copy_(bytes_)
+                if not _same_bytes(own_part(t.detach()), bytes_):
+                    own_part(t.detach()).copy_(bytes_)
             for g, bytes_ in grads:
-                if not _same_bytes(g, bytes_):
-                    g.detach().copy_(bytes_)
+                if not _same_bytes(own_part(g.detach()), bytes_):
+                    own_part(g.detach()).copy_(bytes_)
         for t, _, grad, _ in held:
             t.grad = grad
         if state is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from chainrule.verbs.diagnose.sharding import whole
 from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, CONVOLUTIONS, MOVEMENT, PRODUCTS, RECURRENT
 from chainrule.verbs.diagnose.values import Call, Value
 
@@ -149,7 +150,7 @@ def activation_of(value: Value) -> Call | None:
 
 def rms(tensor: torch.Tensor) -> float:
     """Root mean square, in float64."""
-    t = tensor.detach()
+    t = whole(tensor.detach())
     return float(torch.linalg.vector_norm(t, dtype=torch.float64)) / max(t.numel(), 1) ** 0.5 if t.numel() else 0.0
 
 

@@ -158,8 +158,8 @@ def _without(e: Examination, made: Call, instead: str | None) -> Patch | None:
     if segment is None or not isinstance(tree, ast.Call):
         return None
     method = isinstance(tree.func, ast.Attribute) and made.name in tree.func.attr
-    free = not isinstance(tree.func, ast.Attribute) or ast.unparse(tree.func.value) in ("torch", "F", "nn.functional",
-                                                                                       "torch.nn.functional")  # fmt: skip
+    owner = ast.unparse(tree.func.value) if isinstance(tree.func, ast.Attribute) else "torch"
+    free = owner in ("torch", "F", "nn.functional", "torch.nn.functional")
     if free and tree.args:
         inner = ast.unparse(tree.args[0])
     elif method:

@@ -143,7 +143,8 @@ def _backward(e: Examination, call: Call, bad: list[str]) -> Finding:
         fix = "where() twice: a safe argument inside of the branch, torch.where(c, f(torch.where(c, x, 1.)), 0)"
     return Finding(
         "nonfinite", "error", spelled, cause,
-        measured=f"loss {e.seen.loss_number:.4g} is finite; gradients of {len(bad)} parameters are not; {_ranges(call)}",
+        measured=f"loss {e.seen.loss_number:.4g} is finite; gradients of {len(bad)} parameters are not; "
+        f"{_ranges(call)}",
         expected="finite gradients", fix=fix, source=call.place.text, patch=_guard(call),
     )  # fmt: skip
 
@@ -151,7 +152,8 @@ def _backward(e: Examination, call: Call, bad: list[str]) -> Finding:
 _GUARDS = {
     "log": "({x}).clamp_min(1e-6)", "log2": "({x}).clamp_min(1e-6)", "log10": "({x}).clamp_min(1e-6)",
     "sqrt": "({x}).clamp_min(1e-6)", "rsqrt": "({x}).clamp_min(1e-6)",
-    "exp": "({x}).clamp(max=20.0)", "acos": "({x}).clamp(-1 + 1e-6, 1 - 1e-6)", "asin": "({x}).clamp(-1 + 1e-6, 1 - 1e-6)",
+    "exp": "({x}).clamp(max=20.0)", "acos": "({x}).clamp(-1 + 1e-6, 1 - 1e-6)",
+    "asin": "({x}).clamp(-1 + 1e-6, 1 - 1e-6)",
 }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ _KNOWN = (
     (r"elements of target should be between 0 and 1", "target_range", "BCELoss takes targets in [0, 1]",
      "(target + 1) / 2 for labels of -1 and 1"),
     (r"elements of input should be between 0 and 1", "loss_pairing",
-     "BCELoss takes probabilities and is given numbers outside of [0, 1]", "BCEWithLogitsLoss, or a Sigmoid at the end"),
+     "BCELoss takes probabilities and is given numbers outside of [0, "
+     "1]", "BCEWithLogitsLoss, or a Sigmoid at the end"),
     (r"Expected more than 1 value per channel", "batch_too_small",
      "batch normalisation in training has no variance to compute from one value per channel",
      "a batch of 2 and more (drop_last=True), or LayerNorm or GroupNorm"),

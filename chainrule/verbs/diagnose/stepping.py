@@ -88,7 +88,8 @@ def _high(e: Examination, trial: Trial, lr: float) -> list[Finding]:
         return [
             Finding(
                 "lr_too_high", "error", "the optimizer",
-                f"the loss rises: lr * lambda_max = {lr * (top or math.nan):.3g} is beyond {limit:g}, where steps along the "
+                f"the loss rises: lr * lambda_max = {lr * (top or math.nan):.3g} is beyond {limit:g}, where steps "
+                f"along the "
                 "steepest direction overshoot by more than they gain"
                 + (f"; the loss is a sum over {summed} samples, so its curvature is {summed} times that of the mean"
                    if summed else ""),
@@ -190,7 +191,8 @@ def rounding(e: Examination, trial: Trial) -> list[Finding]:
     return [
         Finding(
             "rounding", "warning", listed(list(lost)),
-            f"updates are smaller than half a unit in the last place of {name_of(dtype)} weights, so adding them changes nothing",
+            f"updates are smaller than half a unit in the last place of {name_of(dtype)} weights, so adding them "
+            f"changes nothing",
             measured=f"{lost[name]:.0%} of the entries of {name} with a gradient did not change in a step",
             expected="updates that change the weights", fix="keep the weights in float32 (mixed precision by autocast)",
         )

@@ -20,6 +20,7 @@ from chainrule.frontends.torch import batch as convention
 from chainrule.frontends.torch.places import of_traceback
 from chainrule.verbs.case import Case
 from chainrule.verbs.diagnose.keeping import kept, parameters_of
+from chainrule.verbs.diagnose.sharding import is_sharded, whole
 from chainrule.verbs.diagnose.tape import Tape
 from chainrule.verbs.diagnose.values import Value, tensors_in
 
@@ -89,6 +90,16 @@ class Subject:
         return {n: p for n, p in self.parameters.items() if p.requires_grad and id(p) not in self.ignored}
 
     @cached_property
+    def sharded(self) -> bool:
+        """Whether parameters are parts of several processes'."""
+        return any(is_sharded(p) for p in self.parameters.values())
+
+    @property
+    def values(self) -> dict[str, torch.Tensor]:
+        """The numbers of the trainable parameters, gathered where they are sharded."""
+        return {n: whole(p.detach()) for n, p in self.trainable.items()}
+
+    @cached_property
     def batch_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of the batch by name: ``x``, ``y``, or the model's argument names."""
         mode = (
@@ -151,7 +162,7 @@ class Subject:
         """One recorded forward and backward pass; nothing of the user's has changed afterwards."""
         self.passes += 1
         tape = Tape(self.roots, sizes, watch)
-        case, given = self.case, self.case.batch if batch is None else batch
+        given = self.case.batch if batch is None else batch
         with self.safely():
             named = self.parameters
             values = {n: tape.declare(p, f"parameter {n}", learned=p.requires_grad) for n, p in named.items()}
@@ -177,11 +188,11 @@ class Subject:
                 except Exception as problem:
                     error = f"{type(problem).__name__}: {problem}".split("\n")[0]
             del loss, output
-            grads = {n: p.grad for n, p in named.items()}
+            grads = {n: None if p.grad is None else whole(p.grad) for n, p in named.items()}
             for n, p in named.items():
                 values[n].backward = None
                 p.grad = None
-        del case
+        values |= {n: v for n, v in tape.adopted.items() if n in values}
         return Observed(tape.settle(), found, outputs, values, inputs, grads, number, error)
 
     def gradients(self, batch: Any = None) -> tuple[float, dict[str, torch.Tensor | None]]:
@@ -192,7 +203,7 @@ class Subject:
         loss, _ = self.loss_of(batch)
         if loss.requires_grad:
             loss.backward()
-        grads = {n: p.grad for n, p in self.parameters.items()}
+        grads = {n: None if p.grad is None else whole(p.grad) for n, p in self.parameters.items()}
         return float(loss.detach()), grads
 
     def steps(self, count: int, lr: float | None = None) -> list[float]:
@@ -220,9 +231,11 @@ class Subject:
 
 
 def original(model: Any) -> Any:
-    """What a compiled or distributed wrapper holds; others as they are."""
+    """What a compiled model, or a replica of DDP or DataParallel, holds; others as they are."""
     while True:
         inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            inner = model.module
         if inner is None:
             return model
         model = inner

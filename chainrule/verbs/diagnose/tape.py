@@ -51,6 +51,7 @@ class Tape(ProxyTorchDispatchMode):
         self.runs: list[ModuleRun] = []
         self.strangers: dict[str, nn.Module] = {}  # modules that ran and are no submodules, by where they ran
         self.functions: dict[Any, tuple[Call, Any]] = {}  # custom autograd.Function -> its first call and arguments
+        self.adopted: dict[str, Value] = {}
         self.no_grad_at = Place()
         self.sizes, self.watch = sizes, watch
         self._values: dict[int, tuple[Any, Value]] = {}
@@ -98,8 +99,20 @@ class Tape(ProxyTorchDispatchMode):
             found = self._value(tensor, None)
             if tensor.requires_grad and tensor.is_leaf:
                 found.learned = True
+                found.name = self._adopted(tensor, found)
                 self.leaves.append(found)
         return found
+
+    def _adopted(self, tensor: torch.Tensor, value: Value) -> str:
+        """The name of a tensor that sits in the running module in place of its parameter: sharding gathers it so."""
+        if self._running:
+            module, path, _ = self._running[-1]
+            for own, p in module._parameters.items():
+                if p is tensor:
+                    name = f"{path}.{own}" if path else own
+                    self.adopted[name] = value
+                    return f"parameter {name}"
+        return ""
 
     # ---- running -------------------------------------------------------------------------------------------
     @contextmanager

@@ -13,6 +13,7 @@ from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.layers import Layer, label
 from chainrule.verbs.diagnose.naming import container, listed
 from chainrule.verbs.diagnose.patches import Patch, initialize, submodule
+from chainrule.verbs.diagnose.sharding import whole
 from chainrule.verbs.diagnose.torch_ops import (
     ACTIVATIONS,
     DROPOUTS,
@@ -31,7 +32,7 @@ _DRAWS = 64  # of other targets, at most
 # ---- symmetric -----------------------------------------------------------------------------------------------
 def symmetric(e: Examination) -> list[Finding]:
     """Units with equal weights and equal gradients, for other targets and after steps too."""
-    subject, parameters = e.subject, e.subject.trainable
+    subject, parameters = e.subject, e.subject.values
     grads = {n: g for n, g in e.seen.gradients.items() if g is not None and not g.is_sparse}
     looked_up = {v.name for c in e.seen.tape.calls if c.name == "embedding" for v in c.inputs}
     layers = e.layers
@@ -66,7 +67,7 @@ def _symmetric(e: Examination, found: list[tuple[str, int, int]], grads: Mapping
     movable = e.descended[0]
     stuck = [n for n in grads if n in e.trainable and n not in movable]
     moved = f"only {listed(movable, 6)} can ever move" if movable else "no parameter can move"
-    constant = all(float(p.detach().double().std(correction=0)) == 0.0 for p in e.subject.trainable.values())
+    constant = all(float(p.double().std(correction=0)) == 0.0 for p in e.subject.values.values())
     few = all(d > u / 2 for _, u, d in found)
     squashing = next((x.activation.name for x in e.layers if x.activation is not None), "relu")
     return Finding(
@@ -231,8 +232,8 @@ def _bias_and_sign(e: Examination, layer: Layer | None) -> tuple[float, bool]:
         return 0.0, False
     module = layer.parameter.rpartition(".")[0]
     bias = e.subject.parameters.get(f"{module}.bias" if module else "bias")
-    weight = e.subject.parameters[layer.parameter]
-    return float(bias.detach().mean()) if bias is not None else 0.0, bool((weight <= 0).all())
+    weight = whole(e.subject.parameters[layer.parameter].detach())
+    return float(whole(bias.detach()).mean()) if bias is not None else 0.0, bool((weight <= 0).all())
 
 
 def _revived(e: Examination, layer: Layer | None) -> Patch | None:

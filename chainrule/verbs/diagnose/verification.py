@@ -21,7 +21,8 @@ def verified(e: Examination, findings: Sequence[Finding]) -> tuple[Finding, ...]
     done: list[Finding] = []
     for k, finding in enumerate(findings):
         code = getattr(finding.patch, "code", "")
-        tried = _after(e, finding) if k == 0 and code and finding.severity != "info" else ""
+        able = k == 0 and code and finding.severity != "info" and not e.subject.sharded
+        tried = _after(e, finding) if able else ""
         done.append(replace(finding, verified=tried) if tried else finding)
     return tuple(done)
 

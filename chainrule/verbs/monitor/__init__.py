@@ -1,8 +1,8 @@
 """``monitor``: watch a training loop from inside: scales, liveness, updates, gradient noise, and what goes wrong when.
 
 A context manager around the user's own loop, which stays as it is. Between measured steps it costs a counter and one
-look at a gradient; in a measured step, forward hooks on the leaf modules and gradient hooks on their outputs take sizes,
-which are copied off the device (and summed over processes) once, at the optimizer's step.
+look at a gradient; in a measured step, forward hooks on the weight layers and gradient hooks on their outputs take
+sizes, which are copied off the device (and summed over processes) once, at the optimizer's step.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from chainrule.errors import ModelError
+from chainrule.verbs.diagnose.sharding import own_part
 from chainrule.verbs.diagnose.subject import original
 from chainrule.verbs.kinds import Finding
 from chainrule.verbs.monitor.judging import Judge
@@ -122,7 +123,7 @@ class monitor:
         self._stack.close()
 
     def _smallest(self) -> torch.Tensor | None:
-        """The smallest parameter of the first layers: what is not finite anywhere arrives there in the backward pass."""
+        """The smallest parameter of the first layers: what is not finite anywhere arrives there on the way back."""
         trained = [p for p in original(self.model).parameters() if p.requires_grad]
         return min(trained[:2], key=lambda p: p.numel(), default=None)
 
@@ -134,7 +135,11 @@ class monitor:
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         witness = self._witness
         if not self._full and self._measurement is None:
-            if witness is not None and witness.grad is not None and not math.isfinite(local(witness.grad).sum().item()):
+            if (
+                witness is not None
+                and witness.grad is not None
+                and not math.isfinite(own_part(witness.grad).sum().item())
+            ):
                 self._not_finite()
             if (self.step + 1) % self.every == 0:  # the next one is measured
                 self._previous = self._gradients()
@@ -169,7 +174,7 @@ class monitor:
         self._next()
 
     def _gradients(self) -> list[torch.Tensor | None]:
-        return [local(p.grad).detach().clone() if p.grad is not None and not p.grad.is_sparse else None
+        return [own_part(p.grad).detach().clone() if p.grad is not None and not p.grad.is_sparse else None
                 for p in self._parameters]  # fmt: skip
 
     def _next(self) -> None:
@@ -206,7 +211,7 @@ class monitor:
             n for n, p in zip(self._names, self._parameters, strict=True) if p.grad is not None and not finite([p])
         ]
         weights = [n for n, p in zip(self._names, self._parameters, strict=True)
-                   if p.is_floating_point() and not bool(torch.isfinite(local(p.detach())).all())]  # fmt: skip
+                   if p.is_floating_point() and not bool(torch.isfinite(own_part(p.detach())).all())]  # fmt: skip
         if any(f.kind == "nonfinite" for f in self.findings):
             return
         written = self._recorder.write(self.step) if self._recorder is not None else None
@@ -225,7 +230,7 @@ class monitor:
 
 def finite(parameters: list[torch.Tensor]) -> bool:
     """Whether the gradients are, in one copy from the device."""
-    grads = [local(p.grad) for p in parameters if p.grad is not None]
+    grads = [own_part(p.grad) for p in parameters if p.grad is not None]
     grads = [g.coalesce().values() if g.is_sparse else g for g in grads if g.numel()]
     if not grads:
         return True
@@ -233,11 +238,6 @@ def finite(parameters: list[torch.Tensor]) -> bool:
         return math.isfinite(float(grads[0].sum())) or bool(torch.isfinite(grads[0]).all())
     norms = torch.stack(torch._foreach_norm(grads, math.inf))
     return math.isfinite(float(norms.sum())) or bool(torch.isfinite(norms).all())
-
-
-def local(t: torch.Tensor) -> torch.Tensor:
-    """This process's part of a sharded tensor."""
-    return t.to_local() if hasattr(t, "to_local") else t  # type: ignore[attr-defined]
 
 
 def _first_process() -> bool:

@@ -28,7 +28,8 @@ class Judge:
                     "accumulating", "error", f"the training loop (step {step})",
                     "the gradient holds more than the backward passes since the last step gave: zero_grad() is not "
                     "called between steps",
-                    measured=f"left over: {entry['leftover']:.2g} times the fresh gradient", expected="nothing left over",
+                    measured=f"left over: {entry['leftover']:.2g} times the fresh "
+                    f"gradient", expected="nothing left over",
                     fix="optimizer.zero_grad() in every step",
                 )
             )  # fmt: skip
@@ -37,7 +38,8 @@ class Judge:
                 Finding(
                     "clipping", "warning", f"the training loop (step {step})",
                     "gradients are clipped to a small part of their size, so the limit is the learning rate",
-                    measured=f"{entry['clipped']:.2g} of the gradient is left at the step", expected="few steps clipped",
+                    measured=f"{entry['clipped']:.2g} of the gradient is left at the "
+                    f"step", expected="few steps clipped",
                     fix="a limit near the 90th percentile of the unclipped norms",
                 )
             )  # fmt: skip
@@ -102,6 +104,7 @@ class Judge:
 def _rate(kind: str, step: int, measured: str, fix: str) -> Finding:
     return Finding(
         kind, "warning", f"the optimizer (step {step})",
-        "the weights hardly change" if kind == "lr_too_low" else "each step changes the weights by a large part of them",
+        "the weights hardly "
+        "change" if kind == "lr_too_low" else "each step changes the weights by a large part of them",
         measured=measured, expected="about a thousandth per step", fix=fix,
     )  # fmt: skip

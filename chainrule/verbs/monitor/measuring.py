@@ -1,6 +1,7 @@
 """One measured step: hooks that take sizes as values and gradients pass, summed over processes in one reduction.
 
-Numbers stay on the device until the step is over: one stack, one all-reduce where there are several processes, one copy.
+Numbers stay on the device until the step is over: one stack, one all-reduce where there are several processes, and one
+copy.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from chainrule.verbs.diagnose.sharding import own_part
 from chainrule.verbs.diagnose.values import tensors_in
 
 _DYING = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Threshold)
@@ -99,15 +101,15 @@ class Measurement:
 
     def at_step(self, previous: Sequence[torch.Tensor | None] = ()) -> None:
         """The optimizer is about to step: sizes of the gradients as it sees them, and their product with the last."""
-        pairs = [(_local(p.grad), g) for p, g in zip(self.parameters, previous, strict=False)
+        pairs = [(own_part(p.grad), g) for p, g in zip(self.parameters, previous, strict=False)
                  if p.grad is not None and g is not None and not p.grad.is_sparse]  # fmt: skip
         self.products = [torch.dot(a.flatten(), b.flatten()) for a, b in pairs]
         self.earlier = torch._foreach_norm([b for _, b in pairs]) if pairs else []
-        grads = [_local(p.grad) for p in self.parameters if p.grad is not None and not p.grad.is_sparse]
+        grads = [own_part(p.grad) for p in self.parameters if p.grad is not None and not p.grad.is_sparse]
         self.norms = torch._foreach_norm(grads) if grads else []
         small = self._small
         if small is not None and small.grad is not None and self.unclipped:
-            self.unclipped[1] = _local(small.grad.detach()).norm()
+            self.unclipped[1] = own_part(small.grad.detach()).norm()
 
     # ---- the entry -----------------------------------------------------------------------------------------
     def entry(
@@ -115,8 +117,8 @@ class Measurement:
     ) -> dict[str, Any]:
         """All numbers of the step, over all processes."""
         seen = range(len(self.names))
-        now = [_local(p.detach()) for p in parameters]
-        old = [_local(t) for t in before]
+        now = [own_part(p.detach()) for p in parameters]
+        old = [own_part(t) for t in before]
         changes = torch._foreach_norm(torch._foreach_sub(now, old)) if old else []
         sizes = torch._foreach_norm(old) if old else []
         zero = self.forward[0][0].new_zeros(()) if self.forward else torch.zeros(())
@@ -126,7 +128,7 @@ class Measurement:
             [*changes], [*sizes], [*self.norms], [*self.earlier], [*self.products],
             [self.left if self.left is not None else zero, self.unclipped.get(0, zero), self.unclipped.get(1, zero)],
         ]  # fmt: skip
-        flat = [_local(t.detach()) for row in rows for t in row]
+        flat = [own_part(t.detach()) for row in rows for t in row]
         alike = len({(t.dtype, t.device) for t in flat}) == 1
         device = flat[0].device
         packed = torch.stack(flat if alike else [t.to(device, torch.float64) for t in flat]).double()
@@ -160,8 +162,10 @@ class Measurement:
         for k, name in enumerate(self.names):
             used[name] = used.get(name, 0) + 1
             key = name if used[name] == 1 else f"{name} (use {used[name]})"
+            # Each process has the mean over its own samples as its loss; gradients are averaged.
+            slope = _root(backward[k] / processes**2, n_backward[k])
             layers[key] = {
-                "forward": _root(forward[k], n_forward[k]), "backward": _root(backward[k], n_backward[k]), "dead": None,
+                "forward": _root(forward[k], n_forward[k]), "backward": slope, "dead": None,
             }  # fmt: skip
         for name, mask in self.alive:
             off = sum(next(numbers) == 0.0 for _ in range(mask.numel())) / max(mask.numel(), 1)
@@ -175,7 +179,9 @@ class Measurement:
         norm = math.sqrt(squares if sharded else squares / processes) if squares >= 0 else squares
         return {
             "step": step, "grad_norm": norm, "batch": int(batch), "leftover": left / processes,
-            "clipped": clipped / free if free > 0 else 1.0, "noise_scale": noise_scale(sum(norms), sum(earlier), sum(products), batch) if products else None, "layers": layers, "updates": updates,
+            "clipped": clipped / free if free > 0 else 1.0,
+            "noise_scale": noise_scale(sum(norms), sum(earlier), sum(products), batch) if products else None,
+            "layers": layers, "updates": updates,
         }  # fmt: skip
 
 
@@ -203,10 +209,6 @@ def _weighted(module: nn.Module) -> bool:
 
 def _size(t: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(t if t.dtype in (torch.float32, torch.float64) else t.float())
-
-
-def _local(t: torch.Tensor) -> torch.Tensor:
-    return t.to_local() if hasattr(t, "to_local") else t  # type: ignore[attr-defined]
 
 
 def _root(total: float, count: float) -> float | None:

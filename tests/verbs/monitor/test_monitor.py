@@ -22,7 +22,9 @@ def net(width: int = 16) -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, width), nn.ReLU(inplace=True), nn.Dropout(0.2), nn.Linear(width, 3))
 
 
-def train(model: nn.Module, steps: int, optimizer: Any = None, zero: bool = True, clip: float | None = None) -> list[float]:
+def train(
+    model: nn.Module, steps: int, optimizer: Any = None, zero: bool = True, clip: float | None = None
+) -> list[float]:
     optimizer = optimizer or torch.optim.Adam(model.parameters(), 1e-2)
     generator, losses = torch.Generator().manual_seed(1), []
     for _ in range(steps):
