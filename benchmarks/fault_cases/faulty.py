@@ -36,20 +36,20 @@ def normal(std: float) -> Any:
 
 
 # ---- scale ---------------------------------------------------------------------------------------------------
-@fault("F01", "vanishing", "0", stuck(0.9))
+@fault("F01", "vanishing", "0", stuck(0.9, 100))
 def f01(s: Size) -> Setup:
     """20 sigmoid layers, default initialisation"""
     return classified(mlp(20 * s.deep, 64 * s.wide, nn.Sigmoid))
 
 
-@fault("F02", "vanishing", "0", stuck(0.9))
+@fault("F02", "vanishing", "0", stuck(0.9, 100))
 def f02(s: Size) -> Setup:
     """30 tanh layers, N(0, .02^2)"""
     # At the width of 64: .02 is a gain of .16; the same gain at other widths.
     return classified(mlp(30 * s.deep, 64 * s.wide, nn.Tanh, init=normal(0.02 / s.wide**0.5)))
 
 
-@fault("F03", "vanishing", "0", stuck(0.9))
+@fault("F03", "vanishing", "0", stuck(0.9, 100))
 def f03(s: Size) -> Setup:
     """40 ReLU layers, PyTorch's default initialisation"""
     return classified(mlp(40 * s.deep, 64 * s.wide, nn.ReLU))

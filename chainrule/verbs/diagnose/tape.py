@@ -108,7 +108,7 @@ class Tape(ProxyTorchDispatchMode):
         if self._running:
             module, path, _ = self._running[-1]
             for own, p in module._parameters.items():
-                if p is tensor:
+                if p is tensor and id(module) in self._paths:
                     name = f"{path}.{own}" if path else own
                     self.adopted[name] = value
                     return f"parameter {name}"
