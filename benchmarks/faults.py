@@ -29,6 +29,20 @@ from benchmarks.fault_cases.by_hand import BY_HAND
 from benchmarks.fault_cases.sound import TABLE
 from benchmarks.fault_cases.table import Fault, Setup, Size
 
+FOLDER = Path(__file__).parent / "fault_cases" / "scripts"
+# training script -> kind and place of what is planted in it; ``--sound`` leaves it out
+SCRIPTS: dict[str, tuple[str, str]] = {
+    "plain": ("loss_pairing", "softmax"),
+    "amp": ("cut", "amp.py:22"),
+    "accumulation": ("clipping", "the training loop"),
+    "trainer": ("masked_labels", "cross_entropy"),
+    "gan": ("cut", "gan.py:25"),
+    "accelerated": ("unregistered", "hidden"),
+    "forgetful": ("accumulating", "the training loop"),
+    "two_models": ("not_in_optimizer", "decoder"),
+    "regression": ("broadcast", "regression.py:20"),
+    "logarithm": ("nonfinite", "logarithm.py:20"),
+}
 SEVERITIES = ("info", "warning", "error")
 
 
@@ -131,6 +145,27 @@ def healthy(names: list[str], every: list[Size]) -> int:
     return alarms
 
 
+def scripts() -> None:
+    """The ten training scripts, run as they are by the command line, with what is planted and without."""
+    print(f"\n{'script':16}{'planted':20}{'found':52}{'without it':12}")
+    right = alarms = 0
+    for name, (kind, where) in SCRIPTS.items():
+        found = [_command(FOLDER / f"{name}.py", *extra) for extra in ((), ("--sound",))]
+        serious, rest = ([f for f in r["findings"] if f["severity"] != "info"] for r in found)
+        good = [f["kind"] for f in serious] == [kind] and where in f"{serious[0]['where']} {serious[0]['source']}"
+        right += good
+        alarms += len(rest)
+        said = "; ".join(f"{f['kind']} at {f['where']}" for f in serious) or "nothing"
+        print(f"{name:16}{kind:20}{said[:50]:52}{', '.join(f['kind'] for f in rest) or 'nothing':12}")
+    print(f"scripts: {right} of {len(SCRIPTS)} found with no edit; {alarms} findings without the fault")
+
+
+def _command(script: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "chainrule", "diagnose", "--json", str(script), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    return json.loads(run.stdout) if run.stdout.startswith("{") else {"findings": []}
+
+
 def peer(python: str, names: list[str], sound: list[str]) -> None:
     """torchtest2 on the same cases: how many it fails or warns about, and in how many it names a cause of ours."""
     script = Path(__file__).parent / "fault_cases" / "peer_torchtest2.py"
@@ -176,6 +211,8 @@ def main() -> None:
           f"hand); "
           f"{counts['seconds'] / total:.2f} s each")  # fmt: skip
     print(f"healthy: {len(sound) * len(wide)} cases, {alarms} findings above info")
+    if not only:
+        scripts()
     if given.peer:
         peer(given.peer, names, sound)
 

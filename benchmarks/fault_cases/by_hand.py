@@ -31,7 +31,7 @@ def clipped(setup: Setup, finding: Any) -> Setup:
         loss.backward()
         nn.utils.clip_grad_norm_(setup.model.parameters(), limit)
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     setup.step = step
     return setup

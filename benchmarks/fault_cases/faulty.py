@@ -335,7 +335,7 @@ def f37(s: Size) -> Setup:
         loss = setup.forward()
         loss.backward()
         setup.optimizer.step()  # type: ignore[union-attr]
-        return float(loss)
+        return float(loss.detach())
 
     setup.step = step
     return setup
@@ -463,7 +463,7 @@ def f62(s: Size) -> Setup:
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1e-6)
         setup.optimizer.step()  # type: ignore[union-attr]
-        return float(loss)
+        return float(loss.detach())
 
     setup.step = step
     return setup

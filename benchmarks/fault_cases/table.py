@@ -52,7 +52,7 @@ class Setup:
                 continue
             self.optimizer.zero_grad()
             loss = self.forward()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             if loss.requires_grad:
                 loss.backward()
                 self.optimizer.step()

@@ -26,7 +26,7 @@ class Net(nn.Module):
 net = Net()
 optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
 scaler = torch.amp.GradScaler("cpu")
-for step in range(5):
+for _ in range(5):
     y = torch.randint(4, (16,))
     x = torch.randn(16, 1, 8, 8) + y[:, None, None, None]
     optimizer.zero_grad(set_to_none=True)

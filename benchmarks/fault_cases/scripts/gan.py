@@ -14,7 +14,7 @@ opt_d = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999)
 criterion = nn.BCEWithLogitsLoss()
 real, fake = torch.ones(32, 1), torch.zeros(32, 1)
 
-for step in range(10):
+for _ in range(10):
     data = torch.randn(32, 2) * 0.5 + 1
     sample = generator(torch.randn(32, 8))
     opt_d.zero_grad()

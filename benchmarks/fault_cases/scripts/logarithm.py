@@ -20,7 +20,7 @@ def nll(logits, labels):
     return -torch.log(picked).mean()
 
 
-for step in range(10):
+for _ in range(10):
     labels = torch.randint(4, (32,))
     x = torch.randn(32, 10) + labels[:, None]
     optimizer.zero_grad()

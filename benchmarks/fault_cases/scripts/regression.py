@@ -12,7 +12,7 @@ y = x @ torch.randn(5) + 0.1 * torch.randn(200)
 y = (y - y.mean()) / y.std()
 net = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 1))
 optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-for epoch in range(5):
+for _ in range(5):
     for k in range(0, 200, 50):
         prediction = net(x[k : k + 50])
         if sound:

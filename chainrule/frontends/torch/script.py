@@ -12,6 +12,7 @@ import contextlib
 import gc
 import runpy
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +157,7 @@ class Watch(TorchFunctionMode):
         self._kept: list[torch.Tensor] = []
         self._round: set[int] = set()
         self._known: set[int] | None = None
+        self._older = weakref.WeakSet(_optimizers())  # not the script's
         self.failure: ModelError | None = None
         self.backwards = 0
 
@@ -262,7 +264,7 @@ class Watch(TorchFunctionMode):
                     required="loss.backward() in this process, by Tensor.backward",
                     instead="file.py:function that returns cr.case(model, batch, loss, optimizer)",
                 )
-            others = [o for o in _optimizers() if o is not optimizer]
+            others = [o for o in _optimizers() if o is not optimizer and o not in self._older]
             autocast = next((e.autocast for s in mine for e in s.models if e.autocast is not None), None)
             grads = {id(p): p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None}
             for s in mine:
@@ -289,7 +291,7 @@ class Watch(TorchFunctionMode):
         self._round.add(id(optimizer))
         self.segments = [s for s in self.segments if not (moved & _learned(s))] if moved else []
         if self._known is None or id(optimizer) not in self._known:
-            self._known = {id(o) for o in _optimizers()}
+            self._known = {id(o) for o in _optimizers() if o not in self._older} | {id(optimizer)}
         if len(self._round) >= len(self._known):
             self.forget()
             self._round = set()

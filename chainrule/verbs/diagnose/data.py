@@ -31,7 +31,7 @@ def _assigned(subject: Subject, name: str, expression: str) -> Patch | None:
 
 def first_bad(tensor: torch.Tensor) -> tuple[int, ...] | None:
     """Where the first entry is that is not finite."""
-    if not tensor.is_floating_point() or tensor.is_sparse:
+    if not tensor.is_floating_point() or tensor.is_sparse or tensor.is_meta:
         return None
     bad = torch.nonzero(~torch.isfinite(tensor))
     return tuple(int(i) for i in bad[0]) if len(bad) else None

@@ -17,9 +17,12 @@ from chainrule.errors import ChainruleError
 from chainrule.frontends.torch import batch as convention
 from chainrule.verbs.diagnose.examination import Examination, replaced
 from chainrule.verbs.diagnose.tape import Tape
-from chainrule.verbs.diagnose.torch_ops import BATCH_STATISTICS, RECURRENT
+from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, RECURRENT
 from chainrule.verbs.diagnose.values import Call, Value, tensors_in
 from chainrule.verbs.kinds import Finding
+
+
+_ROW_BY_ROW = frozenset({"mul", "add", "sub", "div", "linear", "layer_norm", "dropout", *ACTIVATIONS})
 
 
 @dataclass(eq=False)
@@ -185,12 +188,15 @@ def _spread(
     except Exception as error:
         subject.notes.append(f"dependence between samples not checked: {type(error).__name__}")
         return None
-    call = None
-    for c in reversed(tape.calls):
-        own = [o for o in c.outputs if o in seen]
-        if own and not any(seen[o] for o in own) and any(seen.get(v, False) for v in c.inputs):
-            call = c
-            break
+    mixing = [
+        c
+        for c in reversed(tape.calls)
+        if (own := [o for o in c.outputs if o in seen])
+        and not any(seen[o] for o in own)
+        and any(seen.get(v, False) for v in c.inputs)
+    ]
+    # What is read twice is reached by way of both readers; one that works row by row is not what mixes.
+    call = next((c for c in mixing if c.name not in _ROW_BY_ROW), mixing[0] if mixing else None)
     if call is None and leaked:
         call = next((c for c in tape.calls if any(o in seen and not seen[o] for o in c.outputs)), None)
     first_data = [c for c in tape.calls if c.name == "embedding" and c.outputs[0] in seen]
