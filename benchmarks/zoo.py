@@ -31,7 +31,7 @@ def scalar(model, batch):
     if isinstance(output, torch.Tensor):
         return output.float().square().mean()
     tensors = [t for t in (output.values() if hasattr(output, "values") else output) if isinstance(t, torch.Tensor)]
-    return sum(t.float().square().mean() for t in tensors if t.is_floating_point())
+    return torch.stack([t.float().square().mean() for t in tensors if t.is_floating_point()]).sum()
 
 
 def one(name: str, make, optimizer: bool):

@@ -322,7 +322,7 @@ def grows(s: Setup) -> bool:
             q.copy_(value)
     s.model.zero_grad()
     s.forward().backward()
-    return torch.allclose(seen[0], left + p.grad, rtol=1e-4, atol=1e-7) and bool(left.any())
+    return p.grad is not None and torch.allclose(seen[0], left + p.grad, rtol=1e-4, atol=1e-7) and bool(left.any())
 
 
 @fault("F37", "accumulating", "", grows)

@@ -124,7 +124,7 @@ def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
         except TypeError:
             return made
     if hasattr(value, "_fields"):
-        return type(value)(*(mapped(v, change) for v in value))
+        return type(value)(*(mapped(v, change) for v in value))  # type: ignore[call-arg]
     if type(value) in (list, tuple):
         return type(value)(mapped(v, change) for v in value)
     return value

@@ -84,7 +84,7 @@ class Roots(nn.Module):
 
 
 def _container(captured: Captured, segment: Segment, learned: list[torch.Tensor]) -> nn.Module:
-    together = Roots()
+    together: Any = Roots()
     for k, root in enumerate(segment.roots):
         name = captured.names.get(id(root), f"{type(root).__name__.lower()}_{k + 1}")
         together._modules[name if name not in together._modules else f"{name}_{k + 1}"] = root

@@ -155,6 +155,7 @@ def strip_of(e: Examination, findings: list[Finding]) -> tuple[LayerSignal, ...]
                 float(live.dead.float().mean()) if live is not None else None,
                 live.squashed if live is not None else None,
                 marked.get(x.name, ""),
+                x.value in e.path,
             )
         )
     return tuple(rows)

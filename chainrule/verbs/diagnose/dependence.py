@@ -21,7 +21,6 @@ from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, RE
 from chainrule.verbs.diagnose.values import Call, Value, tensors_in
 from chainrule.verbs.kinds import Finding
 
-
 _ROW_BY_ROW = frozenset({"mul", "add", "sub", "div", "linear", "layer_norm", "dropout", *ACTIVATIONS})
 
 

@@ -210,7 +210,7 @@ def replaced(value: Any, change: Any) -> Any:
         made = {k: replaced(v, change) for k, v in value.items()}
         return made if type(value) is dict else type(value)(made)
     if hasattr(value, "_fields"):
-        return type(value)(*(replaced(v, change) for v in value))
+        return type(value)(*(replaced(v, change) for v in value))  # type: ignore[call-arg]
     if isinstance(value, (list, tuple)):
         return type(value)(replaced(v, change) for v in value)
     return value

@@ -12,7 +12,8 @@ CHECKED = tuple(KINDS)
 
 @dataclass(frozen=True)
 class LayerSignal:
-    """One weight layer in the strip: its name, rms of its output and of the gradient there, dead and squashed share."""
+    """One weight layer in the strip: its name, rms of its output and of the gradient there, dead and squashed share,
+    the kind of finding there, and whether the gradient of the loss reaches it."""
 
     name: str
     forward: float
@@ -20,6 +21,7 @@ class LayerSignal:
     dead: float | None = None
     squashed: float | None = None
     finding: str = ""
+    reached: bool = True
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import _foreach_norm, nn  # type: ignore[attr-defined]
 
 from chainrule.errors import ModelError
 from chainrule.verbs.diagnose.sharding import own_part
@@ -236,7 +236,7 @@ def finite(parameters: list[torch.Tensor]) -> bool:
         return True
     if len(grads) == 1:
         return math.isfinite(float(grads[0].sum())) or bool(torch.isfinite(grads[0]).all())
-    norms = torch.stack(torch._foreach_norm(grads, math.inf))
+    norms = torch.stack(_foreach_norm(grads, math.inf))
     return math.isfinite(float(norms.sum())) or bool(torch.isfinite(norms).all())
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import _foreach_norm, _foreach_sub, nn  # type: ignore[attr-defined]
 
 from chainrule.verbs.diagnose.sharding import own_part
 from chainrule.verbs.diagnose.values import tensors_in
@@ -104,9 +104,9 @@ class Measurement:
         pairs = [(own_part(p.grad), g) for p, g in zip(self.parameters, previous, strict=False)
                  if p.grad is not None and g is not None and not p.grad.is_sparse]  # fmt: skip
         self.products = [torch.dot(a.flatten(), b.flatten()) for a, b in pairs]
-        self.earlier = torch._foreach_norm([b for _, b in pairs]) if pairs else []
+        self.earlier = _foreach_norm([b for _, b in pairs]) if pairs else []
         grads = [own_part(p.grad) for p in self.parameters if p.grad is not None and not p.grad.is_sparse]
-        self.norms = torch._foreach_norm(grads) if grads else []
+        self.norms = _foreach_norm(grads) if grads else []
         small = self._small
         if small is not None and small.grad is not None and self.unclipped:
             self.unclipped[1] = own_part(small.grad.detach()).norm()
@@ -119,8 +119,8 @@ class Measurement:
         seen = range(len(self.names))
         now = [own_part(p.detach()) for p in parameters]
         old = [own_part(t) for t in before]
-        changes = torch._foreach_norm(torch._foreach_sub(now, old)) if old else []
-        sizes = torch._foreach_norm(old) if old else []
+        changes = _foreach_norm(_foreach_sub(now, old)) if old else []
+        sizes = _foreach_norm(old) if old else []
         zero = self.forward[0][0].new_zeros(()) if self.forward else torch.zeros(())
         rows = [
             [self.forward[k][0] for k in seen],
