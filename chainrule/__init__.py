@@ -23,6 +23,7 @@ _EXPORTS = {
     "case": "chainrule.verbs.case",
     "chain": "chainrule.verbs.chain",
     "diagnose": "chainrule.verbs.diagnose",
+    "monitor": "chainrule.verbs.monitor",
     "fit": "chainrule.verbs.fit",
     "compile_step": "chainrule.verbs.fit",
     "compile_forward": "chainrule.verbs.fit",

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 import click
 
 from chainrule.cli.arguments import emit, formula_argument, formula_text, json_option, shape_option
 from chainrule.cli.group import FAULT, FINE, with_debug
 from chainrule.cli.progress import working
-from chainrule.cli.target import is_target, load_case, output_on_stderr, require_torch
+from chainrule.cli.target import is_target, load_case, output_on_stderr, require_torch, script_of
 from chainrule.errors import ChainruleError
 
-_TARGET = click.argument("target", metavar="FILE.py:FUNCTION")
+_TARGET = click.argument("target", metavar="TARGET")
+_ARGUMENTS = click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+_AT_STEP = click.option(
+    "--at-step", type=click.IntRange(1), default=1, show_default=True, help="Of a script: which optimizer step."
+)
+
+
+def _no_arguments(target: str, arguments: tuple[str, ...]) -> None:
+    """Arguments are a script's."""
+    if arguments:
+        raise click.UsageError(f"no such option or argument for {target}: {' '.join(arguments)}")
 
 
 @click.command()
@@ -49,8 +60,10 @@ def chain(
     return FINE
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})
 @_TARGET
+@_ARGUMENTS
+@_AT_STEP
 @click.option(
     "--fail-on",
     type=click.Choice(["error", "warning"]),
@@ -60,15 +73,39 @@ def chain(
 )
 @json_option
 @with_debug
-def diagnose(target: str, fail_on: str, as_json: bool) -> int:
+def diagnose(target: str, arguments: tuple[str, ...], at_step: int, fail_on: str, as_json: bool) -> int:
     """What keeps a model from training: cause, layer and fix; exit code 1 if anything does.
 
-    The function returns chainrule.case(model, batch, loss, optimizer), or these by name in a dict.
+    TARGET is a training script as it is (its own ARGUMENTS follow), which is run up to its first optimizer step; a
+    recording (crash.pt) that a monitor wrote; or file.py:function, a function that returns
+    chainrule.case(model, batch, loss, optimizer), or these by name in a dict.
+
+    \b
+      chainrule diagnose train.py --lr 0.1
+      chainrule diagnose model.py:build
     """
-    case = load_case(target, "diagnose")
-    with output_on_stderr(), working("diagnosing"):
-        result = case.diagnosis
-    emit(result, as_json)
+    script = script_of(target)
+    if Path(target).suffix == ".pt":
+        require_torch("diagnose")
+        from chainrule.verbs.diagnose.of_recording import diagnose_recording
+
+        with output_on_stderr(), working("replaying"):
+            program = load_case(arguments[0], "diagnose") if arguments else None
+            result = diagnose_recording(Path(target), program)
+    elif script is not None:
+        require_torch("diagnose")
+        from chainrule.verbs.diagnose.of_script import diagnose_script
+
+        with output_on_stderr(), working("running the script"):
+            result = diagnose_script(script, arguments, at_step)
+    else:
+        _no_arguments(target, arguments)
+        case = load_case(target, "diagnose")
+        with output_on_stderr(), working("diagnosing"):
+            result = case.diagnosis
+    from chainrule.render.diagnosis import diagnosis_lines
+
+    emit(result, as_json, "\n".join(diagnosis_lines(result)))
     return FAULT if result.worst(fail_on) else FINE
 
 
