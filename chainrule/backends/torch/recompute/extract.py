@@ -1,0 +1,225 @@
+"""The planner's problem, from the lines of a program: every line runs once on fake tensors, which have no data.
+
+What a line allocates, what its results share with its operands, how many operations it makes and how many bytes it
+moves are read off the run; nothing about an op has to be known. Lines come from our own joint graph or from a graph of
+torch.fx; both are the same to the planner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from chainrule.planning.problem import Problem, Task
+
+Value = Hashable  # a node of a graph: what a variable of the emitted source holds
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One statement.
+
+    Attributes:
+        name: for tables. reads: values it refers to. writes: values it assigns. run: the statement on tensors.
+        module: dotted path of the module that it belongs to, where known.
+        again: whether it may run twice. state: bytes of generator state that a second run needs.
+    """
+
+    name: str
+    reads: tuple[Value, ...]
+    writes: tuple[Value, ...]
+    run: Callable[[Sequence[Any]], Sequence[Any]]
+    module: str = ""
+    again: bool = True
+    state: int = 0
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Seconds of a line: the slower of arithmetic and memory traffic, and what a call costs.
+
+    Attributes:
+        flops: operations per second of products (two per multiplication). bytes: moved per second. call: seconds.
+        known: seconds measured on this machine, by what was run; they win.
+    """
+
+    flops: float
+    bytes: float
+    call: float = 0.0
+    known: Mapping[Any, float] = field(default_factory=dict)
+
+    def seconds(self, flops: float, moved: float) -> float:
+        return max(flops / self.flops, moved / self.bytes) + self.call
+
+
+# One core of a server processor in float32: products near 50 GFlop/s, memory near 10 GB/s.
+CPU = Prices(5e10, 1e10, 3e-6)
+CUDA = Prices(1e14, 1.5e12, 5e-6)
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """A problem and where its tasks and storages come from.
+
+    Attributes:
+        lines: those of the program. line_of: task -> line. made_by: value -> its line.
+        storage_of: value -> its storages. view_of: line -> True where it makes views alone.
+    """
+
+    problem: Problem
+    lines: tuple[Line, ...]
+    line_of: tuple[int, ...]
+    made_by: Mapping[Value, int]
+    storage_of: Mapping[Value, tuple[int, ...]]
+    views: frozenset[int]
+    flops: tuple[float, ...]  # per task
+    moved: tuple[float, ...]
+
+
+def extract(
+    lines: Sequence[Line],
+    forward: int,
+    given: Mapping[Value, Any],
+    cotangents: Sequence[Value],
+    returned: Sequence[Value],
+    gradients: Sequence[Value],
+    prices: Prices = CPU,
+) -> Extraction:
+    """The problem of a program.
+
+    Args:
+        lines: in order; the first ``forward`` are the forward pass. given: value -> fake tensor of every input.
+        cotangents: inputs of the backward pass. returned, gradients: what leaves the passes.
+    """
+    meter = Meter()
+    held: dict[Value, Any] = dict(given)
+    numbers: dict[Any, int] = {}
+    sizes: list[int] = []
+    keep: list[Any] = []  # storages stay alive here, so that no two have one address
+
+    def storages(value: Any) -> tuple[int, ...]:
+        found: list[int] = []
+        for tensor in tensors_in(value):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in numbers:
+                numbers[key] = len(sizes)
+                sizes.append(storage.nbytes())
+                keep.append(storage)
+            found.append(numbers[key])
+        return tuple(dict.fromkeys(found))
+
+    storage_of = {v: storages(t) for v, t in held.items()}
+    resident = {s for v, t in storage_of.items() if v not in set(cotangents) for s in t}
+    tasks: list[Task] = []
+    modules: list[str] = []
+    line_of: list[int] = []
+    made_by: dict[Value, int] = {}
+    views: set[int] = set()
+    flops: list[float] = []
+    moved: list[float] = []
+    first_backward = None
+    for at, line in enumerate(lines):
+        if at == forward:
+            first_backward = len(tasks)
+        before = len(sizes)
+        with meter:
+            results = line.run([held[v] for v in line.reads])
+        for value, result in zip(line.writes, results, strict=True):
+            held[value] = result
+            storage_of[value] = storages(result)
+            made_by[value] = at
+        fresh = range(before, len(sizes))
+        count, traffic = meter.take()
+        if not fresh and not meter_worth(line, storage_of):
+            views.add(at)
+            continue
+        reads = tuple(dict.fromkeys(s for v in line.reads for s in storage_of[v]))
+        tasks.append(
+            Task(line.name, reads, tuple(fresh), prices.seconds(count, traffic), 0, line.again, line.state)
+        )
+        modules.append(line.module)
+        line_of.append(at)
+        flops.append(count)
+        moved.append(traffic)
+
+    def of(values: Sequence[Value]) -> frozenset[int]:
+        return frozenset(s for v in values for s in storage_of.get(v, ()))
+
+    problem = Problem(
+        tuple(tasks),
+        tuple(sizes),
+        len(tasks) if first_backward is None else first_backward,
+        frozenset(resident),
+        of(cotangents) - frozenset(resident),
+        of(returned) - frozenset(resident),
+        of(gradients) - frozenset(resident),
+        tuple(modules),
+    )
+    return Extraction(
+        problem, tuple(lines), tuple(line_of), made_by, storage_of, frozenset(views), tuple(flops), tuple(moved)
+    )
+
+
+def meter_worth(line: Line, storage_of: Mapping[Value, tuple[int, ...]]) -> bool:
+    """Whether a line without a storage of its own still has to run once (it returns nothing that is a tensor)."""
+    return not any(storage_of[v] for v in line.writes)
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested tuples and lists."""
+    return (t for t in tree_leaves(value) if isinstance(t, torch.Tensor))
+
+
+class Meter(TorchDispatchMode):
+    """Operations and bytes moved by what runs below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.moved = 0.0
+
+    def take(self) -> tuple[float, float]:
+        """What was counted since the last time."""
+        found = self.flops, self.moved
+        self.flops = self.moved = 0.0
+        return found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        given = list(tensors_in((args, kwargs)))
+        found = list(tensors_in(out))
+        old = {t.untyped_storage()._cdata for t in given}
+        if found and all(t.untyped_storage()._cdata in old for t in found) and not func._schema.is_mutable:
+            return out  # a view
+        count = flop_registry.get(func._overloadpacket) or _ATTENTION.get(func._overloadpacket.__name__)
+        if count is not None:
+            self.flops += float(count(*args, **kwargs, out_val=out))
+        self.moved += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in (*given, *found))
+        return out
+
+
+def _attention(factor: float) -> Callable[..., float]:
+    def flops(*args: Any, **_: Any) -> float:
+        q, k, v = (t for t in list(tensors_in(args))[:3])
+        b, h, s, d = q.shape
+        return factor * b * h * s * k.shape[2] * (d + v.shape[3])
+
+    return flops
+
+
+def _attention_backward(grad: Any, *args: Any, **_: Any) -> float:
+    return _attention(5.0)(*args)
+
+
+# torch's own counter does not know its attention kernels for processors: 2 products forward, 5 backward.
+_ATTENTION = {
+    "_scaled_dot_product_flash_attention_for_cpu": _attention(2.0),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+}
