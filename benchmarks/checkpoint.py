@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from time import perf_counter
+from time import process_time
 
 import torch
 from torch import fx
@@ -27,10 +27,10 @@ BUDGETS = (1.0, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.0)
 def torch_schedule(module: fx.GraphModule, fakes: list, budget: float, extraction: Extraction) -> tuple[Schedule, float]:
     """What torch's partitioner does with a budget, as a schedule, and its seconds."""
     copy = fx.GraphModule(module, _copied(module.graph))
-    start = perf_counter()
+    start = process_time()
     with config.patch(activation_memory_budget=budget):
         forward, backward = min_cut_rematerialization_partition(copy, fakes, num_fwd_outputs=1)
-    seconds = perf_counter() - start
+    seconds = process_time() - start
     task = {str(line.writes[0]): t for t, at in enumerate(extraction.line_of) for line in [extraction.lines[at]]}
     ahead = [task[n.name] for n in forward.graph.nodes if n.op == "call_function" and n.name in task]
     behind = [task[n.name] for n in backward.graph.nodes if n.op == "call_function" and n.name in task]
@@ -50,14 +50,14 @@ def main(names: list[str]) -> None:
         module, fakes = joint(*made(name))
         module.graph = fx_graph_cse(module.graph)
         module.recompile()
-        start = perf_counter()
+        start = process_time()
         extraction = extract_fx(module.graph, 1)
-        extracted = perf_counter()
+        extracted = process_time()
         problem = extraction.problem
         found = frontier(problem)
-        planned = perf_counter()
+        planned = process_time()
         bound = found.bound
-        bounded = perf_counter()
+        bounded = process_time()
         step = problem.cost
         print(
             f"{name}: {len(module.graph.nodes)} nodes, {len(problem.tasks)} tasks, extracted {extracted - start:.2f} s, "
@@ -73,7 +73,7 @@ def main(names: list[str]) -> None:
                 f"again {100 * theirs.again / step:6.2f} %   ours {ours.peak / 1e6:7.1f} MB {100 * ours.again / step:6.2f} %  bound {100 * low / step:6.2f} %"
             )
         for part in (0.5, 0.25):
-            ours = found.within(found.plans[0].peak * part)
+            ours = found.within(max(found.plans[0].peak * part, found.plans[-1].peak))
             print(f"  at {part}: {ours.peak/1e6:.1f} MB {100*ours.again/step:.2f} bound {100*bound.at(found.plans[0].peak*part)/step:.2f}")
 
 

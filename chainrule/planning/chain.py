@@ -2,7 +2,7 @@
 
 Finishing blocks a to b with the input of a at hand and m bytes is one of
 
-    run a with one of its options, finish a + 1 to b, run a backwards, or
+    run a (or a few blocks from a on as one) with one of its options, finish what is behind, run it backwards, or
     run a to j - 1 keeping nothing, keep the input of j, finish j to b, and then finish a to j - 1, whose forward pass
     runs once more: this nests.
 
@@ -25,7 +25,9 @@ from chainrule.planning.blocks import Block, Chain
 from chainrule.planning.options import Inside, Option, missing, options
 from chainrule.planning.problem import Problem, Schedule
 
-_SLOTS = 640
+_SLOTS = 1000
+_TOGETHER, _TASKS_TOGETHER, _MAX_CHOICES = 8, 64, 90  # blocks taken as one
+_LABEL = 1000  # of a choice: length times this, plus the option; -d for a checkpoint d blocks on
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Cost by slots of memory, and what was chosen: an option (>= 0) or ``-d`` for a checkpoint d blocks on."""
+    """Cost by slots of memory, and what was chosen (see ``_LABEL``)."""
 
     cost: np.ndarray
     choice: np.ndarray
@@ -55,94 +57,124 @@ class ChainPlanner:
         """``limit``: bytes beyond which memory is no question."""
         self.problem, self.chain = problem, chain
         self.blocks = chain.blocks
-        self.unit = max(limit, 1) / slots
-        self.slots = slots
-        self.inside = [Inside(problem, b, chain.pinned) for b in self.blocks]
-        self.first_of: dict[int, int] = {}
-        self.choices: dict[int, Choice] = {}
-        for k, block in enumerate(self.blocks):
-            if block.kind not in self.choices:
-                self.first_of[block.kind] = k
-                self.choices[block.kind] = self._choice(self.inside[k])
+        self.unit = _unit(problem, limit, slots)
+        self.slots = int(limit / self.unit) + 1
         self.change = np.array([b.change for b in self.blocks], dtype=np.int64)
         self.enters = [self._size(b.enters) for b in self.blocks]
-        self.tables: dict[tuple[int, int], Table] = {}
-        self._by_kinds: dict[object, Table] = {}
+        self._insides: dict[tuple[int, int], Inside] = {}
+        self._choices: dict[int, Choice] = {}  # by the number of a run of kinds
+        self._origin: dict[int, int] = {}  # the first block of the first such run
         self._names: dict[object, int] = {}
         self._names_of: dict[tuple[int, int], int] = {}
+        self.tables: dict[tuple[int, int], Table] = {}
+        self._by_kinds: dict[object, Table] = {}
+        self._lengths: dict[int, list[int]] = {}
+        self._orders: dict[tuple[int, int, frozenset[int]], list[int]] = {}
+        self._images: dict[tuple[int, int], dict[int, int]] = {}
         self._fill()
+
+    def inside(self, a: int, length: int = 1) -> Inside:
+        """Blocks a to a + length - 1 as one."""
+        if (a, length) not in self._insides:
+            self._insides[a, length] = Inside(self.problem, merged(self.blocks[a : a + length]), self.chain.pinned)
+        return self._insides[a, length]
+
+    def choices(self, a: int, length: int = 1) -> Choice:
+        """What blocks a to a + length - 1 can do as one; runs of the same kinds share it."""
+        name = self._names_of[a, a + length - 1]
+        if name not in self._choices:
+            self._choices[name] = self._choice(self.inside(a, length))
+            self._origin[name] = a
+        return self._choices[name]
+
+    def lengths(self, a: int) -> list[int]:
+        """How many blocks from a on are worth taking as one."""
+        if a not in self._lengths:
+            found = [1]
+            tasks = len(self.blocks[a].forward)
+            for length in range(2, min(_TOGETHER, len(self.blocks) - a) + 1):
+                tasks += len(self.blocks[a + length - 1].forward)
+                if tasks > _TASKS_TOGETHER:
+                    break
+                name = self._names_of.get((a, a + length - 1))
+                if name not in self._choices and len(self._choices) >= _MAX_CHOICES:
+                    break
+                found.append(length)
+            self._lengths[a] = found
+        return self._lengths[a]
 
     def _size(self, s: int | None) -> int:
         free = s is None or s in self.problem.resident or s in self.chain.pinned
         return 0 if free else self.problem.sizes[s]  # type: ignore[index]
 
-    def _slot(self, size: float) -> int:
+    def slot(self, size: float) -> int:
+        """Bytes in slots, to the nearest: the simulator judges the outcome."""
         return round(size / self.unit)
 
     def _choice(self, inside: Inside) -> Choice:
         found = options(inside)
-        nothing = min(range(len(found)), key=lambda k: (found[k].held, -found[k].again))
+        nothing = min(range(len(found)), key=lambda k: (len(found[k].saved), found[k].held))
         found = [found[nothing], *(o for k, o in enumerate(found) if k != nothing)]
         cost = lambda o: sum(inside.whole.tasks[t].cost for t in inside.rerun(o.saved))  # noqa: E731
         return Choice(
             tuple(found),
-            np.array([self._slot(o.held) for o in found]),
+            np.array([self.slot(o.held) for o in found]),
             np.array([o.again for o in found]),
             np.array([cost(o) for o in found]),
-            np.array([self._slot(o.forward_peak) for o in found]),
-            np.array([self._slot(o.backward_peak) for o in found]),
+            np.array([self.slot(o.forward_peak) for o in found]),
+            np.array([self.slot(o.backward_peak) for o in found]),
         )
 
     def _fill(self) -> None:
         n = len(self.blocks)
         for b in range(n):
             for a in range(b, -1, -1):
-                first = b == n - 1
-                key = (first, self._name(a, b))
-                table = self._by_kinds.get(key)
-                if table is None:
-                    table = self._by_kinds[key] = self._table(a, b, first)
-                self.tables[a, b] = table
-
-    def _name(self, a: int, b: int) -> int:
-        """A number for the kinds of blocks a to b."""
-        kind = self.blocks[a].kind
-        key = (kind,) if a == b else (kind, self._names_of[a + 1, b])
-        name = self._names.setdefault(key, len(self._names))
-        self._names_of[a, b] = name
-        return name
+                key = (self.blocks[a].kind,) if a == b else (self.blocks[a].kind, self._names_of[a + 1, b])
+                self._names_of[a, b] = self._names.setdefault(key, len(self._names))
+        for b in range(n):
+            for a in range(b, -1, -1):
+                key = (b == n - 1, self._names_of[a, b])
+                if key not in self._by_kinds:
+                    self._by_kinds[key] = self._table(a, b, b == n - 1)
+                self.tables[a, b] = self._by_kinds[key]
 
     def _table(self, a: int, b: int, first: bool) -> Table:
         m = np.arange(self.slots + 1)
         cost = np.full(self.slots + 1, np.inf)
         choice = np.zeros(self.slots + 1, dtype=np.int32)
-        own = self.choices[self.blocks[a].kind]
-        if a == b:
-            if first:
+        for length in self.lengths(a):
+            c = a + length - 1  # the last of those taken as one
+            if c > b:
+                break
+            own = self.choices(a, length)
+            label = length * _LABEL
+            if c == b and not first:  # its output is not needed any more: its backward pass remakes what it reads
+                _better(cost, choice, np.where(m >= own.backward[0], own.again[0], np.inf), label)
+            elif c == b:
                 needs = np.maximum(own.forward, own.backward)
                 for k in range(len(own.options)):
-                    _better(cost, choice, np.where(m >= needs[k], own.again[k], np.inf), k)
+                    _better(cost, choice, np.where(m >= needs[k], own.again[k], np.inf), label + k)
             else:
-                _better(cost, choice, np.where(m >= own.backward[0], own.again[0], np.inf), 0)
-            return Table(cost, choice)
-        rest = self.tables[a + 1, b].cost
-        later = self._slot(float(self.change[a + 1 : b + 1].sum()))
-        for k in range(len(own.options)):
-            least = max(own.forward[k], own.backward[k] + later)
-            extra = own.again[k] + (0.0 if first else own.rerun[k])
-            _better(cost, choice, np.where(m >= least, _shifted(rest, int(own.held[k])) + extra, np.inf), k)
-        least, extra, grown = 0, 0.0, float(self.change[a : b + 1].sum())
+                rest = self.tables[c + 1, b].cost
+                later = self.slot(float(self.change[c + 1 : b + 1].sum()))
+                least = np.maximum(own.forward, own.backward + later)
+                extra = own.again + (0.0 if first else own.rerun)
+                for k in range(len(own.options)):
+                    found = _shifted(rest, int(own.held[k])) + extra[k]
+                    found[: max(0, min(int(least[k]), len(found)))] = np.inf
+                    _better(cost, choice, found, label + k)
+        least_forward, extra_forward, grown = 0, 0.0, float(self.change[a : b + 1].sum())
         for j in range(a + 1, b + 1):
-            before = self.choices[self.blocks[j - 1].kind]
-            coming = 0 if j - 1 == a else self._slot(self.enters[j - 1])
-            least = max(least, int(before.forward[0]) + coming)
-            extra += 0.0 if first else float(before.rerun[0])
+            before = self.choices(j - 1)
+            coming = 0 if j - 1 == a else self.slot(self.enters[j - 1])
+            least_forward = max(least_forward, int(before.forward[0]) + coming)
+            extra_forward += 0.0 if first else float(before.rerun[0])
             grown -= float(self.change[j - 1])
             right = self.tables[j, b].cost
             left = self.tables[a, j - 1].cost
-            total = _shifted(right, self._slot(self.enters[j])) + _shifted(left, self._slot(grown)) + extra
-            if least:
-                total[: min(least, len(total))] = np.inf
+            total = _shifted(right, self.slot(self.enters[j])) + _shifted(left, self.slot(grown)) + extra_forward
+            if least_forward > 0:
+                total[: min(least_forward, len(total))] = np.inf
             _better(cost, choice, total, a - j)
         return Table(cost, choice)
 
@@ -156,15 +188,48 @@ class ChainPlanner:
         """The schedule that was found for so much memory."""
         return Writer(self).write(slots)
 
-    def saved(self, k: int, option: int) -> frozenset[int]:
-        """The storages of an option in block k."""
-        kind = self.blocks[k].kind
-        chosen = self.choices[kind].options[option].saved
-        origin = self.first_of[kind]
-        if origin == k:
+    def backward_order(self, a: int, length: int, saved: frozenset[int]) -> list[int]:
+        """The backward pass of blocks a to a + length - 1 with its recomputation."""
+        key = (a, length, saved)
+        if key not in self._orders:
+            self._orders[key] = self.inside(a, length).backward_order(saved)
+        return self._orders[key]
+
+    def saved(self, a: int, length: int, option: int) -> frozenset[int]:
+        """The storages of an option of blocks a to a + length - 1."""
+        chosen = self.choices(a, length).options[option].saved
+        origin = self._origin[self._names_of[a, a + length - 1]]
+        if origin == a:
             return chosen
-        image = corresponding(self.problem, self.blocks[origin], self.blocks[k])
+        if (a, length) not in self._images:
+            one, other = self.inside(origin, length).block, self.inside(a, length).block
+            self._images[a, length] = corresponding(self.problem, one, other)
+        image = self._images[a, length]
         return frozenset(image[s] for s in chosen)
+
+
+def _unit(problem: Problem, limit: int, slots: int) -> float:
+    """Bytes of a slot: about ``limit / slots``, such that most storages are whole numbers of slots."""
+    sizes, counts = np.unique([s for s in problem.sizes if s * slots > limit] or [1], return_counts=True)
+    units = max(limit, 1) / np.arange(slots * 0.7, slots * 1.3, max(slots / 500, 1.0))
+    parts = sizes[None, :] / units[:, None]
+    wrong = (np.abs(parts - np.rint(parts)) / parts) @ (counts * sizes)
+    return float(units[int(wrong.argmin())])
+
+
+def merged(blocks: Sequence[Block]) -> Block:
+    """Blocks in a row as one."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return Block(
+        tuple(t for b in blocks for t in b.forward),
+        tuple(t for b in blocks for t in b.early),
+        tuple(t for b in reversed(blocks) for t in b.backward),
+        blocks[0].enters,
+        blocks[-1].leaves,
+        -1,
+        sum(b.change for b in blocks),
+    )
 
 
 class Writer:
@@ -191,27 +256,27 @@ class Writer:
         p = self.planner
         first = b == len(p.blocks) - 1
         chosen = int(p.tables[a, b].choice[m])
-        if a == b:
-            saved = p.saved(a, chosen)
-            if not first:
-                return [("backward", a, frozenset())]
-            return [("forward", a, saved, True), ("turn",), ("backward", a, saved)]
-        if chosen >= 0:
-            saved = p.saved(a, chosen)
-            kind = p.choices[p.blocks[a].kind]
+        if chosen > 0:
+            length, option = divmod(chosen, _LABEL)
+            saved = p.saved(a, length, option)
+            if a + length - 1 == b:
+                if not first:
+                    return [("backward", a, length, frozenset())]
+                return [("forward", a, length, saved, True), ("turn",), ("backward", a, length, saved)]
+            held = int(p.choices(a, length).held[option])
             return [
-                ("forward", a, saved, first),
-                ("solve", a + 1, b, m - int(kind.held[chosen])),
-                ("backward", a, saved),
+                ("forward", a, length, saved, first),
+                ("solve", a + length, b, m - held),
+                ("backward", a, length, saved),
             ]
         j = a - chosen
-        grown = p._slot(float(p.change[j : b + 1].sum()))
+        grown = p.slot(float(p.change[j : b + 1].sum()))
         steps: list[tuple] = []
         for i in range(a, j):
-            steps.append(("forward", i, frozenset(), first))
+            steps.append(("forward", i, 1, frozenset(), first))
             if i > a:
                 steps.append(("drop", p.blocks[i].enters))
-        kept = m - p._slot(p.enters[j])
+        kept = m - p.slot(p.enters[j])
         steps += [("solve", j, b, kept), ("drop", p.blocks[j].enters)]
         steps.append(("solve", a, j - 1, min(m - grown, p.slots)))
         return steps
@@ -226,9 +291,9 @@ class Writer:
         if storage not in self.planner.chain.pinned and storage not in self.problem.resident:
             self.have.discard(storage)
 
-    def forward(self, k: int, saved: frozenset[int], first: bool) -> None:
-        """Runs block k forwards; ``saved`` and its output are kept."""
-        inside, pinned = self.planner.inside[k], self.planner.chain.pinned
+    def forward(self, k: int, length: int, saved: frozenset[int], first: bool) -> None:
+        """Runs ``length`` blocks from k on forwards; ``saved`` and its output are kept."""
+        inside, pinned = self.planner.inside(k, length), self.planner.chain.pinned
         tasks = list(inside.block.forward) if first else inside.rerun(saved)
         early = [t for t in inside.ahead(saved) if not self._there(t)]
         kept = saved | pinned | ({inside.block.leaves} if inside.block.leaves is not None else set())
@@ -239,17 +304,21 @@ class Writer:
     def _there(self, t: int) -> bool:
         return all(s in self.have for s in self.problem.tasks[t].writes)
 
-    def backward(self, k: int, saved: frozenset[int]) -> None:
-        """Runs block k backwards, recomputing what is not at hand just before it is needed."""
-        inside, pinned = self.planner.inside[k], self.planner.chain.pinned
+    def backward(self, k: int, length: int, saved: frozenset[int]) -> None:
+        """Runs ``length`` blocks from k on backwards, recomputing what is not at hand just before it is needed."""
+        inside, pinned = self.planner.inside(k, length), self.planner.chain.pinned
         made = inside.made
-        for t in inside.block.backward:
-            roots = [s for s in self.problem.tasks[t].reads if s in made]
-            for again in missing(self.problem, roots, self.have.__contains__, self.problem.writer):
-                self.order.append(again)
-                self.have.update(self.problem.tasks[again].writes)
-            self.order.append(t)
-            self.have.update(self.problem.tasks[t].writes)
+        if all(s in self.have for s in made if s in pinned):
+            self.order += self.planner.backward_order(k, length, saved)
+            self.have.update(s for t in inside.block.backward for s in self.problem.tasks[t].writes)
+        else:
+            for t in inside.block.backward:
+                roots = [s for s in self.problem.tasks[t].reads if s in made]
+                for again in missing(self.problem, roots, self.have.__contains__, self.problem.writer):
+                    self.order.append(again)
+                    self.have.update(self.problem.tasks[again].writes)
+                self.order.append(t)
+                self.have.update(self.problem.tasks[t].writes)
         for s in made:
             if s not in pinned:
                 self.have.discard(s)

@@ -17,10 +17,13 @@ from chainrule.errors import BudgetError
 from chainrule.planning.blocks import Chain, chain_of
 from chainrule.planning.bound import Bound
 from chainrule.planning.chain import ChainPlanner
+from chainrule.planning.improve import filled, fitted
 from chainrule.planning.problem import Problem, Schedule, unplanned
 from chainrule.planning.simulate import Timeline, simulate
 
-_PLANS = 160
+_PLANS = 250
+_SMALL, _PINNED = 150, 0.02  # tasks, and share of the peak, from which on local search is worth its time
+_TARGETS, _STARTS, _ABOVE = 24, 2, 1.2  # of the local search
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,27 @@ def frontier(problem: Problem) -> Frontier:
         for slots in _spread(planner.levels()):
             schedule = planner.schedule(slots)
             found.append(judged(problem, schedule))
+        pinned = sum(problem.sizes[s] for s in chain.pinned)
+        if len(problem.tasks) <= _SMALL or pinned > _PINNED * timeline.peak:
+            found += _improved(problem, front(found))
     return Frontier(problem, chain, front(found))
+
+
+def _improved(problem: Problem, plans: Sequence[Plan]) -> list[Plan]:
+    """Plans by local search, for a fixed ladder of peaks."""
+    most, least = plans[0].peak, plans[-1].peak
+    found: list[Plan] = []
+    for target in np.geomspace(least, most, _TARGETS).astype(int)[:-1]:
+        inside = next((p for p in plans if p.peak <= target), None)
+        above = [p for p in plans if target < p.peak <= target * _ABOVE]
+        starts = [above[round(i * (len(above) - 1) / (_STARTS - 1))] for i in range(_STARTS)] if above else []
+        for start in dict.fromkeys(starts):
+            schedule = fitted(problem, start.schedule, int(target))
+            if schedule is not None:
+                found.append(judged(problem, filled(problem, schedule, int(target))))
+        if inside is not None:
+            found.append(judged(problem, filled(problem, inside.schedule, int(target))))
+    return found
 
 
 def judged(problem: Problem, schedule: Schedule) -> Plan:

@@ -9,7 +9,8 @@ says what each choice needs while the block runs forwards and backwards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -51,12 +52,14 @@ class Inside:
         self.made = {s: t for t in self.first for s in problem.tasks[t].writes}
         self.free = problem.resident | pinned | ({block.enters} if block.enters is not None else set())
         self.wanted = [s for t in block.backward for s in problem.tasks[t].reads if s in self.made]
-        self._local()
+        self.id_of = {t: i for i, t in enumerate(self.first)}
+        self.end = len(self.first)
+        self.backward_ids = {t: self.end + 1 + i for i, t in enumerate(block.backward)}
 
-    def _local(self) -> None:
+    @cached_property
+    def local(self) -> Problem:
         """The block as a problem: what comes from outside is resident or a cotangent."""
         p, block = self.whole, self.block
-        first_ids = {t: i for i, t in enumerate(self.first)}
         tasks = [p.tasks[t] for t in self.first]
         end = Task("end", (block.leaves,) if block.leaves is not None else (), (), 0.0)
         tasks = [*tasks, end, *(p.tasks[t] for t in block.backward)]
@@ -66,7 +69,7 @@ class Inside:
         late = self._late()
         cotangents = frozenset(outside & late)
         lasting = frozenset(s for s in backward_made if s in p.gradients or self._read_below(s))
-        self.local = Problem(
+        return Problem(
             tuple(tasks),
             p.sizes,
             len(self.first) + 1,
@@ -75,11 +78,11 @@ class Inside:
             frozenset(),
             lasting,
         )
-        self.id_of = first_ids
-        self.end = len(self.first)
-        self.backward_ids = {t: self.end + 1 + i for i, t in enumerate(block.backward)}
-        self.entering = sum(p.sizes[s] for s in cotangents)
-        # cotangents that nobody reads behind this block die here; the others are held on by somebody else
+
+    @property
+    def entering(self) -> int:
+        """Bytes that the backward pass held before, of what this block reads."""
+        return sum(self.whole.sizes[s] for s in self.local.cotangents)
 
     def _late(self) -> set[int]:
         return _late_storages(self.whole)
@@ -262,11 +265,6 @@ def _best(found: list[Option]) -> list[Option]:
         ):
             kept.append(o)
     return kept
-
-
-def moved_option(option: Option, image: dict[int, int]) -> Option:
-    """The same choice in another block of the same kind."""
-    return replace(option, saved=frozenset(image[s] for s in option.saved))
 
 
 def missing(
