@@ -83,7 +83,7 @@ class ChainPlanner:
         """What blocks a to a + length - 1 can do as one; runs of the same kinds share it."""
         name = self._names_of[a, a + length - 1]
         if name not in self._choices:
-            self._choices[name] = self._choice(self.inside(a, length))
+            self._choices[name] = self._choice(self.inside(a, length), self._parts(a, length))
             self._origin[name] = a
         return self._choices[name]
 
@@ -111,8 +111,22 @@ class ChainPlanner:
         """Bytes in slots, to the nearest: the simulator judges the outcome."""
         return round(size / self.unit)
 
-    def _choice(self, inside: Inside) -> Choice:
-        found = options(inside)
+    def _parts(self, a: int, length: int) -> list[frozenset[int]]:
+        """Choices of the pieces put together, with and without what goes from one to the other."""
+        if length == 1:
+            return []
+        one, two = self.choices(a, length - 1), self.choices(a + length - 1)
+        between = self.blocks[a + length - 1].enters
+        ends = [frozenset[int]()] if between is None else [frozenset[int](), frozenset({between})]
+        return [
+            self.saved(a, length - 1, j) | self.saved(a + length - 1, 1, k) | end
+            for j in range(len(one.options))
+            for k in range(len(two.options))
+            for end in ends
+        ]
+
+    def _choice(self, inside: Inside, parts: Sequence[frozenset[int]]) -> Choice:
+        found = options(inside, parts)
         nothing = min(range(len(found)), key=lambda k: (len(found[k].saved), found[k].held))
         found = [found[nothing], *(o for k, o in enumerate(found) if k != nothing)]
         cost = lambda o: sum(inside.whole.tasks[t].cost for t in inside.rerun(o.saved))  # noqa: E731

@@ -6,10 +6,11 @@ budget never gives a higher peak, nor a cheaper plan.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,13 +18,15 @@ from chainrule.errors import BudgetError
 from chainrule.planning.blocks import Chain, chain_of
 from chainrule.planning.bound import Bound
 from chainrule.planning.chain import ChainPlanner
-from chainrule.planning.improve import filled, fitted
+from chainrule.planning.improve import dropped, filled
 from chainrule.planning.problem import Problem, Schedule, unplanned
 from chainrule.planning.simulate import Timeline, simulate
 
+T = TypeVar("T")
 _PLANS = 250
-_SMALL, _PINNED = 150, 0.02  # tasks, and share of the peak, from which on local search is worth its time
-_TARGETS, _STARTS, _ABOVE = 24, 2, 1.2  # of the local search
+_SMALL, _PINNED = 150, 0.02  # tasks, and share of the peak that is pinned: then the chain is a poor picture
+_STARTS, _STEPS = 40, 20  # of the local search there
+_FEW_STARTS, _FEW_STEPS = 60, 2  # and elsewhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,29 +87,28 @@ def frontier(problem: Problem) -> Frontier:
     found = [Plan(plain, timeline.peak, 0.0)]
     if problem.backward and problem.forward:
         planner = ChainPlanner(problem, chain, timeline.peak)
-        for slots in _spread(planner.levels()):
+        for slots in _spread(planner.levels(), _PLANS):
             schedule = planner.schedule(slots)
             found.append(judged(problem, schedule))
-        pinned = sum(problem.sizes[s] for s in chain.pinned)
-        if len(problem.tasks) <= _SMALL or pinned > _PINNED * timeline.peak:
-            found += _improved(problem, front(found))
+        found += _improved(problem, chain, front(found))
     return Frontier(problem, chain, front(found))
 
 
-def _improved(problem: Problem, plans: Sequence[Plan]) -> list[Plan]:
-    """Plans by local search, for a fixed ladder of peaks."""
-    most, least = plans[0].peak, plans[-1].peak
+def _improved(problem: Problem, chain: Chain, plans: Sequence[Plan]) -> list[Plan]:
+    """Plans by local search from some of those of the chain; more of it where the chain is a poor picture."""
+    pinned = sum(problem.sizes[s] for s in chain.pinned)
+    poor = len(problem.tasks) <= _SMALL or pinned > _PINNED * plans[0].peak
+    starts, steps = (_STARTS, _STEPS) if poor else (_FEW_STARTS, _FEW_STEPS)
     found: list[Plan] = []
-    for target in np.geomspace(least, most, _TARGETS).astype(int)[:-1]:
-        inside = next((p for p in plans if p.peak <= target), None)
-        above = [p for p in plans if target < p.peak <= target * _ABOVE]
-        starts = [above[round(i * (len(above) - 1) / (_STARTS - 1))] for i in range(_STARTS)] if above else []
-        for start in dict.fromkeys(starts):
-            schedule = fitted(problem, start.schedule, int(target))
-            if schedule is not None:
-                found.append(judged(problem, filled(problem, schedule, int(target))))
-        if inside is not None:
-            found.append(judged(problem, filled(problem, inside.schedule, int(target))))
+    for plan in _spread(plans, starts):
+        for schedule in dropped(problem, plan.schedule, steps):
+            found.append(judged(problem, schedule))
+            if found[-1].again > 2.0 * plans[-1].again:
+                break
+    if poor:
+        better = front([*plans, *found])
+        for plan, above in pairwise(reversed(_spread(better, _STARTS))):
+            found.append(judged(problem, filled(problem, plan.schedule, above.peak - 1)))
     return found
 
 
@@ -127,7 +129,8 @@ def front(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     return tuple(reversed(kept))
 
 
-def _spread(levels: Sequence[int]) -> list[int]:
-    if len(levels) <= _PLANS:
-        return list(levels)
-    return [levels[round(i * (len(levels) - 1) / (_PLANS - 1))] for i in range(_PLANS)]
+def _spread(items: Sequence[T], limit: int) -> list[T]:
+    """At most so many of them, evenly."""
+    if len(items) <= limit:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (limit - 1))] for i in range(limit)]

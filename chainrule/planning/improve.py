@@ -2,11 +2,13 @@
 
 Two moves. *Drop*: a storage that is alive but idle at the peak is let go, and its task runs again just before the next
 reader in the backward pass. *Keep*: a task that runs again does not, and its storages stay alive from their last reader
-on. Plans that are a little too large are made to fit by drops; then keeps use what room there is. The simulator judges.
+on. Drops make a cheap plan smaller; keeps use what room is left. The simulator judges.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,8 @@ from chainrule.planning.options import missing
 from chainrule.planning.problem import Problem, Schedule
 from chainrule.planning.simulate import simulate
 
-_DROPS, _KEEPS = 24, 24
+_KEEPS = 24
+_SMALL = 1 / 500  # of the peak: not worth a move
 
 
 @dataclass
@@ -27,18 +30,15 @@ class _Life:
     reads: list[int]
 
 
-def fitted(problem: Problem, schedule: Schedule, limit: int) -> Schedule | None:
-    """A schedule whose peak is at most ``limit``, by drops; None where they do not lead there."""
-    for _ in range(_DROPS):
+def dropped(problem: Problem, schedule: Schedule, steps: int) -> Iterator[Schedule]:
+    """The schedule with one, two, ... idle storages let go, each where the peak then is, the cheapest per byte."""
+    for _ in range(steps):
         during = simulate(problem, schedule).during
-        worst = int(during.argmax())
-        if during[worst] <= limit:
-            return schedule
-        found = _drop(problem, schedule, worst, int(during[worst]) - limit)
+        found = _drop(problem, schedule, int(during.argmax()), int(during.max() * _SMALL))
         if found is None:
-            return None
+            return
         schedule = found
-    return None
+        yield schedule
 
 
 def filled(problem: Problem, schedule: Schedule, limit: int) -> Schedule:
@@ -77,33 +77,30 @@ def _lives(problem: Problem, schedule: Schedule) -> list[_Life]:
     return found
 
 
-def _alive(lives: list[_Life], at: int) -> set[int]:
-    """Storages that are there just before position ``at`` and are still read at or behind it."""
-    return {x.storage for x in lives if x.born < at and x.reads and x.reads[-1] >= at}
-
-
-def _drop(problem: Problem, schedule: Schedule, worst: int, excess: int) -> Schedule | None:
+def _drop(problem: Problem, schedule: Schedule, worst: int, least: int) -> Schedule | None:
+    """Of the storages of at least so many bytes that are idle at ``worst``, the one that is cheapest to remake."""
     lives = _lives(problem, schedule)
     late = set(problem.backward)
-    best: tuple[float, int, list[int]] | None = None
+    found: list[tuple[float, int, int]] = []
     for life in lives:
-        if life.born >= worst or not life.reads or life.reads[-1] <= worst or worst in life.reads:
+        size, maker = problem.sizes[life.storage], problem.writer[life.storage]
+        if life.born >= worst or not life.reads or life.reads[-1] <= worst or size < max(least, 1) or maker in late:
             continue
-        then = next(r for r in life.reads if r > worst)
-        maker = problem.writer[life.storage]
-        if then < schedule.split or then >= len(schedule.order) or maker in late:
+        at = bisect_left(life.reads, worst)
+        then = life.reads[at]
+        if then != worst and schedule.split <= then < len(schedule.order):
+            found.append((problem.tasks[maker].cost / size, then, life.storage))
+    found.sort()
+    best: tuple[float, int, list[int]] | None = None
+    for optimistic, then, storage in found:
+        if best is not None and best[0] <= optimistic:
+            break
+        there = {x.storage for x in lives if x.born < then and x.reads and x.reads[-1] >= then} - {storage}
+        there |= problem.resident | problem.cotangents
+        tasks = missing(problem, [storage], there.__contains__, problem.writer)
+        if any(t in late or not problem.tasks[t].again for t in tasks):
             continue
-        there = _alive(lives, then) - {life.storage} | problem.resident
-        if then > schedule.split:
-            there |= problem.cotangents
-        tasks = missing(problem, [life.storage], there.__contains__, problem.writer)
-        if not all(problem.tasks[t].again for t in tasks) or any(t in late for t in tasks):
-            continue
-        cost = sum(problem.tasks[t].cost for t in tasks)
-        useful = min(problem.sizes[life.storage], excess)
-        if useful <= 0:
-            continue
-        score = cost / useful
+        score = sum(problem.tasks[t].cost for t in tasks) / problem.sizes[storage]
         if best is None or score < best[0]:
             best = score, then, tasks
     if best is None:

@@ -161,14 +161,16 @@ class Inside:
         return sorted(set(found) - always), frozenset(always)
 
 
-def options(inside: Inside) -> list[Option]:
-    """The choices of a block, from nothing kept to nothing recomputed, none worse than another in every way."""
+def options(inside: Inside, parts: Sequence[frozenset[int]] = ()) -> list[Option]:
+    """The choices of a block, from nothing kept to nothing recomputed, none worse than another in every way.
+
+    ``parts``: sets to try as well, where the block consists of others whose choices are known.
+    """
     free, always = inside.candidates()
-    sets: Iterable[frozenset[int]]
-    sets = _all_sets(inside, free, always) if len(free) <= _ENUMERATED else _cut_sets(inside, free, always)
-    found: dict[frozenset[int], Option] = {}
+    sets = _all_sets(free) if len(free) <= _ENUMERATED else [*parts, *_cut_sets(inside, free, always)]
     nothing = frozenset(s for s in always if not inside.whole.tasks[inside.made[s]].again)
-    for saved in [nothing, *sets]:
+    found: dict[frozenset[int], Option] = {}
+    for saved in [nothing, *_cheapest(inside, free, always, sets)]:
         trimmed = _trimmed(inside, saved)
         if trimmed not in found:
             found[trimmed] = inside.option(trimmed)
@@ -183,15 +185,23 @@ def _trimmed(inside: Inside, saved: frozenset[int]) -> frozenset[int]:
     return frozenset(s for s in saved if s in read)
 
 
-def _all_sets(inside: Inside, free: Sequence[int], always: frozenset[int]) -> list[frozenset[int]]:
-    """Every subset, priced at once; the front of (bytes, cost), thinned."""
+def _all_sets(free: Sequence[int]) -> list[frozenset[int]]:
+    return [frozenset(s for i, s in enumerate(free) if k >> i & 1) for k in range(1 << len(free))]
+
+
+def _cheapest(
+    inside: Inside, free: Sequence[int], always: frozenset[int], sets: Sequence[frozenset[int]]
+) -> list[frozenset[int]]:
+    """The front of (bytes, cost) of the sets, thinned; all are priced at once, as columns of bits."""
     p = inside.whole
-    count = 1 << len(free)
-    bits = (np.arange(count)[:, None] >> np.arange(len(free))) & 1 == 1
+    count = len(sets)
+    column = {s: i for i, s in enumerate(free)}
+    bits = np.zeros((count, len(free)), bool)
+    pairs = [(k, column[s]) for k, chosen in enumerate(sets) for s in chosen if s in column]
+    if pairs:
+        bits[tuple(np.array(pairs).T)] = True
     kept = {s: bits[:, i] for i, s in enumerate(free)} | {s: np.ones(count, bool) for s in always}
-    need: dict[int, np.ndarray] = {}
-    for s in inside.wanted:
-        need[s] = np.ones(count, bool)
+    need = {s: np.ones(count, bool) for s in inside.wanted}
     cost = np.zeros(count)
     early = set(inside.block.early)
     nothing = np.zeros(count, bool)
@@ -201,10 +211,10 @@ def _all_sets(inside: Inside, free: Sequence[int], always: frozenset[int]) -> li
         for s in task.writes:
             if s not in inside.free:
                 runs |= need.get(s, nothing) & ~kept.get(s, nothing)
-        if t not in early:
-            cost += task.cost * runs
         if not task.again:
             cost += np.where(runs, np.inf, 0.0)
+        elif t not in early:
+            cost += task.cost * runs
         for s in task.reads:
             if s in inside.made:
                 need[s] = need.get(s, nothing) | runs
@@ -242,14 +252,10 @@ def _cut_sets(inside: Inside, free: Sequence[int], always: frozenset[int]) -> li
     found: dict[frozenset[int], None] = {}
     for saved in closure.sweep(_PRICES):
         found[frozenset(saved & allowed)] = None
-    hull = list(found)
-    for saved in hull:
+    for saved in list(found):
         for s in free:
             found[saved ^ {s}] = None
-    sets = [s | always for s in found]
-    size = np.array([sum(p.sizes[x] for x in s if x != inside.block.leaves) for s in sets], dtype=float)
-    cost = np.array([inside.again(s) for s in sets])
-    return [sets[k] for k in _front(size, cost, _KEPT)]
+    return list(found)
 
 
 def _best(found: list[Option]) -> list[Option]:
