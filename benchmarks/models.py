@@ -12,7 +12,7 @@ Every model runs in train mode with dropout on, from one seed. A row says
     opaque        what is called as it is, and why
 
 ``--variants`` adds other configurations of the same families and other families; ``--layers`` the layers of
-``torch.nn``. The transformers library is needed for all but those; models are built from configurations, with small
+``torch.nn``; ``--eval`` runs them in eval mode, ``--dtype`` puts another dtype in the place of float32. The transformers library is needed for all but those; models are built from configurations, with small
 widths, and nothing is downloaded.
 """
 
@@ -90,11 +90,19 @@ def objective(model: Any, batch: Any) -> torch.Tensor:
     return torch.stack([(t.square() + 0.3 * t).mean().to(found[0].dtype) for t in weighted]).sum()
 
 
-def measured(name: str, make: Callable[[], Made]) -> Row:
+@dataclass(frozen=True)
+class Mode:
+    """How models are run: in train or eval mode, and the narrow dtype that is compared with float64."""
+
+    train: bool = True
+    narrow: torch.dtype = torch.float32
+
+
+def measured(name: str, make: Callable[[], Made], mode: Mode = Mode()) -> Row:
     """One model compared with autograd."""
     row = Row(name)
     try:
-        _measure(row, make)
+        _measure(row, make, mode)
     except ChainruleError as error:
         row.error = f"{type(error).__name__}: {error}"
     except Exception as error:  # a row of the table too: the others are still of interest
@@ -102,9 +110,9 @@ def measured(name: str, make: Callable[[], Made]) -> Row:
     return row
 
 
-def _measure(row: Row, make: Callable[[], Made]) -> None:
-    exact, wide_batch = _of_dtype(make, torch.float64)
-    wide, _ = _of_dtype(make, torch.float64)
+def _measure(row: Row, make: Callable[[], Made], mode: Mode) -> None:
+    exact, wide_batch = _of_dtype(make, torch.float64, mode)
+    wide, _ = _of_dtype(make, torch.float64, mode)
     expected, truth = _autograd(exact, wide_batch)
     largest = max((g.abs().max().item() for g in truth.values() if g is not None and g.numel()), default=1.0)
 
@@ -113,7 +121,7 @@ def _measure(row: Row, make: Callable[[], Made]) -> None:
     start = perf_counter()
     trace = case.trace
     row.seconds = perf_counter() - start
-    row.nodes = sum(trace.graph.summary().values())
+    row.nodes = sum(trace.graph.op_counts().values())
     row.rounds = any(node.type.dtype == "float32" for node in trace.graph.nodes if isinstance(node.type, TensorType))
     row.opaque, row.guards = trace.opaque, len(trace.guards)
     start = perf_counter()
@@ -125,8 +133,8 @@ def _measure(row: Row, make: Callable[[], Made]) -> None:
     row.buffers = all(torch.equal(after[key], b) for key, b in wide.named_buffers())
     row.float64 = _worst(grads, truth, lambda g: max(g.abs().max().item(), FLOOR * largest))
 
-    twin, single_batch = _of_dtype(make, torch.float32)
-    single, _ = _of_dtype(make, torch.float32)
+    twin, single_batch = _of_dtype(make, mode.narrow, mode)
+    single, _ = _of_dtype(make, mode.narrow, mode)
     expected, theirs = _autograd(twin, single_batch)
     case = cr.case(single, single_batch, objective=objective)
     loss, grads = _ours(case.step, single, single_batch)
@@ -145,11 +153,11 @@ def _measure(row: Row, make: Callable[[], Made]) -> None:
     row.float32 = _distance(grads, reference, found)
 
 
-def _of_dtype(make: Callable[[], Made], dtype: torch.dtype) -> Made:
+def _of_dtype(make: Callable[[], Made], dtype: torch.dtype, mode: Mode) -> Made:
     """The model, made anew from one seed: the same values, rounded to the dtype."""
     torch.manual_seed(0)
     model, batch = make()
-    return model.to(dtype).train(), moved(batch, dtype)
+    return model.to(dtype).train(mode.train), moved(batch, dtype)
 
 
 def _ours(step: Any, model: nn.Module, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor | None]]:
@@ -213,12 +221,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="parts of names; all without")
     parser.add_argument("--variants", action="store_true")
     parser.add_argument("--layers", action="store_true")
+    parser.add_argument("--written", action="store_true", help="models as people write them")
+    parser.add_argument("--eval", action="store_true", help="in eval mode")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="the narrow one")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    from benchmarks import layers
+    mode = Mode(not options.eval, getattr(torch, options.dtype))
+    from benchmarks import layers, written as by_hand
 
     if options.layers:
         models = layers.layers()
+    elif options.written:
+        models = by_hand.written()
     else:
         from benchmarks import configurations  # needs the transformers library
 
@@ -228,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, make in models.items():
         if options.names and not any(part in name for part in options.names):
             continue
-        row = measured(name, make)
+        row = measured(name, make, mode)
         failed += not row.right
         print(written(row), flush=True)
     return failed

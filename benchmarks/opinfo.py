@@ -13,7 +13,7 @@ An entry is
     skipped      nothing to compare, with the reason
 
 ``--samples N`` per entry (12, spread over torch's list), ``--seconds S`` per entry (30), ``--all`` prints every entry,
-``--undeclared`` counts what the refusals name.
+``--undeclared`` counts what the refusals name, ``--bits`` names the entries whose value is not eager's bit for bit.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Row:
     second: Counter[str] = field(default_factory=Counter)
     messages: dict[str, str] = field(default_factory=dict)
     bit_equal: int = 0
+    compared: int = 0
 
     def note(self, order: Counter[str], outcome: str, message: str = "") -> None:
         order[outcome] += 1
@@ -167,6 +168,7 @@ def measure(info: Any, sample: Any, row: Row, generator: torch.Generator) -> Non
     except Exception as error:
         return row.note(row.first, "exception", f"{type(error).__name__}: {_line(error)}")
     forward = eager()
+    row.compared += 1
     row.bit_equal += all(_same(a, b) for a, b in zip(ours[len(found) :], forward, strict=True))
     fault = next(filter(None, map(differs, ours, [*expected, *forward])), "")
     if fault:
@@ -291,6 +293,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--all", action="store_true", help="print the entries that are right too")
+    parser.add_argument("--bits", action="store_true", help="print the entries whose forward pass is not bit-equal")
     parser.add_argument("--undeclared", action="store_true", help="count what the refusals name")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -311,6 +314,9 @@ def main() -> None:
     print(f"{len(rows)} entries; second derivatives: {summary(rows, lambda r: r.second)}")
     right = sum(r.first["right"] + r.first["opaque"] for r in rows)
     print(f"samples right: {right}, forward bit-equal: {sum(r.bit_equal for r in rows)} of them")
+    if options.bits:
+        rounded = [f"{r.name} {r.compared - r.bit_equal}/{r.compared}" for r in rows if r.bit_equal < r.compared]
+        print(f"not bit-equal: {', '.join(rounded)}")
     reasons: Counter[str] = Counter()
     for row in rows:
         for order in (row.first, row.second):

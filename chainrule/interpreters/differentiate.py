@@ -90,7 +90,7 @@ def _reverse(
     active = _depends_on(roots, set(targets), stop)
     flowing: dict[Node, Cotangent] = {}
     for root, g in zip(roots, cotangents, strict=True):
-        if root.shape != g.shape:
+        if isinstance(root.type, TensorType) and root.shape != g.shape:
             raise ShapeError(
                 "a cotangent has the shape of its output",
                 given=f"({shape_text(g.shape)})",

@@ -2,7 +2,8 @@
 
 The derivative of an op with a backward kernel reads what its forward kernel keeps (statistics, a tape): outputs of the
 recorded form of the op (``Op.recorded``). Where a program holds both forms of a call, the recorded one is left. A
-backward kernel with several outputs is told which of them are wanted (``Op.choosy``).
+backward kernel with several outputs is told which of them are wanted (``Op.choosy``), and so is the call whose tape it
+reads (``Op.keeps_more``).
 """
 
 from __future__ import annotations
@@ -44,10 +45,14 @@ def _wanted(graph: Graph) -> Graph:
             if source in read:
                 read[source].add(node.params["index"])  # nothing but an item reads a node with several outputs
 
+    wanted = {n: tuple(k in found for k in range(len(n.type.items))) for n, found in read.items()}
+    for back, own in list(wanted.items()):
+        for taped in back.inputs:
+            if taped.op.keeps_more:
+                wanted[taped] = tuple(map(max, wanted.get(taped, own), own))
+
     def replaced(node: Node, inputs: tuple[Node, ...]) -> Node:
-        params = dict(node.params)
-        if node in read:
-            params["wanted"] = tuple(k in read[node] for k in range(len(node.type.items)))
-        return apply(node.op, *inputs, **params)
+        more = {"wanted": wanted[node]} if node in wanted else {}
+        return apply(node.op, *inputs, **(dict(node.params) | more)) if more or inputs != node.inputs else node
 
     return graph.map(rebuild(roots, replaced))

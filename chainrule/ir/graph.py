@@ -20,6 +20,7 @@ import numpy as np
 from chainrule.errors import ShapeError
 from chainrule.ir.dims import Dim
 from chainrule.ir.op import OPS, Op
+from chainrule.ir.summary import Summary
 from chainrule.ir.types import TensorType, TupleType
 
 _NODES: weakref.WeakValueDictionary[Any, Node] = weakref.WeakValueDictionary()
@@ -340,12 +341,16 @@ class Graph:
         draws = tuple(image.get(node, node) for node in self.draws)
         return replace(self, outputs=outputs, names=names, origins=origins, draws=draws)
 
-    def summary(self) -> dict[str, int]:
-        """How many nodes of each op: what a trace holds."""
+    def op_counts(self) -> dict[str, int]:
+        """How many nodes of each op."""
         counts: dict[str, int] = {}
         for node in self.nodes:
             counts[node.op.name] = counts.get(node.op.name, 0) + 1
         return dict(sorted(counts.items()))
+
+    def summary(self) -> Summary:
+        """What the program holds: declared ops, composites with a kernel of their own, opaque calls, constants."""
+        return Summary.of(self.nodes)
 
     def __str__(self) -> str:
         return canonical_text(self)

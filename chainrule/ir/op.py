@@ -96,6 +96,9 @@ class Op:
         indexed: ``(printer, node, indices) -> (text, strength)`` or None: how an element reads in index notation;
             without it the printed node has its indices behind, ``inv(X)_ij``.
         torch, native: template or ``(node, operand names) -> str`` of the expression in that language.
+        in_place: operand position -> template of the torch expression that leaves the result in that operand's memory.
+        aliases: whether torch's result may lie in the memory of an operand, or keep it for later (views, tapes);
+            ``(node) -> bool`` where that depends.
         prelude: source of what that expression calls, written once above. externals: ``(**params) -> objects`` that it
             refers to; their names come first among the operand names.
         fused_vjp: like vjp, by kernels that have no derivative themselves: what programs run; None where none fits.
@@ -140,6 +143,8 @@ class Op:
     child_precedence: tuple[int, ...] = ()
     indexed: Rule | None = None
     torch: str | Rule | None = None
+    in_place: Mapping[int, str] = field(default_factory=dict)
+    aliases: bool | Rule = False
     prelude: str = ""
     externals: Rule | None = None
     fused_vjp: Rule | None = None

@@ -33,6 +33,7 @@ from chainrule.ops import patches as patches
 from chainrule.ops import placing as placing
 from chainrule.ops import pooling as pooling
 from chainrule.ops import random as random
+from chainrule.ops import recurrent as recurrent
 from chainrule.ops import reductions as reductions
 from chainrule.ops import resampling as resampling
 from chainrule.ops import rounding as rounding

@@ -28,6 +28,7 @@ from chainrule.ir import (
 )
 from chainrule.ops.families import elementwise, elementwise_shape
 from chainrule.ops.moment_rules import PowerRule, ProductRule, ScaleRule, SumRule
+from chainrule.ops.slicing import side_by_side
 from chainrule.ops.stable import LIMIT, limit_of_power, limit_of_quotient, stable_power, stable_quotient
 
 
@@ -91,6 +92,7 @@ NEG = elementwise(
     precedence=UNARY,
     child_precedence=(UNARY + 1,),
     torch="-{0}",
+    in_place={0: "{0}.neg_()"},
     aten={"neg": None},
     names=(),
     rewrites=(Rewrite(_double_negation, exact=True), Rewrite(_negate_number, exact=True)),
@@ -112,12 +114,9 @@ ADD_OP = elementwise(
     precedence=ADD,
     child_precedence=(ADD, ADD + 1),
     torch="{0} + {1}",
+    in_place={0: "{0}.add_({1})", 1: "{1}.add_({0})"},
     names=(),
-    aten={
-        "add.Tensor": lambda a, b, alpha=1: a + (b if alpha == 1 else b * alpha),
-        "add.Scalar": lambda a, b, alpha=1: a + b * alpha,
-    },
-    rewrites=(Rewrite(_drop_zero),),
+    rewrites=(Rewrite(side_by_side, exact=True), Rewrite(_drop_zero)),
     moments=SumRule(1),
     source="a + b",
 )
@@ -145,13 +144,8 @@ SUB = elementwise(
     precedence=ADD,
     child_precedence=(ADD, ADD + 1),
     torch="{0} - {1}",
+    in_place={0: "{0}.sub_({1})"},
     names=(),
-    aten={
-        "sub.Tensor": lambda a, b, alpha=1: a - (b if alpha == 1 else b * alpha),
-        "sub.Scalar": lambda a, b, alpha=1: a - b * alpha,
-        "rsub.Scalar": lambda a, b, alpha=1: b - (a if alpha == 1 else a * alpha),
-        "rsub.Tensor": lambda a, b, alpha=1: b - (a if alpha == 1 else a * alpha),
-    },
     rewrites=(
         Rewrite(
             lambda node: _same_type(node, node.inputs[0]) if is_number(node.inputs[1], 0) else None,
@@ -183,6 +177,7 @@ MUL_OP = elementwise(
     precedence=MUL,
     child_precedence=(MUL, MUL + 1),
     torch="{0} * {1}",
+    in_place={0: "{0}.mul_({1})", 1: "{1}.mul_({0})"},
     names=(),
     aten={"mul.Tensor": None, "mul.Scalar": None},
     rewrites=(Rewrite(_drop_one, exact=True), Rewrite(_times_zero)),
@@ -210,6 +205,7 @@ DIV = elementwise(
     precedence=MUL,
     child_precedence=(MUL, MUL + 1),
     torch="{0} / {1}",
+    in_place={0: "{0}.div_({1})"},
     names=(),
     aten={
         "div.Tensor": None,
@@ -270,6 +266,7 @@ POW = elementwise(
     latex=_power_latex,
     precedence=POWER,
     torch="{0} ** {1}",
+    in_place={0: "{0}.pow_({1})"},
     names=(),
     aten={
         "pow.Tensor_Scalar": None,

@@ -26,6 +26,7 @@ from chainrule.ir import (
     register,
     shape_text,
 )
+from chainrule.ops.casts import cast, widened
 from chainrule.ops.families import composite
 from chainrule.ops.movement import reshape
 from chainrule.ops.reductions import mean
@@ -62,15 +63,17 @@ def _affine(normal: Node, x: Node, affine: tuple[Node, ...]) -> Node:
 
 def _by_batch(x: Node, *affine: Node, eps: float) -> Node:
     _channels(x, *affine)
-    centred = x - mean(x, _axes(x), keepdims=True)
+    wide = widened(x, *affine)
+    centred = wide - mean(wide, _axes(x), keepdims=True)
     variance = mean(centred**2.0, _axes(x), keepdims=True)
-    return _affine(centred / apply(OPS["sqrt"], variance + as_node(eps, like=x)), x, affine)
+    return cast(_affine(centred / apply(OPS["sqrt"], variance + as_node(eps, like=wide)), x, affine), x.type.dtype)
 
 
 def _by_kept(x: Node, center: Node, variance: Node, *affine: Node, eps: float) -> Node:
     _channels(x, center, variance, *affine)
-    deviation = apply(OPS["sqrt"], variance + as_node(eps, like=x))
-    return _affine((x - _along(center, x)) / _along(deviation, x), x, affine)
+    deviation = apply(OPS["sqrt"], variance + as_node(eps, like=variance))
+    normal = (widened(x, center, variance, *affine) - _along(center, x)) / _along(deviation, x)
+    return cast(_affine(normal, x, affine), x.type.dtype)
 
 
 def _arguments(affine: list[str]) -> str:

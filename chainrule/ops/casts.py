@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import ATOM, UNARY, Node, Rewrite, Sample, TensorType, apply
+from chainrule.ir import ATOM, UNARY, Node, Rewrite, Sample, TensorType, apply, promote
 from chainrule.ops.families import linear
 
 
@@ -72,3 +72,8 @@ CAST = linear(
 def cast(x: Node, dtype: str) -> Node:
     """``x`` in another dtype; itself where it has that already."""
     return x if x.type.dtype == dtype else apply(CAST, x, dtype=dtype)
+
+
+def widened(x: Node, *values: Node) -> Node:
+    """``x`` in the widest dtype among it and others: a layer computes in that of its weights and statistics."""
+    return cast(x, promote(x.type, *(v.type for v in values))[0])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from chainrule.errors import UnsupportedOpError
-from chainrule.ir import OPS, Node, Op, Sample, apply, as_node, lowering
+from chainrule.ir import OPS, Node, Op, Sample, apply, as_node, lowering, product
 from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.contraction import einsum
 from chainrule.ops.families import kernel
@@ -130,18 +130,67 @@ def angle(x: Node) -> Node:
 
 
 # ---- with matrix products ----------------------------------------------------------------------------------
-def _added_product(subscripts: str) -> Callable[..., Node]:
-    def rule(x: Node, a: Node, b: Node, beta: float = 1, alpha: float = 1) -> Node:
+def _added_product(name: str, subscripts: str, sizes: Sequence[Sequence[int]]) -> Op:
+    """``beta x + alpha (a b)`` in one call: not the bits of a product and a sum."""
+
+    def expansion(x: Node, a: Node, b: Node, *, beta: float, alpha: float) -> Node:
         found = _scaled(einsum(subscripts, a, b), alpha)
         return broadcast(found if beta == 0 else _scaled(x, beta) + found, found.shape)
 
-    return rule
+    def rule(x: Node, a: Node, b: Node, beta: float = 1, alpha: float = 1) -> Node:
+        return apply(OPS[name], x, a, b, beta=beta, alpha=alpha)
+
+    arrays = [np.sin(np.arange(1.0, 1 + np.prod(s)) + k).reshape(s) for k, s in enumerate(sizes)]
+    return kernel(
+        name,
+        call=f"torch.{name}",
+        expansion=expansion,
+        text="",
+        latex="",
+        aten={name: rule},
+        cost=lambda result, x, a, b, **_: product([*a.shape]) * (b.shape[-1] if b.rank > 1 else 1),
+        samples=(Sample(tuple(arrays), {"beta": 1, "alpha": 1}), Sample(tuple(arrays), {"beta": 0.5, "alpha": -2.0})),
+        error_samples=(Sample((arrays[0], arrays[1], arrays[2][..., :-1]), {"beta": 1, "alpha": 1}),)
+        if name != "addr"
+        else (Sample((arrays[0], arrays[1][:, None], arrays[2]), {"beta": 1, "alpha": 1}),),
+        source="beta x + alpha a b, by one call of BLAS",
+    )
 
 
-lowering("addmv")(_added_product("ij,j->i"))
-lowering("addr")(_added_product("i,j->ij"))
-lowering("baddbmm")(_added_product("bij,bjk->bik"))
-lowering("addbmm")(_added_product("bij,bjk->ik"))
+ADDMM = _added_product("addmm", "ij,jk->ik", [(3,), (2, 4), (4, 3)])
+ADDMV = _added_product("addmv", "ij,j->i", [(2,), (2, 3), (3,)])
+ADDR = _added_product("addr", "i,j->ij", [(2, 3), (2,), (3,)])
+BADDBMM = _added_product("baddbmm", "bij,bjk->bik", [(2, 3), (2, 2, 4), (2, 4, 3)])
+ADDBMM = _added_product("addbmm", "bij,bjk->ik", [(2, 3), (2, 2, 4), (2, 4, 3)])
+
+ADD_SCALED = kernel(
+    "add_scaled",
+    call="torch.add",
+    expansion=lambda a, b, *, alpha: a + b * alpha,
+    text="",
+    latex="",
+    samples=(Sample((_X, _X[::-1] + 0.5), {"alpha": 0.3}), Sample((_X, _X[0]), {"alpha": -2})),
+    error_samples=(Sample((_X, _X[:, :2]), {"alpha": 0.3}),),
+    source="a + alpha b in one call, which is rounded once",
+)
+
+
+def add_scaled(a: Any, b: Any, alpha: float = 1) -> Node:
+    """``a + alpha b`` as torch computes it."""
+    if alpha == 1:
+        return a + b
+    if not isinstance(a, Node) or not isinstance(b, Node):  # a number is multiplied before
+        return a + b * alpha
+    return apply(ADD_SCALED, a, b, alpha=alpha)
+
+
+def _subtract_scaled(a: Any, b: Any, alpha: float = 1) -> Node:
+    return a - b if alpha == 1 else add_scaled(a, b, -alpha)
+
+
+lowering("add.Tensor", "add.Scalar")(add_scaled)
+lowering("sub.Tensor", "sub.Scalar")(_subtract_scaled)
+lowering("rsub.Tensor", "rsub.Scalar")(lambda a, b, alpha=1: _subtract_scaled(b, a, alpha))
 
 
 @lowering("vdot")

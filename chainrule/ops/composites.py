@@ -60,10 +60,6 @@ LINEAR = composite(
     torch=lambda node, x: f"torch.nn.functional.linear({', '.join(x)})",
     aten={
         "linear": lambda x, w, b=None: apply(LINEAR, x, w, *([] if b is None else [b])),
-        "addmm": lambda b, x, w, beta=1, alpha=1: (
-            (b if beta == 1 else b * beta)
-            + (einsum("ij,jk->ik", x, w) if alpha == 1 else einsum("ij,jk->ik", x, w) * alpha)
-        ),
     },
     names=(),
     samples=(

@@ -200,6 +200,7 @@ EINSUM = register(
         latex=lambda p, node: p.contraction(node),
         precedence=MUL,
         torch=lambda node, x: _torch_einsum(node, x),
+        aliases=lambda node: len(node.inputs) == 1,  # a transpose is a view
         code=written_contraction,
         stable=(Rewrite(stable.solve_for_inverse),),
         rewrites=(Rewrite(_merge_views, exact=True), Rewrite(_merge)),

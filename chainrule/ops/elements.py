@@ -67,8 +67,8 @@ PUT = linear(
     text=lambda p, node: f"put_elements({p.child(node.inputs[0], 0)})",
     latex=lambda p, node: rf"\operatorname{{put}}\left({p.child(node.inputs[0], 0)}\right)",
     torch=lambda node, x: (
-        f"torch.zeros({tuple(node.params['shape'])}, dtype={x[1]}.dtype, device={x[1]}.device)"
-        f".put_({x[0]}, {x[1]}, accumulate=True)"
+        f"torch.zeros({product(node.params['shape'])}, dtype={x[1]}.dtype, device={x[1]}.device)"
+        f".index_add(0, {x[0]}.reshape(-1), {x[1]}.reshape(-1)).reshape({tuple(node.params['shape'])})"
     ),
     moments=None,  # values that meet in one place are not independent
     externals=lambda *, positions, shape: (positions.array,),

@@ -328,6 +328,7 @@ RELU = unary(
     code=Code("{np}.maximum({0}, 0)"),
     cost=lambda *_, **__: 0,
     samples=(Sample((np.array([-1.7, -0.31, 0.27, 1.9]),)), Sample((np.array([0.0, -0.0]),), kink=True)),
+    in_place={0: "torch.relu_({0})"},
     source="problem 7.1: derivative [x > 0]; 0 at 0, as in torch",
 )
 LEAKY_RELU = elementwise(

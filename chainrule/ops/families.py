@@ -110,6 +110,7 @@ def elementwise(
         "latex": rf"\operatorname{{{{{name}}}}}\left({arguments}\right)".replace("_", r"\_"),
         "indexed": lambda printer, node, indices: printer.elementwise(node, indices),
         "torch": f"torch.{name}({arguments})",
+        "in_place": {} if "torch" in fields else {k: f"torch.{name}({arguments}, out={{{k}}})" for k in range(arity)},
         "code": _shared_words(fields.get("torch"), name, arguments),
         "samples": tuple(samples),
         "error_samples": (Sample((np.zeros(2), *[np.zeros(3)] * (arity - 1))),) if arity > 1 else (),
@@ -188,7 +189,13 @@ def linear(name: str, *, transpose: Callable[..., Node | None], **fields: Any) -
     def jvp(tangents: Sequence[Node | None], y: Node, x: Node, **params: Any) -> Node | None:
         return None if tangents[0] is None else apply(y.op, tangents[0], **params)
 
-    defaults: dict[str, Any] = {"vjp": vjp, "jvp": jvp, "moments": MovementRule(), "family": "linear"}
+    defaults: dict[str, Any] = {
+        "vjp": vjp,
+        "jvp": jvp,
+        "moments": MovementRule(),
+        "family": "linear",
+        "aliases": True,  # most movement is a view
+    }
     return register(Op(name, **(defaults | fields)))
 
 

@@ -160,6 +160,7 @@ PADDED_ROWS = register(
         vjp=lambda g, y, rows, index, *, padding: (_padded_rows_mask(g, index, padding), None),
         jvp=lambda t, y, rows, index, *, padding: None if t[0] is None else _padded_rows_mask(t[0], index, padding),
         torch="{0}",
+        aliases=True,
         samples=(Sample((_X, _I), {"padding": 2}, smooth=False),),
         **written_as_call("padded_rows"),
         source="torch.nn.functional.embedding: the row padding_idx is used, and never gets a gradient",

@@ -8,6 +8,7 @@ import numpy as np
 
 from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.ir import OPS, Node, Sample, apply, as_node, lowering, product, shape_text
+from chainrule.ops.casts import cast, widened
 from chainrule.ops.families import call_of, kernel
 from chainrule.ops.movement import reshape
 from chainrule.ops.opaque import by_tape, by_tape_vjp
@@ -48,7 +49,8 @@ def _group_parts(x: Node, num_groups: int, eps: float) -> tuple[Node, Node, Node
 
 
 def _group_norm(x: Node, *, weight: Node | None, bias: Node | None, num_groups: int, eps: float) -> Node:
-    return _affine(reshape(_group_parts(x, num_groups, eps)[0], x.shape), weight, bias)
+    wide = widened(x, *(v for v in (weight, bias) if v is not None))
+    return cast(_affine(reshape(_group_parts(wide, num_groups, eps)[0], x.shape), weight, bias), x.type.dtype)
 
 
 GROUP_NORM = kernel(

@@ -8,7 +8,7 @@ name them as their ``fused_vjp``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ def backward_kernel(
     source: str,
     prelude: str = "",
     choosy: bool = False,
+    in_place: Mapping[int, str] | None = None,
 ) -> Op:
     """The declaration of a kernel."""
     shown = name.replace("_", r"\_")
@@ -40,6 +41,7 @@ def backward_kernel(
             torch=torch,
             prelude=prelude,
             choosy=choosy,
+            in_place=in_place or {},
             differentiable=False,
             text=lambda p, node: f"{name}({', '.join(p.child(i, 0) for i in node.inputs)})",
             latex=lambda p, node: (
@@ -332,6 +334,7 @@ RELU_BACKWARD = backward_kernel(
     shape=same_as_first,
     value=lambda g, y: np.where(y > 0, g, 0.0),
     torch="torch.ops.aten.threshold_backward({0}, {1}, 0)",
+    in_place={0: "torch.ops.aten.threshold_backward.grad_input({0}, {1}, 0, grad_input={0})"},
     samples=(Sample((_G, _X)),),
     error_samples=(Sample((_G, _X[:, :2])),),
     source="g [y > 0], from the output",
@@ -341,6 +344,7 @@ TANH_BACKWARD = backward_kernel(
     shape=same_as_first,
     value=lambda g, y: g * (1 - y * y),
     torch="torch.ops.aten.tanh_backward({0}, {1})",
+    in_place={0: "torch.ops.aten.tanh_backward.grad_input({0}, {1}, grad_input={0})"},
     samples=(Sample((_G, np.tanh(_X))),),
     error_samples=(Sample((_G, _X[:, :2])),),
     source="g (1 - y^2), from the output",
@@ -350,6 +354,7 @@ SIGMOID_BACKWARD = backward_kernel(
     shape=same_as_first,
     value=lambda g, y: g * y * (1 - y),
     torch="torch.ops.aten.sigmoid_backward({0}, {1})",
+    in_place={0: "torch.ops.aten.sigmoid_backward.grad_input({0}, {1}, grad_input={0})"},
     samples=(Sample((_G, _P)),),
     error_samples=(Sample((_G, _X[:, :2])),),
     source="g y (1 - y), from the output (problem 7.7)",
@@ -359,6 +364,7 @@ GELU_BACKWARD = backward_kernel(
     shape=same_as_first,
     value=lambda g, x: g * (_phi(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)),
     torch="torch.ops.aten.gelu_backward({0}, {1})",
+    in_place={0: "torch.ops.aten.gelu_backward.grad_input({0}, {1}, grad_input={0})"},
     samples=(Sample((_G, _X)),),
     error_samples=(Sample((_G, _X[:, :2])),),
     source="Phi(x) + x phi(x)",
@@ -368,6 +374,7 @@ SILU_BACKWARD = backward_kernel(
     shape=same_as_first,
     value=lambda g, x: g / (1 + np.exp(-x)) * (1 + x * (1 - 1 / (1 + np.exp(-x)))),
     torch="torch.ops.aten.silu_backward({0}, {1})",
+    in_place={0: "torch.ops.aten.silu_backward.grad_input({0}, {1}, grad_input={0})"},
     samples=(Sample((_G, _X)),),
     error_samples=(Sample((_G, _X[:, :2])),),
     source="s (1 + x (1 - s)) with s = sigmoid(x)",

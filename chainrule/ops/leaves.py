@@ -1,4 +1,4 @@
-"""Leaves of a program (inputs, constants, dimensions) and the two ops that only route values."""
+"""Leaves of a program (inputs, constants, dimensions) and the ops that only route values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import ADD, ATOM, UNARY, Code, Dim, Literal, Node, Op, Sample, TensorType, TupleType, register
+from chainrule.ir import (
+    ADD,
+    ATOM,
+    UNARY,
+    Code,
+    Dim,
+    Literal,
+    Node,
+    Op,
+    Rewrite,
+    Sample,
+    TensorType,
+    TupleType,
+    register,
+)
 from chainrule.ops.families import leaf, linear
 from chainrule.ops.moment_rules import ScaleRule
 
@@ -139,11 +153,36 @@ STRAIGHT_THROUGH = register(
         text="straight_through({0}, {1})",
         latex=r"\operatorname{{straight}}\left({0}, {1}\right)",
         torch="{0}",
+        aliases=True,
         samples=(Sample((np.array([0.3, -0.7]), np.array([0.2, 1.1])), smooth=False),),
         error_samples=(Sample((np.zeros(2), np.zeros(3))),),
         source="the value of one, the derivative of the other: a write in place under no_grad",
     )
 )
+
+
+SEVERAL = register(
+    Op(
+        "several",
+        "leaf",
+        shape=lambda *types: TupleType(types),
+        value=lambda *values: tuple(values),
+        vjp=lambda g, y, *xs: tuple(g),
+        jvp=lambda tangents, y, *xs: tuple(tangents),
+        text=lambda p, node: f"({', '.join(p.child(i, 0) for i in node.inputs)})",
+        latex=lambda p, node: rf"\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",
+        torch=lambda node, x: f"({', '.join(x)},)",
+        aliases=True,
+        code=lambda w, node: f"({', '.join(w(k) for k in range(len(node.inputs)))},)",
+        samples=(Sample((np.array([0.3, -0.7]), np.array(1.5))),),
+        source="the outputs of an expansion that has more than one",
+    )
+)
+
+
+def _of_several(node: Node) -> Node | None:
+    (x,) = node.inputs
+    return x.inputs[node.params["index"]] if x.op is SEVERAL else None
 
 
 def _item_shape(x: TupleType, *, index: int) -> TensorType:
@@ -161,7 +200,9 @@ ITEM = register(
         text=lambda p, node: f"{p.child(node.inputs[0], UNARY)}.{node.params['index']}",
         latex=lambda p, node: f"{p.child(node.inputs[0], UNARY)}_{{{node.params['index']}}}",
         torch=lambda node, x: f"{x[0]}[{node.params['index']}]",
+        aliases=lambda node: bool(node.inputs[0].op.aliases),  # outputs of one kernel lie apart
         code=lambda w, node: f"{w(0, ATOM)}[{node.params['index']}]",
+        rewrites=(Rewrite(_of_several, exact=True),),
         source="one output of a node with several",
     )
 )

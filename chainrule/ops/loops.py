@@ -204,6 +204,7 @@ SCAN = register(
         jvp=_scan_jvp,
         transforms_body=True,
         torch=_scan_torch,
+        aliases=True,
         code=Code(_scan_code, torch=_scan_code, helper=(_SCAN,)),
         text=lambda p, node: f"scan({', '.join(p.child(i, 0) for i in node.inputs)})",
         latex=lambda p, node: rf"\operatorname{{scan}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)",

@@ -123,5 +123,5 @@ HUBER = _mixed("huber_loss", "delta", _huber, "Huber 1964")
 
 @lowering("soft_margin_loss")
 def soft_margin(x: Node, target: Node, reduction: int = 1) -> Node:
-    """``log(1 + exp(-y f))``"""
-    return reduced(apply(OPS["softplus"], -target * x), REDUCTIONS[reduction])
+    """``log(1 + exp(-y f))``, in torch's own steps"""
+    return reduced(apply(OPS["log1p"], apply(OPS["exp"], -x * target)), REDUCTIONS[reduction])

@@ -9,6 +9,7 @@ import numpy as np
 
 from chainrule.errors import ShapeError
 from chainrule.ir import OPS, Node, Sample, apply, as_node, product, shape_text
+from chainrule.ops.casts import cast, widened
 from chainrule.ops.contraction import sum_axes
 from chainrule.ops.families import composite
 from chainrule.ops.kernels import LAYER_NORM_RECORDED, layer_norm_vjp
@@ -25,17 +26,20 @@ def _expansion(x: Node, *affine: Node, rank: int, eps: float) -> Node:
             required="weight and bias of the shape of those dimensions",
         )
     axes = tuple(range(x.type.rank - rank, x.type.rank))
-    centred = x - mean(x, axes, keepdims=True)
+    wide = widened(x, *affine)
+    centred = wide - mean(wide, axes, keepdims=True)
     variance = mean(centred**2.0, axes, keepdims=True)
-    y = centred / apply(OPS["sqrt"], variance + as_node(eps, like=x))
+    y = centred / apply(OPS["sqrt"], variance + as_node(eps, like=wide))
     for scale in affine[:1]:
         y = y * scale
     for shift in affine[1:]:
         y = y + shift
-    return y
+    return cast(y, x.type.dtype)
 
 
 def _vjp(g: Node, y: Node, x: Node, *affine: Node, rank: int, eps: float) -> tuple[Node, ...]:
+    narrow = x.type.dtype
+    x, g = widened(x, *affine), widened(g, *affine)
     axes = tuple(range(x.type.rank - rank, x.type.rank))
     centred = x - mean(x, axes, keepdims=True)
     deviation = apply(OPS["sqrt"], mean(centred**2.0, axes, keepdims=True) + as_node(eps, like=x))
@@ -44,7 +48,7 @@ def _vjp(g: Node, y: Node, x: Node, *affine: Node, rank: int, eps: float) -> tup
     inner = scaled - mean(scaled, axes, keepdims=True) - normal * mean(scaled * normal, axes, keepdims=True)
     batch = tuple(range(x.type.rank - rank))
     others = (sum_axes(part, batch) for part in (g * normal, g))
-    return inner / deviation, *(part for part, _ in zip(others, affine, strict=False))
+    return cast(inner / deviation, narrow), *(part for part, _ in zip(others, affine, strict=False))
 
 
 def _torch(node: Node, x: list[str]) -> str:

@@ -44,10 +44,12 @@ class Call:
 
 
 _PRELUDE = '''\
-def taped(function, *inputs):
-    """The outputs of one call, and its tape behind them."""
+def taped(function, wanted, *inputs):
+    """The outputs of one call, and its tape behind them; which kernel runs may depend on whose derivative is wanted."""
+    flags = iter(wanted)
+    moves = [x.is_floating_point() and next(flags) for x in inputs]
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+        leaves = [x.detach().requires_grad_(m) for x, m in zip(inputs, moves)]
         try:
             outs = function(*leaves)
         except RuntimeError:  # among them an argument that torch has no derivative for
@@ -67,9 +69,10 @@ def accepts(function, inputs, place):
     return True
 
 
-def taped_backward(wanted, tape, *cotangents):
+def taped_backward(wanted, given, tape, *cotangents):
     """The cotangents of those floating-point inputs of a taped call that are wanted, None for the others."""
     leaves, outs = tape
+    outs = [outs[k] for k in given]
     places = [x for x in leaves if x.is_floating_point()]
     asked = [x for x, w in zip(places, wanted) if w and x.requires_grad]
     pairs = [(o, g) for o, g in zip(outs, cotangents) if o.requires_grad]
@@ -112,7 +115,10 @@ def _taped_torch(node: Node, x: list[str]) -> str:
     call: Call = node.params["call"]
     function, *operands = x if call.function is not None else ["", *x]
     arguments = [f"a{k}" for k in range(len(operands))]
-    return f"taped(lambda {', '.join(arguments)}: {call.written(function, arguments)}, {', '.join(operands)})"
+    floats = [i for i in node.inputs if isinstance(i.type, TensorType) and i.type.is_float]
+    wanted = node.params.get("wanted", (True,) * len(floats))
+    written = call.written(function, arguments)
+    return f"taped(lambda {', '.join(arguments)}: {written}, {', '.join([str(wanted), *operands])})"
 
 
 def _vjp(g: Any, y: Node, *xs: Node, call: Call, **params: Any) -> tuple[Node | None, ...]:
@@ -125,11 +131,13 @@ def _vjp(g: Any, y: Node, *xs: Node, call: Call, **params: Any) -> tuple[Node | 
 def _back(g: Any, taped: Node, xs: Sequence[Node]) -> tuple[Node | None, ...]:
     """The cotangents of the operands of a taped call."""
     moving = [k for k, x in enumerate(xs) if isinstance(x.type, TensorType) and x.type.is_float]
-    if not moving:
+    cotangents = g if isinstance(g, tuple) else (g,)
+    given = tuple(k for k, c in enumerate(cotangents) if c is not None)
+    if not moving or not given:
         return (None,) * len(xs)
     types = tuple(xs[k].type for k in moving)
-    cotangents = g if isinstance(g, tuple) else (g,)
-    back = apply(_BACKWARD, taped, *cotangents, types=types, wanted=(True,) * len(types))
+    flowing = [cotangents[k] for k in given]
+    back = apply(_BACKWARD, taped, *flowing, types=types, given=given, wanted=(True,) * len(types))
     found: list[Node | None] = [None] * len(xs)
     for position, k in enumerate(moving):
         found[k] = item(back, position)
@@ -140,11 +148,12 @@ _BACKWARD = register(
     Op(
         "opaque_backward",
         "opaque",
-        shape=lambda *_, types, wanted: TupleType(types),
+        shape=lambda *_, types, given, wanted: TupleType(types),
         value=_no_value,
         text=_text,
         latex=_latex,
-        torch=lambda node, x: f"taped_backward({node.params['wanted']}, {', '.join(x)})",
+        torch=lambda node, x: f"taped_backward({node.params['wanted']}, {node.params['given']}, {', '.join(x)})",
+        aliases=True,
         choosy=True,
         prelude=_PRELUDE,
         source="torch.autograd.grad over the tape of one call",
@@ -159,6 +168,7 @@ def _declared(suffix: str, pure: bool) -> Op:
         "latex": _latex,
         "externals": lambda *, call, **_: () if call.function is None else (call.function,),
         "pure": pure,
+        "aliases": True,  # a function of the user's may return what it was given, and a tape keeps it
         "source": "the function itself; its derivative is its own",
     }
     taped = register(
@@ -201,7 +211,8 @@ def by_tape(node: Node, inputs: Sequence[Node]) -> Node:
     """``recorded`` of a declared op: its call in torch, with the tape of this one call."""
     assert callable(node.op.torch)
     places = [f"{{{k}}}" for k in range(len(inputs))]
-    call = Call(node.op.name, str(node.op.torch(node, places)), (node.type,), reason="its backward is torch's kernel")
+    types = node.type.items if isinstance(node.type, TupleType) else (node.type,)
+    call = Call(node.op.name, str(node.op.torch(node, places)), types, reason="its backward is torch's kernel")
     return apply(OPS["opaque_taped"], *inputs, call=call)
 
 

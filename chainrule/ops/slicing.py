@@ -402,6 +402,37 @@ def _joined(xs: Sequence[Node]) -> list[Node]:
     return [x for x in xs if x.shape != (0,)] or list(xs)
 
 
+def side_by_side(node: Node) -> Node | None:
+    """``pad(a) + pad(b)`` where the one begins as the other ends: both in one piece, up to the sign of a zero.
+
+    That is what the cotangent of a value is whose parts were read one by one (heads, gates, steps of a loop).
+    """
+    first, second = node.inputs
+    if first.op is not PAD or second.op is not PAD or node.type != first.type or first.type != second.type:
+        return None
+    moving = [k for k, size in enumerate(first.inputs[0].shape) if size != node.shape[k]]
+    moving += [k for k, size in enumerate(second.inputs[0].shape) if size != node.shape[k] and k not in moving]
+    if len(moving) != 1 or any(size != 0 for x in (first, second) for size in x.params["interior"]):
+        return None
+    (axis,) = moving
+    if first.params["low"][axis] == second.params["low"][axis] + second.inputs[0].shape[axis]:
+        first, second = second, first
+    if second.params["low"][axis] != first.params["low"][axis] + first.inputs[0].shape[axis]:
+        return None
+    parts = [
+        p
+        for x in (first.inputs[0], second.inputs[0])
+        for p in (x.inputs if x.op is CONCAT and x.params["axis"] == axis else (x,))
+    ]
+    return apply(
+        PAD,
+        apply(CONCAT, *parts, axis=axis),
+        low=first.params["low"],
+        high=second.params["high"],
+        interior=first.params["interior"],
+    )
+
+
 def concat(xs: Sequence[Node], axis: int = 0) -> Node:
     """The tensors one after the other along ``axis``."""
     (position,) = axes_tuple(axis, xs[0].type.rank)

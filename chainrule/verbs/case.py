@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from chainrule.backends.torch import Step, compile, step
+from chainrule.backends.torch import Step, step
+from chainrule.backends.torch import compile as emitted
 from chainrule.errors import ModelError
 from chainrule.frontends.torch import Trace, trace_case, untouched
 from chainrule.frontends.torch import trace as trace_function
@@ -31,6 +32,7 @@ class Case:
         loss: ``(output, target) -> scalar`` or ``"model"``. objective: ``(model, batch) -> scalar`` in its place.
         optimizer: a torch optimizer over the model's parameters.
         data, epochs, scheduler: for :func:`chainrule.fit`, where the case knows them.
+        compile: whether the emitted step is handed to ``torch.compile``.
     """
 
     model: Any
@@ -41,13 +43,16 @@ class Case:
     data: Any = None
     epochs: int | None = None
     scheduler: Any = None
+    compile: bool = False
 
     @cached_property
     def trace(self) -> Trace:
-        """The traced forward pass, compared bit for bit with the eager one."""
+        """The traced forward pass, compared bit for bit with the eager one (tensors without storage have no bits)."""
         traced = trace_case(self.model, self.batch, self.loss, self.objective)
+        if any(value.is_meta for value in traced.values.values()):
+            return traced
         with untouched(()):  # the draws of the compiled program and of the eager one start from the same state
-            outputs = compile(traced.graph)(*(traced.values[i] for i in traced.graph.inputs))
+            outputs = emitted(traced.graph)(*(traced.values[i] for i in traced.graph.inputs))
         return traced.compared(outputs)
 
     @cached_property
@@ -59,14 +64,15 @@ class Case:
         """
         traced = self.trace
         trainable = [path for path in traced.parameters if path not in traced.frozen]
-        if traced.loss is not None and trainable and len(traced.unreached) == len(trainable):
+        made = step(traced, self.compile)
+        if trainable and len(made.unused) == len(trainable):
             raise ModelError(
                 "no parameter reaches the loss",
                 given=", ".join(trainable[:5]) + (", ..." if len(trainable) > 5 else ""),
                 required="a loss that depends on a parameter other than through detach, no_grad or an integer",
                 instead="the loss of the model's output itself; or requires_grad_(False) on all of them",
             )
-        return step(traced)
+        return made
 
     @cached_property
     def equations(self) -> Any:
@@ -147,12 +153,14 @@ def case(
     data: Any = None,
     epochs: int | None = None,
     scheduler: Any = None,
+    compile: bool = False,
 ) -> Case:
     """A case, to be traced on first use.
 
     Args:
         model, batch, loss, optimizer, objective: see :class:`Case`.
         data, epochs, scheduler: what ``fit`` needs, if it will be asked.
+        compile: hand the emitted step to ``torch.compile`` (random numbers stay those of eager execution).
 
     >>> import torch, chainrule as cr
     >>> net = torch.nn.Linear(3, 2)
@@ -160,7 +168,7 @@ def case(
     >>> c.trace.bit_equal
     True
     """
-    return Case(model, batch, loss, optimizer, objective, data, epochs, scheduler)
+    return Case(model, batch, loss, optimizer, objective, data, epochs, scheduler, compile)
 
 
 def as_case(model: Any, batch: Any = None, loss: Any = None, optimizer: Any = None, objective: Any = None) -> Case:

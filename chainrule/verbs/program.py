@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._C._functorch import maybe_current_level  # type: ignore[import]
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from chainrule.backends.torch import Compiled, compile
 from chainrule.errors import ModelError, UnsupportedOpError
-from chainrule.frontends.torch import Trace, active, fingerprint, modules_of
+from chainrule.frontends.torch import Trace, active, autocast, fingerprint, modules_of
 from chainrule.frontends.torch import trace as trace_function
 from chainrule.interpreters.kernels import selected
 from chainrule.interpreters.partition import halves
@@ -217,12 +218,16 @@ class Programs:
 
     Args:
         func: the function. name: of the transform. derive: ``(program, whole) -> the derivative's nodes``.
+        inductor: whether what needs no seed is handed to ``torch.compile``.
     """
 
-    def __init__(self, func: Callable[..., Any], name: str, derive: Derive, has_aux: bool) -> None:
+    def __init__(
+        self, func: Callable[..., Any], name: str, derive: Derive, has_aux: bool, inductor: bool = False
+    ) -> None:
         if not callable(func):
             raise ModelError(f"{name} takes a function", given=type(func).__name__)
         self.func, self.name, self.derive, self.has_aux = func, name, derive, has_aux
+        self.inductor = inductor
         self._kept: dict[Any, Pair] = {}
 
     def __call__(self, args: Any, kwargs: Any) -> Run:
@@ -231,11 +236,12 @@ class Programs:
         recorder = active()
         tensors = [v for v in flat if isinstance(v, torch.Tensor)]
         tracked = torch.is_grad_enabled() and (recorder is not None or any(t.requires_grad for t in tensors))
-        key = (spec, tuple(map(_signature, flat)), tracked, *fingerprint(self.func))
+        mapped = maybe_current_level() is not None  # under vmap or a transform of torch.func
+        key = (spec, tuple(map(_signature, flat)), tracked, mapped, autocast.state(), *fingerprint(self.func))
         if key not in self._kept:
             self._report(flat)
             with recorder.outside() if recorder is not None else nullcontext():
-                self._kept[key] = self._compiled(args, kwargs, tracked)
+                self._kept[key] = self._compiled(args, kwargs, tracked, alone=not tracked and not mapped)
         pair = self._kept[key]
         traced = pair.program.trace
         given = dict(zip(pair.program.inputs, tensors, strict=True))
@@ -248,7 +254,7 @@ class Programs:
                 traced.values[traced.buffers[path]].copy_(new)
         return run
 
-    def _compiled(self, args: Any, kwargs: Any, tracked: bool) -> Pair:
+    def _compiled(self, args: Any, kwargs: Any, tracked: bool, alone: bool) -> Pair:
         program = Program(self.func, args, kwargs, self.has_aux, inside=tracked)
         # Code that is differentiated again keeps to ops that have derivatives.
         derived = list(self.derive(program, not tracked))
@@ -269,9 +275,10 @@ class Programs:
         name = self.name.replace(" ", "_")
         if not waits:
             empty = compile(Graph((), ()), name)
-            return Pair(program, compile(joint, name), empty, len(derived))
+            ready = compile(joint, name, reuse=alone, inductor=alone and self.inductor)
+            return Pair(program, ready, empty, len(derived))
         first, second = halves(selected(joint), seeds, len(derived))
-        return Pair(program, compile(first, name), compile(second, f"{name}_back"), 0)
+        return Pair(program, compile(first, name, reuse=alone), compile(second, f"{name}_back"), 0)
 
     def _report(self, flat: Sequence[Any]) -> None:
         if os.environ.get("CHAINRULE_LOG"):

@@ -30,12 +30,15 @@ from chainrule.verbs.program import Argnums, Program, Programs, described
 
 
 # ---- reverse mode ------------------------------------------------------------------------------------------
-def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
+def grad(
+    func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False, *, compile: bool = False
+) -> Callable[..., Any]:
     """The gradient of a scalar function by its arguments ``argnums``, as ``torch.func.grad``.
 
     Args:
         func: returns one floating-point number (and, with ``has_aux``, anything else behind it).
         argnums: which positional arguments; an int gives one gradient, a tuple a tuple of them.
+        compile: hand the emitted source to ``torch.compile`` (not where autograd is to differentiate the result).
 
     Returns:
         A function of the same arguments: the gradient, in the tree of its argument (with ``has_aux`` also the rest).
@@ -48,7 +51,7 @@ def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) 
     >>> cr.grad(lambda x: (x**3).sum())(torch.tensor([1.0, 2.0]))
     tensor([ 3., 12.])
     """
-    both = grad_and_value(func, argnums, has_aux)
+    both = grad_and_value(func, argnums, has_aux, compile=compile)
 
     def gradient(*args: Any, **kwargs: Any) -> Any:
         found, value = both(*args, **kwargs)
@@ -57,7 +60,9 @@ def grad(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) 
     return described(gradient, func, "gradient")
 
 
-def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
+def grad_and_value(
+    func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False, *, compile: bool = False
+) -> Callable[..., Any]:
     """Like :func:`grad`, and the value: ``(gradient, value)``, or ``(gradient, (value, aux))``.
 
     >>> import torch, chainrule as cr
@@ -71,7 +76,7 @@ def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool
         found, _ = vjp_all([root], [constant(1.0, root.type.dtype)], leaves, whole)
         return [zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
 
-    programs = Programs(func, "grad", derived, has_aux)
+    programs = Programs(func, "grad", derived, has_aux, compile)
 
     def gradient_and_value(*args: Any, **kwargs: Any) -> Any:
         run = programs(args, kwargs)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import chainrule as cr
 from chainrule.backends.torch import compile, emit, run, step
 from chainrule.errors import BackendError, ModelError
 from chainrule.frontends.torch import trace, trace_case
@@ -402,3 +403,21 @@ def test_cuda() -> None:
     F.cross_entropy(model(batch[0]), batch[1]).backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(grads[name], parameter.grad, rtol=1e-3, atol=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_same_source_through_torch_compile() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.GELU(), torch.nn.Dropout(0.3), torch.nn.Linear(8, 2))
+    batch = (torch.randn(5, 6), torch.randn(5, 2))
+    loss = torch.nn.functional.mse_loss
+    parameters = {k: p.detach() for k, p in model.named_parameters()}
+    found = []
+    for inductor in (False, True):
+        torch.manual_seed(0)
+        found.append(cr.case(model, batch, loss, compile=inductor).step(parameters, batch))
+    (value, grads), (compiled_value, compiled_grads) = found
+    torch.testing.assert_close(compiled_value, value)
+    for name, g in grads.items():
+        torch.testing.assert_close(compiled_grads[name], g, rtol=1e-5, atol=1e-6)
+    x = torch.linspace(0.1, 2.0, 5)
+    torch.testing.assert_close(cr.grad(lambda x: (x.log() * x).sum(), compile=True)(x), x.log() + 1)

@@ -70,7 +70,7 @@ def test_a_case() -> None:
     assert list(found.graph.names)[6:] == ["loss", "f_0", "h_1", "f_2", "output"]
     assert found.graph.outputs == (found.loss,) and found.graph.output_names == ("loss",)
     assert found.output is found.graph.names["f_2"]
-    assert found.graph.summary() == {"input": 6, "linear": 2, "mse": 1, "relu": 1}
+    assert found.graph.op_counts() == {"input": 6, "linear": 2, "mse": 1, "relu": 1}
     assert values_equal(found)
 
 
@@ -196,7 +196,7 @@ def test_a_branch_on_constants_is_folded() -> None:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         return x * self.weight if torch.arange(4).sum() > 5 and x.shape[0] == 2 else x
 
-    assert "mul" in trace_case(Function(forward), torch.randn(2, 3)).graph.summary()
+    assert "mul" in trace_case(Function(forward), torch.randn(2, 3)).graph.op_counts()
 
 
 def test_writes_in_place_are_rebound() -> None:
@@ -220,7 +220,7 @@ def test_detach_data_and_no_grad_are_kept() -> None:
         lambda self, x: x * torch.no_grad()(lambda: self.weight * 2)(),
         lambda self, x: (x * self.weight).detach_(),
     ):
-        assert trace_case(Function(function), torch.randn(2, 3)).graph.summary()["stop_gradient"] == 1
+        assert trace_case(Function(function), torch.randn(2, 3)).graph.op_counts()["stop_gradient"] == 1
 
 
 def test_no_grad_around_nothing_is_nothing() -> None:
@@ -230,12 +230,12 @@ def test_no_grad_around_nothing_is_nothing() -> None:
             same = h.contiguous().to(torch.float32)
         return same * 2.0
 
-    assert "stop_gradient" not in trace_case(Function(forward), torch.randn(2, 3)).graph.summary()
+    assert "stop_gradient" not in trace_case(Function(forward), torch.randn(2, 3)).graph.op_counts()
 
 
 def test_alias_is_not_detach() -> None:
     found = trace(lambda x: torch.ops.aten.alias(x) * 2, (torch.randn(2),))
-    assert "stop_gradient" not in found.graph.summary()
+    assert "stop_gradient" not in found.graph.op_counts()
 
 
 def test_dtypes() -> None:
@@ -244,7 +244,7 @@ def test_dtypes() -> None:
         return y.type_as(x) / torch.tensor([1, 2, 3])
 
     found = trace_case(Function(forward), torch.randn(2, 3))
-    assert values_equal(found) and found.graph.summary()["cast"] >= 3
+    assert values_equal(found) and found.graph.op_counts()["cast"] >= 3
     integers = trace(lambda n: ((n + 1) * 2, n * 0.5, n / 3, n.float()), (torch.arange(4),))
     assert [o.type.dtype for o in integers.graph.outputs] == ["int64", *["float32"] * 3] and values_equal(integers)
 
@@ -294,7 +294,7 @@ def test_strides_of_inputs_are_kept() -> None:
 def test_dropout_that_does_nothing() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Dropout(0.0))
     model[1].eval()
-    assert trace_case(model, torch.randn(2, 3)).graph.summary() == {"input": 3, "linear": 1}
+    assert trace_case(model, torch.randn(2, 3)).graph.op_counts() == {"input": 3, "linear": 1}
 
 
 def test_eager_runs_the_program_again() -> None:
@@ -512,7 +512,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         "switched off",
     ),
     "data assignment": (lambda self, x: setattr(self.weight, "data", x) or x, "assignment to .data"),
-    "autocast": (lambda self, x: torch.autocast("cpu")(lambda: x @ self.weight)(), "under autocast"),
 }
 
 

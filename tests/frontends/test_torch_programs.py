@@ -312,3 +312,6 @@ def test_a_model_on_the_meta_device() -> None:
     assert set(found.updates) == {"3.running_mean", "3.running_var", "3.num_batches_tracked"}
     _, grads = step(found)(dict(model.named_parameters()), batch)
     assert all(g is not None and g.is_meta for g in grads.values())
+    case = cr.case(model, batch, nn.MSELoss())
+    assert case.trace.bit_equal is None  # there are no bits
+    assert set(case.step(dict(model.named_parameters()), batch)[1]) == {k for k, _ in model.named_parameters()}

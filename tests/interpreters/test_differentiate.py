@@ -236,5 +236,5 @@ def test_composites_are_expanded_but_named_derivatives_stay():
     root = apply(OPS["mean"], inner, axes=(0,), keepdims=False)
     (kept,) = expand_composites([root])
     (all_out,) = expand_composites([root], keep_named=False)
-    assert "softmax" in Graph((z,), (kept,)).summary() and "mean" not in Graph((z,), (kept,)).summary()
-    assert not any(OPS[n].expansion for n in Graph((z,), (all_out,)).summary())
+    assert "softmax" in Graph((z,), (kept,)).op_counts() and "mean" not in Graph((z,), (kept,)).op_counts()
+    assert not any(OPS[n].expansion for n in Graph((z,), (all_out,)).op_counts())

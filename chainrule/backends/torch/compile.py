@@ -32,6 +32,9 @@ class Compiled:
     def tracked(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A call that autograd records where gradients are on: for results that are differentiated again."""
         try:
+            if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+                with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                    return self._function(*tensors)  # its casts are written out
             return self._function(*tensors)
         except (RuntimeError, IndexError, TypeError) as error:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith("<chainrule ")]
@@ -42,13 +45,20 @@ class Compiled:
             ) from error
 
 
-def compile(graph: Graph, name: str = "forward", free: bool = True) -> Compiled:
+def compile(
+    graph: Graph, name: str = "forward", free: bool = True, reuse: bool = False, inductor: bool = False
+) -> Compiled:
     """The graph as a callable.
+
+    Args:
+        graph, name, free, reuse: as in ``emit``.
+        inductor: hand the source to ``torch.compile`` (at the first call; it wants a C++ compiler). Random numbers
+            stay those of eager execution.
 
     Raises:
         BackendError: it cannot be written in torch.
     """
-    emitted = source_of(graph, name, free)
+    emitted = source_of(graph, name, free, reuse and not inductor)  # Inductor lays out memory by itself
     source = emitted.text
     file = f"<chainrule {name} {hashlib.blake2b(source.encode(), digest_size=6).hexdigest()}>"
     # The text is ours, made from the graph alone.
@@ -63,9 +73,29 @@ def compile(graph: Graph, name: str = "forward", free: bool = True) -> Compiled:
         f for f in reversed(namespace.values()) if isinstance(f, FunctionType) and f.__code__.co_filename == file
     )
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    compiled = Compiled(graph, source, function)
+    run = _by_inductor(function) if inductor else function
+    compiled = Compiled(graph, source, run)
     weakref.finalize(compiled, linecache.cache.pop, file, None)
     return compiled
+
+
+def _by_inductor(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled by torch, for the shapes of its first call."""
+    compiled = torch.compile(function, dynamic=False, options={"fallback_random": True})
+
+    def run(*tensors: torch.Tensor) -> Any:
+        try:
+            return compiled(*tensors)
+        except Exception as error:
+            if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                raise BackendError(
+                    f"torch.compile refused the program: {str(error).splitlines()[0]}",
+                    required="what torch.compile needs: a C++ compiler on the CPU, Triton on CUDA",
+                    instead="compile=False, which runs the same source without it",
+                ) from error
+            raise
+
+    return run
 
 
 def run(graph: Graph, values: Mapping[Node, torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from chainrule.backends.identifiers import identifier, unique
+from chainrule.backends.torch.order import with_less_alive
+from chainrule.backends.torch.reuse import overwritten
 from chainrule.errors import BackendError
 from chainrule.interpreters.kernels import selected
 from chainrule.ir import Graph, Literal, Node, TensorType, TupleType, apply, describe, rebuild, shape_text
@@ -41,24 +43,27 @@ class Source:
     names: Mapping[str, Any] = field(default_factory=dict)
 
 
-def emit(graph: Graph, name: str = "forward", free: bool = True) -> str:
+def emit(graph: Graph, name: str = "forward", free: bool = True, reuse: bool = False) -> str:
     """The text of :func:`source_of`."""
-    return source_of(graph, name, free).text
+    return source_of(graph, name, free, reuse).text
 
 
-def source_of(graph: Graph, name: str = "forward", free: bool = True, constants: str = "c") -> Source:
+def source_of(
+    graph: Graph, name: str = "forward", free: bool = True, reuse: bool = False, constants: str = "c"
+) -> Source:
     """Python source of a function of the graph's inputs that returns the tuple of its outputs.
 
     Args:
         graph: all inputs with numbers for sizes.
         name: of the function.
         free: whether intermediates are deleted after their last use.
+        reuse: whether results may be written over operands that end there (not where autograd records, or vmap maps).
         constants: what the names of constants above the function start with.
     Raises:
         BackendError: an op without a ``torch`` field, or a leaf that is no input of the graph.
     """
     graph = selected(inline_composites(graph))
-    writer = _Writer(graph, _Identifiers(graph, constants))
+    writer = _Writer(graph, _Identifiers(graph, constants), reuse)
     return Source(writer.source(identifier(name, _RESERVED), free), writer.held)
 
 
@@ -107,17 +112,25 @@ class _Identifiers:
 
 
 class _Writer:
-    def __init__(self, graph: Graph, names: _Identifiers) -> None:
+    def __init__(self, graph: Graph, names: _Identifiers, reuse: bool) -> None:
         self.graph, self.names = graph, names
         self.inputs = set(graph.inputs)
         self.nodes = graph.schedule()
-        self.device = next((i.type.device for i in graph.inputs if i.type.device != "cpu"), None)
+        devices = [i.type.device for i in graph.inputs if isinstance(i.type, TensorType)]
+        self.device = next((d for d in devices if d != "cpu"), None)
         self.parts = {n: _items(n, self.nodes) for n in self.nodes if isinstance(n.type, TupleType) and n.inputs}
         self.unpacked = {item for items in self.parts.values() for item in items.values()}
         readers = {i for n in self.nodes if n not in self.unpacked for i in n.inputs}
         # Tuples that another op than item reads: what is behind the outputs (a tape) has the node's own name.
         self.whole = {n for n in self.parts if n in readers or n in self.graph.outputs}
         self.fixed = self._independent()
+        self.overwritten: dict[Node, int] = {}
+        if reuse:
+            running = [n for n in self.nodes if n not in self.fixed and n not in self.inputs]
+            kept = {*graph.inputs, *graph.outputs, *self.fixed}
+            running = with_less_alive(running, kept)
+            self.overwritten = overwritten(running, kept)
+            self.nodes = [*(n for n in self.nodes if n in self.fixed or n in self.inputs), *running]
         self.above: list[str] = []
         self.body: list[str] = []
         self.bodies: dict[Graph, str] = {}
@@ -219,6 +232,8 @@ class _Writer:
         operands = [self._operand(i, as_tensor=not infix) for i in node.inputs]
         if node.op.externals is not None:
             operands = [*(self._hold(o, "function") for o in node.op.externals(**node.params)), *operands]
+        if node in self.overwritten:
+            return node.op.in_place[self.overwritten[node]].format(*operands)
         return written.format(*operands) if isinstance(written, str) else str(written(node, operands))
 
     def _body(self, body: Graph) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from chainrule.backends.torch.compile import compile
+from chainrule.backends.torch.compile import compile as compiled
 from chainrule.errors import ModelError, StaleTraceError
 from chainrule.interpreters.differentiate import gradient
 from chainrule.interpreters.simplify import simplify
@@ -61,7 +61,7 @@ class Step:
         unused: names of parameters that the loss does not depend on; their gradient is None.
     """
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, compile: bool = False) -> None:
         if case.loss is None:
             raise ModelError("a step needs a loss", given="a trace without one", instead="a loss or an objective")
         self._case = case
@@ -89,7 +89,7 @@ class Step:
         )
         self._read = {node: k for k, node in enumerate(read, 1 + len(used) + len(case.updates))}
         self._written = {case.buffers[path]: k for k, path in enumerate(case.updates, 1 + len(used))}
-        self._compiled = compile(self.graph, "step")
+        self._compiled = compiled(self.graph, "step", reuse=True, inductor=compile)
         self._leaves = {leaf: names[0] for leaf, names in leaves.items()}
         self._outputs = [(names, k) for k, leaf in enumerate(used) for names in [wanted[leaf]]]
 
@@ -167,12 +167,12 @@ class Step:
         return held
 
 
-def step(case: Case) -> Step:
-    """The training step of a traced case: loss and gradients, compiled.
+def step(case: Case, compile: bool = False) -> Step:
+    """The training step of a traced case: loss and gradients; with ``compile`` its source goes to ``torch.compile``.
 
     Raises:
         ModelError: the trace has no loss.
         UnsupportedOpError: an op on the path has no derivative rule.
         BackendError: an op that cannot be written in torch.
     """
-    return Step(case)
+    return Step(case, compile)

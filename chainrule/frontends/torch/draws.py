@@ -7,6 +7,7 @@ its input; every other random op is an opaque call with a place in the order of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch.lower import is_in_place, key_of, type_of
 from chainrule.ir import Node, TensorType
 from chainrule.ops.random import draw, dropout_noise
+from chainrule.ops.recurrent import KINDS, arguments, recurrent
 
 # Functions that make a tensor and fill it -> the sampler that fills it, with its arguments.
 _FILLED = {
@@ -43,8 +45,8 @@ def drawn(
     nodes: Sequence[Any],
     out: torch.Tensor,
     stream: int,
-) -> Node | None:
-    """The node of a random call; None if it is none of those that have one.
+) -> list[Node] | None:
+    """The nodes of a random call's results; None if it is none of those that have some.
 
     Args:
         args, kwargs: as the program gave them. nodes: the positional ones with nodes for tensors.
@@ -63,10 +65,20 @@ def drawn(
         kind = TensorType(shape, type_of(x).dtype, None, str(x.device))
         if not name.startswith("feature"):
             kind = replace(kind, layout=tuple(torch.empty_like(x, device="meta").stride()))
-        return nodes[0] * dropout_noise(float(args[1]), kind, stream)
+        return [nodes[0] * dropout_noise(float(args[1]), kind, stream)]
+    if name in KINDS:
+        return _between_layers(name, overload == "data", nodes, stream)
     if name in _FILLED:
         method, given = _FILLED[name]
-        return draw(method, given, type_of(out), stream)
+        return [draw(method, given, type_of(out), stream)]
     if is_in_place(func) and name in _SAMPLERS and overload != "Tensor":
-        return draw(name, tuple(args[1:]), type_of(out), stream)
+        return [draw(name, tuple(args[1:]), type_of(out), stream)]
     return None
+
+
+def _between_layers(mode: str, packed: bool, nodes: Sequence[Any], stream: int) -> list[Node]:
+    """A recurrent layer whose dropout draws once between each two of its layers."""
+    streams = itertools.count(stream)
+    given = arguments(packed, nodes)
+    dropout = float(given[6])
+    return recurrent(mode, *given, noise=lambda kind: dropout_noise(dropout, kind, next(streams)))

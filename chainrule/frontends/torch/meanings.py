@@ -2,6 +2,7 @@
 
     Node      depends on an input of the trace (parameter, buffer, batch, closed-over tensor)
     FOLDED    does not: it is a number known now, and becomes a constant where a node uses it
+    Deferred  complex: the calls that lead to it, until a real number comes out of them (``deferred``)
     Refused   cannot be expressed: the error is raised only if the result depends on it
 
 ``record`` fills this table call by call; memory that belongs to the user is known here by its owner.
@@ -16,8 +17,10 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
+from chainrule.frontends.torch import deferred
 from chainrule.frontends.torch import lower as lowering
 from chainrule.frontends.torch.aliases import after_write
+from chainrule.frontends.torch.deferred import Deferred
 from chainrule.ir import Node, Origin
 
 FOLDED = object()
@@ -112,6 +115,8 @@ class Meanings:
         meaning = self.meaning(tensor)
         if isinstance(meaning, Refused):
             raise meaning.error
+        if isinstance(meaning, Deferred) or tensor.is_complex():
+            raise self.refusal("a complex result", required="real numbers", instead="torch.view_as_real(...) of it")
         if meaning is FOLDED and tensor.is_meta:  # a constant without numbers can only be named
             meaning = self._meaning[tensor] = self._leaf(tensor)
         return lowering.constant_of(tensor) if meaning is FOLDED else meaning
@@ -133,19 +138,36 @@ class Meanings:
         found = []
         for tensor in alive:
             try:
-                found.append((tensor, self.node_of(tensor)))
-            except ChainruleError:
-                continue  # cannot be expressed, and still cannot afterwards
+                found.append((tensor, self.part_of(tensor) if tensor.is_complex() else self.node_of(tensor)))
+            except ChainruleError as error:
+                found.append((tensor, Refused(error)))  # cannot be expressed, and still cannot afterwards
         return found
+
+    def part_of(self, tensor: torch.Tensor) -> Any:
+        """What a tensor is as an operand of complex calls: a Node, Deferred, or itself as a constant.
+
+        Raises:
+            ChainruleError: the graph cannot hold it.
+        """
+        meaning = self.meaning(tensor)
+        if isinstance(meaning, Refused):
+            raise meaning.error
+        if meaning is FOLDED:
+            return deferred.constant(tensor)
+        return meaning
 
     def renew(self, before: Sequence[tuple[torch.Tensor, Any]], written: torch.Tensor, origin: Origin) -> None:
         """After a write: what the other tensors on the memory mean now."""
         value = self.meaning(written)
         for tensor, meant in before:
-            if isinstance(value, Refused):
-                self._meaning[tensor] = value
+            if isinstance(value, Refused) or isinstance(meant, Refused):
+                self._meaning[tensor] = value if isinstance(value, Refused) else meant
                 continue
             try:
+                if isinstance(value, Deferred) or isinstance(meant, Deferred):
+                    now = deferred.after_write(tensor, meant, written, value)
+                    self._meaning[tensor] = self._meaning[tensor] if now is None else now
+                    continue
                 now = after_write(tensor, meant, written, value)
             except (UnsupportedOpError, ShapeError) as error:
                 self._meaning[tensor] = Refused(UnsupportedOpError(error.what).located(str(origin)))

@@ -1,4 +1,7 @@
-"""Where tensors lie in memory, as far as it decides bits: which way a matrix lies is how its products are summed."""
+"""What decides bits beside the numbers: where tensors lie in memory, and whether gradients are on.
+
+Which way a matrix lies is how its products are summed, and some kernels are others where nothing is recorded.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 
 from chainrule.ir import Node
 from chainrule.ops.layout import contiguous, folded_linear
+from chainrule.ops.recurrent import KINDS, without_gradients
 
 _COPIES = ("contiguous", "clone")
 
@@ -26,6 +30,8 @@ def of_the_same_bits(
         return [contiguous(found[0])]
     if name == "linear" and given[0].dim() > 2 and not given[0].is_contiguous() and _taped(given[1]):
         return [folded_linear(*args)]
+    if name in KINDS and not torch.is_grad_enabled():
+        return without_gradients(found)
     return found
 
 

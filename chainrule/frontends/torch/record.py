@@ -24,7 +24,7 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
-from chainrule.frontends.torch import guards
+from chainrule.frontends.torch import autocast, deferred, guards
 from chainrule.frontends.torch import lower as lowering
 from chainrule.frontends.torch.calls import opaque_call, opaque_function
 from chainrule.frontends.torch.draws import drawn, generator_state
@@ -87,6 +87,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             stack.enter_context(PythonSide(self))
             if not self.strict:
                 stack.enter_context(custom_calls(self))
+            stack.enter_context(autocast.unshared())
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(self)
             yield
@@ -102,12 +103,18 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self.fail("a torch.func transform inside the traced program", instead="chainrule's own, outside of it")
         name, _ = lowering.key_of(func)
         operands = list(_tensors((*args, *kwargs.values())))
+        casting = autocast.key_for(func, operands)
+        if casting is not None:  # autocast's own kernel: its casts and the op behind them come back here, one by one
+            with self:
+                return func.redispatch(casting, *args, **kwargs)
         if name == "lift_fresh" and self._meaning.get(operands[0]) is None:
             self._meaning[operands[0]] = FOLDED  # torch.tensor(...) of numbers in the program
         meanings = [self.meaning(t) for t in operands]
         depends = any(m is not FOLDED for m in meanings) and name not in lowering.VALUE_FREE
         origin = self._origin(func)
         self._refuse_writes(func, args, kwargs)
+        if depends and any(t.is_complex() for t in operands):
+            return self._complex(func, args, kwargs, operands, origin)
         if depends and func._schema.is_mutable and not lowering.is_in_place(func):
             return self._written_out(func, args, kwargs)
         if depends and name not in _READS and lowering.decomposes(func, args, kwargs):
@@ -120,6 +127,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self.count()
         # Before the call: it may write into a constant, or move a generator.
         prepared = self._prepared(args, kwargs, meanings) if recorded else None
+        if depends and name in _KNOWN_LENGTHS and not isinstance(prepared, (Refused, type(None))):
+            prepared[0][_KNOWN_LENGTHS[name]] = lowering.constant_of(operands[_KNOWN_LENGTHS[name]])
         state = generator_state() if seeded else None
         in_place = recorded and lowering.is_in_place(func)
         before = self.on_memory_of(args[0]) if in_place else []
@@ -132,7 +141,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         outputs = list(_tensors((out,)))
         if any(out is t for t in operands) and not lowering.is_in_place(func):
             return out  # nothing was done (contiguous() of what is so): the tensor means what it meant
-        if prepared is None:
+        if prepared is None or name in _KNOWN_THEN:
             results: Sequence[Any] = [FOLDED] * len(outputs)
         else:
             drew = state is not None and (generator_state() != state or _would_draw(func, prepared, outputs))
@@ -160,6 +169,53 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             for tensor, result in zip(outputs, results, strict=True):
                 self._meaning[tensor] = result
         return out
+
+    def _complex(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: Sequence[torch.Tensor], origin: Origin
+    ) -> Any:
+        """A call with complex operands: it waits for the real numbers that come out in the end."""
+        if func._schema.is_mutable and not lowering.is_in_place(func):
+            self.fail(f"{func} writes complex numbers", required="an op that returns new tensors")
+        if torch.Tag.data_dependent_output in func.tags or lowering.key_of(func)[0] in _READS:
+            self.fail_read()
+        self.count()
+        problem: ChainruleError | None = None
+        given: Any = ((), {})
+        try:
+            given = [_mapped(a, self._part) for a in args], {k: _mapped(a, self._part) for k, a in kwargs.items()}
+            if self.strict:
+                problem = self.refusal(f"{func} of complex numbers", required="real numbers")
+        except ChainruleError as error:
+            problem = error
+        in_place = lowering.is_in_place(func)
+        before = self.on_memory_of(args[0]) if in_place else []
+        state = generator_state() if torch.Tag.nondeterministic_seeded in func.tags else None
+        with no_python_dispatcher():
+            out = func(*args, **kwargs)
+        outputs = list(_tensors((out,)))
+        if any(out is t for t in operands) and not in_place:
+            return out
+        if state is not None and generator_state() != state:
+            problem = self.refusal(f"{func} draws complex random numbers", required="real numbers")
+        if problem is not None:
+            found: list[Any] = [Refused(problem)] * len(outputs)
+        else:
+            found = self._settled(deferred.deferred_call(func, *given, out), outputs, origin)
+        for tensor, meaning in zip(outputs, found, strict=True):
+            self._meaning[tensor] = meaning
+        if in_place and outputs:
+            self.renew(before, outputs[0], origin)
+        return out
+
+    def _settled(self, found: Sequence[Any], outputs: Sequence[torch.Tensor], origin: Origin) -> list[Any]:
+        """Complex outputs wait; a real one is a node."""
+        return [
+            d if t.is_complex() else self.originated([deferred.real_node(d, t)], origin)[0]
+            for d, t in zip(found, outputs, strict=True)
+        ]
+
+    def _part(self, value: Any) -> Any:
+        return self.part_of(value) if isinstance(value, torch.Tensor) else value
 
     def _written_out(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An ``out=`` variant: the same op without it, and its results copied to where they belong."""
@@ -195,21 +251,21 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         outputs = list(_tensors((out,)))
         if isinstance(prepared, Refused) or not outputs:
             return [prepared] * len(outputs)
-        if _casts(outputs[0].device.type):  # casts happen below, unseen
-            return [
-                Refused(UnsupportedOpError(f"{func} under autocast is not supported yet").located(str(origin)))
-            ] * len(outputs)
         args, kwargs = prepared
+        if any(t.is_complex() for t in outputs):  # made of real ones
+            if self.strict or stream is not None:
+                return [Refused(self.refusal(f"{func} gives complex numbers", required="real numbers"))] * len(outputs)
+            parts = [_mapped(a, self._part) for a in given[0]], {k: _mapped(a, self._part) for k, a in given[1].items()}
+            return self._settled(deferred.deferred_call(func, *parts, out), outputs, origin)
         found: list[Node] | None = None
         try:
             if stream is None:
                 found = _lowered(func, args, kwargs, outputs)
                 found = of_the_same_bits(lowering.key_of(func)[0], given[0], args, found, outputs[0])
             else:
-                node = drawn(func, given[0], given[1], args, outputs[0], stream)
-                found = None if node is None else [node]
-                if found is not None:
-                    _check_type(func, outputs[0], found[0])
+                found = drawn(func, given[0], given[1], args, outputs[0], stream)
+                for tensor, node in zip(outputs, found or (), strict=found is not None):
+                    _check_type(func, tensor, node)
             problem = UnsupportedOpError(f"{func} draws random numbers and is not declared")
         except ShapeError as error:  # our rule is narrower than torch's: the model runs, but is not expressed
             problem = UnsupportedOpError(
@@ -295,6 +351,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         origin = self._origin(None)
         nodes = [self.node_of(t) for t in tensors]
         state, versions = generator_state(), [t._version for t in tensors]
+        casting = autocast.current()
         out = self._unrecorded(apply_, args, kwargs)
         if [t._version for t in tensors] != versions:
             self.fail(f"autograd.Function {cls.__name__!r} writes into its arguments", instead="a copy (.clone())")
@@ -303,7 +360,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         def call(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
             rest = iter(operands)
             given = [next(rest) if isinstance(a, torch.Tensor) else a for a in args]
-            return tuple(_tensors((apply_(*given, **kwargs),)))
+            with casting():
+                return tuple(_tensors((apply_(*given, **kwargs),)))
 
         stream = len(self.draws) if generator_state() != state else None
         single = len(flat) == 1
@@ -418,11 +476,6 @@ def _would_draw(func: Any, prepared: Any, outputs: Sequence[torch.Tensor]) -> bo
     return False
 
 
-def _casts(device: str) -> bool:
-    """Whether autocast is on for a device; tensors without storage go with any."""
-    return any(map(torch.is_autocast_enabled, ("cpu", "cuda") if device == "meta" else (device,)))
-
-
 def active() -> Recorder | None:
     """The recorder of the program that is running now, if one is."""
     mode = torch._ops._get_dispatch_mode_pre_dispatch(torch._C._TorchDispatchModeKey.PROXY)
@@ -438,6 +491,10 @@ _READS: dict[str, Callable[..., Any]] = {
     "allclose": torch.allclose,
 }
 _VERDICTS = ("equal", "allclose")
+# Ops whose result is a number known now once it is guarded that their operand is what it is.
+_KNOWN_THEN = ("nonzero", "nonzero_numpy")
+# Ops that are declared for one known value of an operand, which is then guarded: which one.
+_KNOWN_LENGTHS = {"_pack_padded_sequence": 1}
 # Ops whose result has a size that depends on values -> which operand decides.
 _SIZED_BY_VALUES = {
     "nonzero": 0,
@@ -447,6 +504,7 @@ _SIZED_BY_VALUES = {
     "_unique2": 0,
     "unique_consecutive": 0,
     "bincount": 0,
+    "_pack_padded_sequence": 1,
 }
 
 # Ops that update running statistics (arguments 3 and 4, if argument 5 is true) without saying so in their

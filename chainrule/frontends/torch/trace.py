@@ -29,6 +29,7 @@ from chainrule.frontends.torch.source import custom_function, custom_functions, 
 from chainrule.frontends.torch.state import State
 from chainrule.frontends.torch.untouched import untouched
 from chainrule.interpreters.differentiate import vjp_all
+from chainrule.interpreters.repeats import Part, repeated
 from chainrule.ir import Graph, Node, constant, shape_text
 from chainrule.ops.opaque import Call
 
@@ -53,6 +54,7 @@ class Trace:
         guards: what Python read of values while it ran. mutations: attributes of modules that it changed.
         calls: every module call, in the order in which they ended (children before parents).
         loss: the loss, where there is one. outputs: what the model returned; output: the first of them.
+        repeats: groups of modules that are the same but for their weights.
         bit_equal, largest_difference: what :meth:`compared` found, or None before.
     """
 
@@ -97,6 +99,23 @@ class Trace:
         wanted = {path: leaf for path, leaf in self.parameters.items() if path not in self.frozen}
         found, _ = vjp_all([self.loss], [constant(1.0, self.loss.type.dtype)], list(wanted.values()), whole=True)
         return tuple(path for path, g in zip(wanted, found, strict=True) if g is None)
+
+    @property
+    def repeats(self) -> tuple[tuple[str, ...], ...]:
+        """Paths of modules that do the same with weights of their own, the largest first; no part of another group."""
+        found: list[tuple[str, ...]] = []
+        kinds: dict[str, dict[str, Part]] = {}
+        for call in self.calls:
+            kinds.setdefault(call.class_name, {}).setdefault(call.path, (call.outputs, call.inputs))
+        groups = [g for parts in kinds.values() for g in repeated(parts)]
+        size = {call.path: 0 for call in self.calls}
+        for path in size:
+            size[path] = sum(other.startswith(f"{path}.") for other in size)
+        for group in sorted(groups, key=lambda g: -size[str(g[0])]):
+            paths = tuple(map(str, group))
+            if not any(p.startswith(f"{whole}.") for p in paths for outer in found for whole in outer):
+                found.append(paths)
+        return tuple(found)
 
     def compared(self, outputs: Sequence[torch.Tensor]) -> Trace:
         """This trace with the verdict on ``outputs`` (of its graph), held against a new eager run.
