@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -69,7 +70,7 @@ class Extraction:
 
     Attributes:
         lines: those of the program. line_of: task -> line. made_by: value -> its line.
-        storage_of: value -> its storages. view_of: line -> True where it makes views alone.
+        storage_of: value -> its storages; needs: with those that its views read. views: lines that make views alone.
     """
 
     problem: Problem
@@ -78,6 +79,7 @@ class Extraction:
     made_by: Mapping[Value, int]
     storage_of: Mapping[Value, tuple[int, ...]]
     views: frozenset[int]
+    needs: Mapping[Value, tuple[int, ...]]
     flops: tuple[float, ...]  # per task
     moved: tuple[float, ...]
 
@@ -90,12 +92,14 @@ def extract(
     returned: Sequence[Value],
     gradients: Sequence[Value],
     prices: Prices = CPU,
+    last: frozenset[int] = frozenset(),
 ) -> Extraction:
     """The problem of a program.
 
     Args:
         lines: in order; the first ``forward`` are the forward pass. given: value -> fake tensor of every input.
         cotangents: inputs of the backward pass. returned, gradients: what leaves the passes.
+        last: lines that may not run twice, whatever they say.
     """
     meter = Meter()
     held: dict[Value, Any] = dict(given)
@@ -116,6 +120,7 @@ def extract(
         return tuple(dict.fromkeys(found))
 
     storage_of = {v: storages(t) for v, t in held.items()}
+    needs = dict(storage_of)  # value -> storages that have to be there to have it: views may read more than their own
     resident = {s for v, t in storage_of.items() if v not in set(cotangents) for s in t}
     tasks: list[Task] = []
     modules: list[str] = []
@@ -135,15 +140,23 @@ def extract(
             held[value] = result
             storage_of[value] = storages(result)
             made_by[value] = at
-        fresh = range(before, len(sizes))
-        count, traffic = meter.take()
-        if not fresh and not meter_worth(line, storage_of):
+        count, traffic, hidden = meter.take(keep)
+        reads = tuple(dict.fromkeys(s for v in line.reads for s in needs[v]))
+        for value in line.writes:
+            if not storage_of[value]:  # no tensor: what it holds inside is a storage of its own
+                storage_of[value] = (len(sizes),)
+                sizes.append(hidden)
+                hidden = 0
+        fresh = tuple(range(before, len(sizes)))
+        for value in line.writes:
+            needs[value] = storage_of[value]
+        if not fresh:
             views.add(at)
+            for value in line.writes:
+                needs[value] = tuple(dict.fromkeys((*storage_of[value], *reads)))
             continue
-        reads = tuple(dict.fromkeys(s for v in line.reads for s in storage_of[v]))
-        tasks.append(
-            Task(line.name, reads, tuple(fresh), prices.seconds(count, traffic), 0, line.again, line.state)
-        )
+        again = line.again and at not in last
+        tasks.append(Task(line.name, reads, fresh, prices.seconds(count, traffic), 0, again, line.state))
         modules.append(line.module)
         line_of.append(at)
         flops.append(count)
@@ -163,13 +176,8 @@ def extract(
         tuple(modules),
     )
     return Extraction(
-        problem, tuple(lines), tuple(line_of), made_by, storage_of, frozenset(views), tuple(flops), tuple(moved)
+        problem, tuple(lines), tuple(line_of), made_by, storage_of, frozenset(views), needs, tuple(flops), tuple(moved)
     )
-
-
-def meter_worth(line: Line, storage_of: Mapping[Value, tuple[int, ...]]) -> bool:
-    """Whether a line without a storage of its own still has to run once (it returns nothing that is a tensor)."""
-    return not any(storage_of[v] for v in line.writes)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -183,11 +191,15 @@ class Meter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.flops = self.moved = 0.0
+        self.made: dict[int, tuple[Any, int]] = {}
 
-    def take(self) -> tuple[float, float]:
-        """What was counted since the last time."""
-        found = self.flops, self.moved
+    def take(self, known: Sequence[Any]) -> tuple[float, float, int]:
+        """Operations and bytes since the last time, and bytes of what was made, is alive, and is not ``known``."""
+        there = {s._cdata for s in known[-len(self.made) - 8 :]} if self.made else set()
+        hidden = sum(size for key, (ref, size) in self.made.items() if key not in there and not ref.expired())
+        found = self.flops, self.moved, hidden
         self.flops = self.moved = 0.0
+        self.made = {}
         return found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -201,6 +213,10 @@ class Meter(TorchDispatchMode):
         count = flop_registry.get(func._overloadpacket) or _ATTENTION.get(func._overloadpacket.__name__)
         if count is not None:
             self.flops += float(count(*args, **kwargs, out_val=out))
+        for t in found:
+            storage = t.untyped_storage()
+            if storage._cdata not in old:
+                self.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.moved += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in (*given, *found))
         return out
 

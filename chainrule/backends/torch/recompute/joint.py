@@ -1,0 +1,312 @@
+"""The joint program of a traced model: forward pass, loss, and the vector-Jacobian product, line by line.
+
+The lines are those of ``backends.torch.emit``; here they are kept apart, so that a schedule can put them in any order,
+repeat them, and delete what they made. The loss, where there is one, is a part of the program only for planning: its
+lines come between the passes, and run once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from chainrule.backends.torch.emit import _Identifiers, _Writer, inline_composites
+from chainrule.backends.torch.recompute.extract import CPU, CUDA, Extraction, Line, Prices, extract
+from chainrule.interpreters.differentiate import vjp_all
+from chainrule.interpreters.kernels import selected
+from chainrule.interpreters.simplify import simplify
+from chainrule.ir import Graph, Node, TensorType, constant, fresh_variable, rebuild, toposort
+
+
+class Traced(Protocol):
+    """What is read of a trace (``frontends.torch.Trace`` is one)."""
+
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def parameters(self) -> Mapping[str, Node]: ...
+    @property
+    def frozen(self) -> frozenset[str]: ...
+    @property
+    def buffers(self) -> Mapping[str, Node]: ...
+    @property
+    def values(self) -> Mapping[Node, torch.Tensor]: ...
+    @property
+    def updates(self) -> Mapping[str, Node]: ...
+    @property
+    def calls(self) -> Sequence[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """A program as lines.
+
+    Attributes:
+        graph: inputs -> outputs, new buffers, gradients. inputs: leaves in calling order.
+        outputs: what the model returns. updates: buffer path -> its new value. wrt: leaves that get a gradient.
+        gradients: per leaf of ``wrt``, None where no path leads there. cotangents: per output, None for integers.
+        lines: forward pass, loss, backward pass of the loss, backward pass. forward: how many are forward or loss.
+        model: how many are the model's own forward pass. turn: how many come before the model's backward pass.
+        texts: source of each line. above: source that runs once. held: objects that it refers to.
+        names: value -> Python name.
+    """
+
+    graph: Graph
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    updates: Mapping[str, Node]
+    wrt: tuple[Node, ...]
+    gradients: tuple[Node | None, ...]
+    cotangents: tuple[Node | None, ...]
+    lines: tuple[Line, ...]
+    forward: int
+    model: int
+    turn: int
+    texts: tuple[str, ...]
+    above: str
+    held: Mapping[str, Any]
+    names: Mapping[Node, str]
+    fixed: frozenset[Node]
+    draws: frozenset[int] = field(default=frozenset())  # lines that draw random numbers
+
+    def extraction(self, values: Mapping[Node, torch.Tensor], prices: Prices | None = None) -> Extraction:
+        """The planner's problem, by a run on fake tensors like ``values``."""
+        return extraction_of(self, values, prices)
+
+
+def joint_of(traced: Traced, outputs: Sequence[Node], wrt: Sequence[Node], loss: Node | None = None) -> Joint:
+    """The joint program of a trace.
+
+    Args:
+        outputs: what the model returns, among the graph's nodes. wrt: leaves that get a gradient.
+        loss: a scalar computed from the outputs, for planning.
+    """
+    taken = list(traced.graph.inputs)
+    cotangents: list[Node | None] = []
+    for k, out in enumerate(outputs):
+        made = None
+        if isinstance(out.type, TensorType) and out.type.is_float:
+            made = fresh_variable(f"d_output_{k}", out.type, taken)
+            taken.append(made)
+        cotangents.append(made)
+    floats = [(o, g) for o, g in zip(outputs, cotangents, strict=True) if g is not None]
+    found, _ = vjp_all([o for o, _ in floats], [g for _, g in floats], list(wrt), whole=True)
+    used = [g for g in reversed(found) if g is not None]
+    updates = list(traced.updates.values())
+    back: list[Node] = []
+    seed: Node | None = None
+    if loss is not None:
+        seed = fresh_variable("seed", loss.type, taken)
+        flowing, _ = vjp_all([loss], [seed], [o for o, _ in floats], whole=True)
+        zeros = [g if g is not None else _zeros(o) for g, (o, _) in zip(flowing, floats, strict=True)]
+        back = zeros
+    graph = Graph(
+        inputs=(*traced.graph.inputs, *(g for g in cotangents if g is not None), *([seed] if seed else [])),
+        outputs=(*outputs, *updates, *([loss] if loss is not None else []), *back, *used),
+        names=traced.graph.names,
+        origins=traced.graph.origins,
+        draws=traced.graph.draws,
+    )
+    graph = selected(inline_composites(simplify(graph, exact=True)))
+    cut = [len(outputs), len(updates), int(loss is not None), len(back), len(used)]
+    edges = np.cumsum([0, *cut])
+    outs, news, losses, dys, grads = (graph.outputs[a:b] for a, b in zip(edges, edges[1:], strict=False))
+    grads = list(grads)
+    gradients = [None if g is None else grads.pop() for g in found]
+    return _written(
+        graph, outs, dict(zip(traced.updates, news, strict=True)), losses, dys, wrt, gradients, cotangents, traced
+    )
+
+
+def _zeros(node: Node) -> Node:
+    return constant(np.zeros(node.shape), node.type.dtype)
+
+
+def _written(
+    graph: Graph,
+    outputs: Sequence[Node],
+    updates: Mapping[str, Node],
+    losses: Sequence[Node],
+    dys: Sequence[Node],
+    wrt: Sequence[Node],
+    gradients: Sequence[Node | None],
+    cotangents: Sequence[Node | None],
+    traced: Traced,
+) -> Joint:
+    writer = _Writer(graph, _Identifiers(graph, "c"), False)
+    writer.function = "program"
+    runs = [
+        n
+        for n in writer.nodes
+        if n not in writer.inputs and n.number is None and n not in writer.unpacked and not _is_leaf(n)
+    ]
+    own = set(toposort([*outputs, *updates.values(), *graph.draws]))
+    with_loss = own | set(toposort(list(losses)))
+    before = with_loss | set(toposort(list(dys)))
+    parts: list[list[Node]] = [[], [], [], []]
+    for n in runs:
+        parts[0 if n in own else 1 if n in with_loss else 2 if n in before else 3].append(n)
+    lines: list[Line] = []
+    texts: list[str] = []
+    draws: set[int] = set()
+    module_of = _modules(traced, graph)
+    counts = []
+    env: dict[str, Any] = {}
+    for part in parts:
+        for node in part:
+            start = len(writer.body)
+            writer._line(node)
+            if len(writer.body) == start:
+                continue  # computed once, above
+            (text,) = writer.body[start:]
+            writes = _writes(writer, node)
+            reads = tuple(dict.fromkeys(_reads(writer, node)))
+            random = not node.op.pure
+            if random:
+                draws.add(len(lines))
+            lines.append(
+                Line(
+                    node.op.name,
+                    reads,
+                    writes,
+                    _runner(env, text, [writer.names.of(r) for r in reads], [writer.names.of(w) for w in writes]),
+                    module_of.get(node, ""),
+                    state=_STATE if random else 0,
+                )
+            )
+            texts.append(text)
+        counts.append(len(lines))
+    if dys:  # what comes out of the loss's backward pass is the cotangent of the model's: another name for it
+        floats = [g for g in cotangents if g is not None]
+        given = []
+        for dy, g in zip(dys, floats, strict=True):
+            text = f"{writer.names.of(g)} = {writer._operand(dy, as_tensor=True)}"
+            reads = () if dy in writer.fixed or dy.number is not None else (dy,)
+            run = _runner(env, text, [writer.names.of(r) for r in reads], [writer.names.of(g)])
+            given.append((Line("cotangent", reads, (g,), run), text))
+        at = counts[2]
+        lines[at:at] = [line for line, _ in given]
+        texts[at:at] = [text for _, text in given]
+        counts[2] += len(given)
+        draws = {d for d in draws}
+    above = "\n".join([*writer.preludes, *writer.above])
+    env["__above__"] = above
+    env["__held__"] = dict(writer.held)
+    return Joint(
+        graph,
+        graph.inputs,
+        tuple(outputs),
+        dict(updates),
+        tuple(wrt),
+        tuple(gradients),
+        tuple(cotangents),
+        tuple(lines),
+        counts[1],
+        counts[0],
+        counts[2],
+        tuple(texts),
+        above,
+        dict(writer.held),
+        {n: writer.names.of(n) for n in toposort(graph.outputs) if n in writer.names._names} | _named(writer),
+        frozenset(writer.fixed),
+        frozenset(draws),
+    )
+
+
+_STATE = 5056  # bytes of the state of torch's generator on the processor
+
+
+def _named(writer: _Writer) -> dict[Node, str]:
+    return dict(writer.names._names)
+
+
+def _is_leaf(node: Node) -> bool:
+    return node.is_leaf and "name" in node.params
+
+
+def _writes(writer: _Writer, node: Node) -> tuple[Node, ...]:
+    if node not in writer.parts:
+        return (node,)
+    items = writer.parts[node]
+    found = [items[k] for k in sorted(items)]
+    return tuple([*found, node] if node in writer.whole else found)
+
+
+def _reads(writer: _Writer, node: Node) -> Iterator[Node]:
+    for i in node.inputs:
+        if i.number is None and i not in writer.fixed:
+            yield i
+
+
+def _runner(env: dict[str, Any], text: str, reads: Sequence[str], writes: Sequence[str]) -> Any:
+    code = compile(text, "<chainrule line>", "exec")
+
+    def run(operands: Sequence[Any]) -> list[Any]:
+        if "torch" not in env:
+            _start(env)
+        for name, value in zip(reads, operands, strict=True):
+            env[name] = value
+        exec(code, env)
+        found = [env[name] for name in writes]
+        for name in {*reads, *writes}:
+            env.pop(name, None)
+        env.pop("_", None)
+        return found
+
+    return run
+
+
+def _start(env: dict[str, Any]) -> None:
+    env["torch"] = torch
+    for name, held in env.pop("__held__").items():
+        env[name] = torch.from_numpy(held.copy()) if isinstance(held, np.ndarray) else held
+    exec(env.pop("__above__"), env)
+
+
+def _modules(traced: Traced, graph: Graph) -> dict[Node, str]:
+    """node -> the module that it was computed in, by the origins that survived; readers of weights by their weights."""
+    found = {node: origin.module for node, origin in graph.origins.items() if origin.module}
+    by_parameter = {leaf: path.rpartition(".")[0] for path, leaf in traced.parameters.items()}
+    for node in toposort(graph.outputs):
+        if node not in found:
+            found[node] = next((by_parameter[i] for i in node.inputs if i in by_parameter), "") or next(
+                (found[i] for i in node.inputs if found.get(i)), ""
+            )
+    return found
+
+
+def extraction_of(joint: Joint, values: Mapping[Node, torch.Tensor], prices: Prices | None) -> Extraction:
+    """See :meth:`Joint.extraction`."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    given: dict[Node, Any] = {}
+    with mode:
+        for leaf in joint.inputs:
+            if leaf in values:
+                given[leaf] = _fake(mode, values[leaf])
+        made = {v for line in joint.lines for v in line.writes}
+        free = [i for i in joint.inputs if i not in given and i not in made]  # they come with the backward pass
+        for g in free:
+            given[g] = torch.empty(g.type.shape, dtype=getattr(torch, g.type.dtype), device=g.type.device)
+        if prices is None:
+            prices = CUDA if any(v.is_cuda for v in values.values()) else CPU
+        with torch.no_grad():
+            return extract(
+                joint.lines,
+                joint.forward,
+                given,
+                free,
+                [*joint.outputs, *joint.updates.values()],
+                [g for g in joint.gradients if g is not None],
+                prices,
+                last=frozenset(range(joint.model, joint.forward)),
+            )
+
+
+def _fake(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:
+    detached = value.detach()
+    return detached if detached.is_meta else mode.from_tensor(detached)
