@@ -31,7 +31,7 @@ def torch_schedule(module: fx.GraphModule, fakes: list, budget: float, extractio
     with config.patch(activation_memory_budget=budget):
         forward, backward = min_cut_rematerialization_partition(copy, fakes, num_fwd_outputs=1)
     seconds = process_time() - start
-    task = {str(line.writes[0]): t for t, at in enumerate(extraction.line_of) for line in [extraction.lines[at]]}
+    task = {str(line.writes[0]): t for t, at in extraction.line_at.items() for line in [extraction.lines[at]]}
     ahead = [task[n.name] for n in forward.graph.nodes if n.op == "call_function" and n.name in task]
     behind = [task[n.name] for n in backward.graph.nodes if n.op == "call_function" and n.name in task]
     return Schedule((*ahead, *behind), len(ahead)), seconds

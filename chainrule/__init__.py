@@ -21,6 +21,8 @@ _EXPORTS = {
     "case": "chainrule.verbs.case",
     "chain": "chainrule.verbs.chain",
     "diagnose": "chainrule.verbs.diagnose",
+    "plan": "chainrule.verbs.checkpoint.plan",
+    "checkpoint": "chainrule.verbs.checkpoint.module",
     "fit": "chainrule.verbs.fit",
     "compile_step": "chainrule.verbs.fit",
     "trace": "chainrule.verbs.case",

@@ -44,10 +44,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Chain:
-    """The blocks in order, and the storages that are kept throughout."""
+    """The blocks in order, the storages that are kept throughout, and those of them that have to be."""
 
     blocks: tuple[Block, ...]
     pinned: frozenset[int]
+    fixed: frozenset[int]
 
 
 def chain_of(problem: Problem) -> Chain:
@@ -75,7 +76,7 @@ def chain_of(problem: Problem) -> Chain:
         )
         kind = kinds.setdefault(_signature(problem, made, pinned), len(kinds))
         blocks.append(Block(made.forward, made.early, made.backward, enters, leaves, kind, made.change))
-    return Chain(tuple(blocks), frozenset(pinned))
+    return Chain(tuple(blocks), frozenset(pinned), fixed - problem.resident)
 
 
 def _once(problem: Problem) -> frozenset[int]:

@@ -69,13 +69,13 @@ class Extraction:
     """A problem and where its tasks and storages come from.
 
     Attributes:
-        lines: those of the program. line_of: task -> line. made_by: value -> its line.
+        lines: those of the program. line_at: task -> line; the loss's tasks have none. made_by: value -> its line.
         storage_of: value -> its storages; needs: with those that its views read. views: lines that make views alone.
     """
 
     problem: Problem
     lines: tuple[Line, ...]
-    line_of: tuple[int, ...]
+    line_at: Mapping[int, int]
     made_by: Mapping[Value, int]
     storage_of: Mapping[Value, tuple[int, ...]]
     views: frozenset[int]
@@ -92,14 +92,14 @@ def extract(
     returned: Sequence[Value],
     gradients: Sequence[Value],
     prices: Prices = CPU,
-    last: frozenset[int] = frozenset(),
+    loss: Loss | None = None,
 ) -> Extraction:
     """The problem of a program.
 
     Args:
         lines: in order; the first ``forward`` are the forward pass. given: value -> fake tensor of every input.
         cotangents: inputs of the backward pass. returned, gradients: what leaves the passes.
-        last: lines that may not run twice, whatever they say.
+        loss: what runs between the passes: it reads what is returned and gives the cotangents.
     """
     meter = Meter()
     held: dict[Value, Any] = dict(given)
@@ -124,7 +124,7 @@ def extract(
     resident = {s for v, t in storage_of.items() if v not in set(cotangents) for s in t}
     tasks: list[Task] = []
     modules: list[str] = []
-    line_of: list[int] = []
+    line_at: dict[int, int] = {}
     made_by: dict[Value, int] = {}
     views: set[int] = set()
     flops: list[float] = []
@@ -155,28 +155,83 @@ def extract(
             for value in line.writes:
                 needs[value] = tuple(dict.fromkeys((*storage_of[value], *reads)))
             continue
-        again = line.again and at not in last
-        tasks.append(Task(line.name, reads, fresh, prices.seconds(count, traffic), 0, again, line.state))
+        tasks.append(Task(line.name, reads, fresh, prices.seconds(count, traffic), 0, line.again, line.state))
         modules.append(line.module)
-        line_of.append(at)
+        line_at[len(tasks) - 1] = at
         flops.append(count)
         moved.append(traffic)
 
     def of(values: Sequence[Value]) -> frozenset[int]:
-        return frozenset(s for v in values for s in storage_of.get(v, ()))
+        return frozenset(s for v in values for s in storage_of.get(v, ())) - frozenset(resident)
 
+    ahead = len(tasks) if first_backward is None else first_backward
+    given_back = of(cotangents)
+    if loss is not None:
+        tasks, modules, flops, moved, line_at, ahead, given_back = _with_loss(
+            loss, tasks, modules, flops, moved, line_at, ahead, sizes, of(returned), given_back, prices
+        )
     problem = Problem(
         tuple(tasks),
         tuple(sizes),
-        len(tasks) if first_backward is None else first_backward,
+        ahead,
         frozenset(resident),
-        of(cotangents) - frozenset(resident),
-        of(returned) - frozenset(resident),
-        of(gradients) - frozenset(resident),
+        given_back,
+        of(returned),
+        of(gradients),
         tuple(modules),
     )
     return Extraction(
-        problem, tuple(lines), tuple(line_of), made_by, storage_of, frozenset(views), needs, tuple(flops), tuple(moved)
+        problem, tuple(lines), line_at, made_by, storage_of, frozenset(views), needs, tuple(flops), tuple(moved)
+    )
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a loss needs between the passes, as it is run: bytes.
+
+    Attributes:
+        saved: kept from its forward to its backward pass. forward, backward: peaks beside the model's outputs, the
+            cotangents that come out included. flops, moved: operations and bytes of both.
+    """
+
+    saved: int
+    forward: int
+    backward: int
+    moved: float = 0.0
+
+
+def _with_loss(
+    loss: Loss,
+    tasks: list[Task],
+    modules: list[str],
+    flops: list[float],
+    moved: list[float],
+    line_at: dict[int, int],
+    ahead: int,
+    sizes: list[int],
+    returned: frozenset[int],
+    cotangents: frozenset[int],
+    prices: Prices,
+) -> tuple[list[Task], list[str], list[float], list[float], dict[int, int], int, frozenset[int]]:
+    """The loss as two tasks that run once: it saves something, and makes the cotangents out of it and a seed."""
+    saved, seed = len(sizes), len(sizes) + 1
+    sizes += [loss.saved, 0]
+    seconds = prices.seconds(0.0, loss.moved / 2)
+    out = sum(sizes[s] for s in cotangents)
+    reads = tuple(sorted(returned))
+    first = Task("loss", reads, (saved,), seconds, max(loss.forward - loss.saved, 0), again=False)
+    work = max(loss.backward - loss.saved - out, 0)
+    second = Task("loss backward", (*reads, saved, seed), tuple(sorted(cotangents)), seconds, work)
+    at = {t if t < ahead else t + 2: line for t, line in line_at.items()}
+    put = lambda items, x, y: [*items[:ahead], x, y, *items[ahead:]]  # noqa: E731
+    return (
+        put(tasks, first, second),
+        put(modules, "loss", "loss"),
+        put(flops, 0.0, 0.0),
+        put(moved, loss.moved / 2, loss.moved / 2),
+        at,
+        ahead + 1,
+        frozenset({seed}),
     )
 
 

@@ -1,8 +1,7 @@
-"""The joint program of a traced model: forward pass, loss, and the vector-Jacobian product, line by line.
+"""The joint program of a traced model: forward pass and vector-Jacobian product, line by line.
 
 The lines are those of ``backends.torch.emit``; here they are kept apart, so that a schedule can put them in any order,
-repeat them, and delete what they made. The loss, where there is one, is a part of the program only for planning: its
-lines come between the passes, and run once.
+repeat them, and delete what they made. The loss is the caller's, and runs between the passes as it is.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chainrule.backends.torch.emit import _Identifiers, _Writer, inline_composites
-from chainrule.backends.torch.recompute.extract import CPU, CUDA, Extraction, Line, Prices, extract
+from chainrule.backends.torch.recompute.extract import CPU, CUDA, Extraction, Line, Loss, Prices, extract
 from chainrule.interpreters.differentiate import vjp_all
 from chainrule.interpreters.kernels import selected
 from chainrule.interpreters.simplify import simplify
-from chainrule.ir import Graph, Node, TensorType, constant, fresh_variable, rebuild, toposort
+from chainrule.ir import Graph, Node, TensorType, fresh_variable, toposort
 
 
 class Traced(Protocol):
@@ -50,8 +49,7 @@ class Joint:
         graph: inputs -> outputs, new buffers, gradients. inputs: leaves in calling order.
         outputs: what the model returns. updates: buffer path -> its new value. wrt: leaves that get a gradient.
         gradients: per leaf of ``wrt``, None where no path leads there. cotangents: per output, None for integers.
-        lines: forward pass, loss, backward pass of the loss, backward pass. forward: how many are forward or loss.
-        model: how many are the model's own forward pass. turn: how many come before the model's backward pass.
+        lines: forward pass, then backward pass. forward: how many are the forward pass.
         texts: source of each line. above: source that runs once. held: objects that it refers to.
         names: value -> Python name.
     """
@@ -65,8 +63,6 @@ class Joint:
     cotangents: tuple[Node | None, ...]
     lines: tuple[Line, ...]
     forward: int
-    model: int
-    turn: int
     texts: tuple[str, ...]
     above: str
     held: Mapping[str, Any]
@@ -74,17 +70,12 @@ class Joint:
     fixed: frozenset[Node]
     draws: frozenset[int] = field(default=frozenset())  # lines that draw random numbers
 
-    def extraction(self, values: Mapping[Node, torch.Tensor], prices: Prices | None = None) -> Extraction:
-        """The planner's problem, by a run on fake tensors like ``values``."""
-        return extraction_of(self, values, prices)
 
-
-def joint_of(traced: Traced, outputs: Sequence[Node], wrt: Sequence[Node], loss: Node | None = None) -> Joint:
+def joint_of(traced: Traced, outputs: Sequence[Node], wrt: Sequence[Node]) -> Joint:
     """The joint program of a trace.
 
     Args:
         outputs: what the model returns, among the graph's nodes. wrt: leaves that get a gradient.
-        loss: a scalar computed from the outputs, for planning.
     """
     taken = list(traced.graph.inputs)
     cotangents: list[Node | None] = []
@@ -94,45 +85,30 @@ def joint_of(traced: Traced, outputs: Sequence[Node], wrt: Sequence[Node], loss:
             made = fresh_variable(f"d_output_{k}", out.type, taken)
             taken.append(made)
         cotangents.append(made)
-    floats = [(o, g) for o, g in zip(outputs, cotangents, strict=True) if g is not None]
-    found, _ = vjp_all([o for o, _ in floats], [g for _, g in floats], list(wrt), whole=True)
+    pairs = [(o, g) for o, g in zip(outputs, cotangents, strict=True) if g is not None]
+    found, _ = vjp_all([o for o, _ in pairs], [g for _, g in pairs], list(wrt), whole=True)
+    # Last layer first: each gradient is taken on the way back.
     used = [g for g in reversed(found) if g is not None]
     updates = list(traced.updates.values())
-    back: list[Node] = []
-    seed: Node | None = None
-    if loss is not None:
-        seed = fresh_variable("seed", loss.type, taken)
-        flowing, _ = vjp_all([loss], [seed], [o for o, _ in floats], whole=True)
-        zeros = [g if g is not None else _zeros(o) for g, (o, _) in zip(flowing, floats, strict=True)]
-        back = zeros
     graph = Graph(
-        inputs=(*traced.graph.inputs, *(g for g in cotangents if g is not None), *([seed] if seed else [])),
-        outputs=(*outputs, *updates, *([loss] if loss is not None else []), *back, *used),
+        inputs=(*traced.graph.inputs, *(g for g in cotangents if g is not None)),
+        outputs=(*outputs, *updates, *used),
         names=traced.graph.names,
         origins=traced.graph.origins,
         draws=traced.graph.draws,
     )
     graph = selected(inline_composites(simplify(graph, exact=True)))
-    cut = [len(outputs), len(updates), int(loss is not None), len(back), len(used)]
-    edges = np.cumsum([0, *cut])
-    outs, news, losses, dys, grads = (graph.outputs[a:b] for a, b in zip(edges, edges[1:], strict=False))
-    grads = list(grads)
+    first, second = len(outputs), len(outputs) + len(updates)
+    grads = list(graph.outputs[second:])
     gradients = [None if g is None else grads.pop() for g in found]
-    return _written(
-        graph, outs, dict(zip(traced.updates, news, strict=True)), losses, dys, wrt, gradients, cotangents, traced
-    )
-
-
-def _zeros(node: Node) -> Node:
-    return constant(np.zeros(node.shape), node.type.dtype)
+    news = dict(zip(traced.updates, graph.outputs[first:second], strict=True))
+    return _written(graph, graph.outputs[:first], news, wrt, gradients, cotangents, traced)
 
 
 def _written(
     graph: Graph,
     outputs: Sequence[Node],
     updates: Mapping[str, Node],
-    losses: Sequence[Node],
-    dys: Sequence[Node],
     wrt: Sequence[Node],
     gradients: Sequence[Node | None],
     cotangents: Sequence[Node | None],
@@ -146,18 +122,13 @@ def _written(
         if n not in writer.inputs and n.number is None and n not in writer.unpacked and not _is_leaf(n)
     ]
     own = set(toposort([*outputs, *updates.values(), *graph.draws]))
-    with_loss = own | set(toposort(list(losses)))
-    before = with_loss | set(toposort(list(dys)))
-    parts: list[list[Node]] = [[], [], [], []]
-    for n in runs:
-        parts[0 if n in own else 1 if n in with_loss else 2 if n in before else 3].append(n)
     lines: list[Line] = []
     texts: list[str] = []
     draws: set[int] = set()
     module_of = _modules(traced, graph)
-    counts = []
+    forward = 0
     env: dict[str, Any] = {}
-    for part in parts:
+    for part in ([n for n in runs if n in own], [n for n in runs if n not in own]):
         for node in part:
             start = len(writer.body)
             writer._line(node)
@@ -169,31 +140,14 @@ def _written(
             random = not node.op.pure
             if random:
                 draws.add(len(lines))
-            lines.append(
-                Line(
-                    node.op.name,
-                    reads,
-                    writes,
-                    _runner(env, text, [writer.names.of(r) for r in reads], [writer.names.of(w) for w in writes]),
-                    module_of.get(node, ""),
-                    state=_STATE if random else 0,
-                )
-            )
+            run = _runner(env, text, [writer.names.of(r) for r in reads], [writer.names.of(w) for w in writes])
+            module = module_of.get(node, "")
+            lines.append(Line(node.op.name, reads, writes, run, module, state=_STATE if random else 0))
             texts.append(text)
-        counts.append(len(lines))
-    if dys:  # what comes out of the loss's backward pass is the cotangent of the model's: another name for it
-        floats = [g for g in cotangents if g is not None]
-        given = []
-        for dy, g in zip(dys, floats, strict=True):
-            text = f"{writer.names.of(g)} = {writer._operand(dy, as_tensor=True)}"
-            reads = () if dy in writer.fixed or dy.number is not None else (dy,)
-            run = _runner(env, text, [writer.names.of(r) for r in reads], [writer.names.of(g)])
-            given.append((Line("cotangent", reads, (g,), run), text))
-        at = counts[2]
-        lines[at:at] = [line for line, _ in given]
-        texts[at:at] = [text for _, text in given]
-        counts[2] += len(given)
-        draws = {d for d in draws}
+            forward += node in own
+    for out in (*outputs, *updates.values(), *(g for g in gradients if g is not None)):
+        if out.number is not None:
+            writer._operand(out, as_tensor=True)
     above = "\n".join([*writer.preludes, *writer.above])
     env["__above__"] = above
     env["__held__"] = dict(writer.held)
@@ -206,23 +160,17 @@ def _written(
         tuple(gradients),
         tuple(cotangents),
         tuple(lines),
-        counts[1],
-        counts[0],
-        counts[2],
+        forward,
         tuple(texts),
         above,
         dict(writer.held),
-        {n: writer.names.of(n) for n in toposort(graph.outputs) if n in writer.names._names} | _named(writer),
+        dict(writer.names._names),
         frozenset(writer.fixed),
         frozenset(draws),
     )
 
 
 _STATE = 5056  # bytes of the state of torch's generator on the processor
-
-
-def _named(writer: _Writer) -> dict[Node, str]:
-    return dict(writer.names._names)
 
 
 def _is_leaf(node: Node) -> bool:
@@ -280,31 +228,24 @@ def _modules(traced: Traced, graph: Graph) -> dict[Node, str]:
     return found
 
 
-def extraction_of(joint: Joint, values: Mapping[Node, torch.Tensor], prices: Prices | None) -> Extraction:
-    """See :meth:`Joint.extraction`."""
+def extraction_of(
+    joint: Joint, values: Mapping[Node, torch.Tensor], prices: Prices | None = None, loss: Loss | None = None
+) -> Extraction:
+    """The planner's problem, by a run on fake tensors like ``values``.
+
+    ``loss``: what runs between the passes.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    given: dict[Node, Any] = {}
-    with mode:
-        for leaf in joint.inputs:
-            if leaf in values:
-                given[leaf] = _fake(mode, values[leaf])
-        made = {v for line in joint.lines for v in line.writes}
-        free = [i for i in joint.inputs if i not in given and i not in made]  # they come with the backward pass
+    with mode, torch.no_grad():
+        given = {leaf: _fake(mode, values[leaf]) for leaf in joint.inputs if leaf in values}
+        free = [g for g in joint.cotangents if g is not None]
         for g in free:
             given[g] = torch.empty(g.type.shape, dtype=getattr(torch, g.type.dtype), device=g.type.device)
         if prices is None:
             prices = CUDA if any(v.is_cuda for v in values.values()) else CPU
-        with torch.no_grad():
-            return extract(
-                joint.lines,
-                joint.forward,
-                given,
-                free,
-                [*joint.outputs, *joint.updates.values()],
-                [g for g in joint.gradients if g is not None],
-                prices,
-                last=frozenset(range(joint.model, joint.forward)),
-            )
+        outputs = [*joint.outputs, *joint.updates.values()]
+        gradients = [g for g in joint.gradients if g is not None]
+        return extract(joint.lines, joint.forward, given, free, outputs, gradients, prices, loss)
 
 
 def _fake(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ class Passes:
 
 
 def passes_of(joint: Joint, extraction: Extraction, schedule: Schedule) -> Passes:
-    """The functions that run a schedule. The loss's own lines are left out: it is the caller's."""
+    """The functions that run a schedule. The loss is the caller's, and no part of them."""
     writer = _Schedule(joint, extraction, schedule)
     source = writer.source()
     forward, backward = _compiled(source, joint)
@@ -56,9 +56,8 @@ class _Schedule:
         self.joint, self.extraction, self.problem = joint, extraction, extraction.problem
         order, split = schedule.order, schedule.split
         dead = lifetimes(self.problem, schedule)
-        line_of = extraction.line_of
-        ahead = [at for at in range(split) if not joint.model <= line_of[order[at]] < joint.turn]
-        behind = [at for at in range(split, len(order)) if not joint.model <= line_of[order[at]] < joint.turn]
+        ahead = [at for at in range(split) if order[at] in extraction.line_at]
+        behind = [at for at in range(split, len(order)) if order[at] in extraction.line_at]
         self.order, self.dead = order, dead
         self.ahead, self.behind = ahead, behind
         self.lines, self.texts, self.names = joint.lines, joint.texts, joint.names
@@ -79,7 +78,7 @@ class _Schedule:
         self._used: set[Any] = set()
 
     def source(self) -> str:
-        args = [i for i in self.joint.inputs if i not in self.cotangents and not self._seed(i)]
+        args = [i for i in self.joint.inputs if i not in self.cotangents]
         names = [self.names[i] for i in args]
         kept = self._kept()
         for at in self.ahead:
@@ -123,11 +122,6 @@ class _Schedule:
         lines += [f"    {x}" for b in backward for x in b.splitlines()]
         return "\n".join([*lines, ""])
 
-    def _seed(self, node: Any) -> bool:
-        return node.params.get("name", "").startswith("seed") and node not in self.extraction.made_by and (
-            node in {i for i in self.joint.inputs[-1:]} and self.joint.turn > self.joint.forward
-        )
-
     def _gradient_storages(self) -> frozenset[int]:
         return self.problem.gradients
 
@@ -163,7 +157,7 @@ class _Schedule:
     # ---- one run -------------------------------------------------------------------------------------------
     def _run(self, at: int, keep: Sequence[Any]) -> None:
         task = self.order[at]
-        number = self.extraction.line_of[task]
+        number = self.extraction.line_at[task]
         line, text = self.lines[number], self.texts[number]
         for value in line.reads:
             self._ensure(value)
@@ -190,7 +184,7 @@ class _Schedule:
         return f"with replay({device!r}, {self.states[task]}):\n    {text}"
 
     def _device(self, task: int) -> str:
-        (value, *_) = self.lines[self.extraction.line_of[task]].writes
+        (value, *_) = self.lines[self.extraction.line_at[task]].writes
         return getattr(value.type, "device", "cpu")
 
     def _ensure(self, value: Any) -> None:
