@@ -19,7 +19,7 @@ from chainrule.planning.problem import Problem
 
 _THRESHOLDS = 24
 _MAX_BLOCKS = 320
-_MAX_KINDS = 96
+_PINNED = 4  # times its bytes: a pinned storage can never be let go
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _cuts(problem: Problem, last: dict[int, int], fixed: frozenset[int]) -> tupl
         cuts = kept or cuts
         edges = [0, *cuts, problem.forward]
         largest = max(total[b] - total[a] for a, b in pairwise(edges))
-        score = float(largest + sum(problem.sizes[s] for s in far))
+        score = float(largest + _PINNED * sum(problem.sizes[s] for s in far))
         if best is None or score < best[0]:
             best = score, cuts, far
     assert best is not None

@@ -24,7 +24,7 @@ from chainrule.planning.simulate import Timeline, simulate
 
 T = TypeVar("T")
 _PLANS = 250
-_SMALL, _PINNED = 150, 0.02  # tasks, and share of the peak that is pinned: then the chain is a poor picture
+_SMALL, _PINNED = 100, 0.02  # tasks, and share of the peak that is pinned: then the chain is a poor picture
 _STARTS, _STEPS = 40, 20  # of the local search there
 _FEW_STARTS, _FEW_STEPS = 60, 2  # and elsewhere
 
@@ -96,7 +96,7 @@ def frontier(problem: Problem) -> Frontier:
 
 def _improved(problem: Problem, chain: Chain, plans: Sequence[Plan]) -> list[Plan]:
     """Plans by local search from some of those of the chain; more of it where the chain is a poor picture."""
-    pinned = sum(problem.sizes[s] for s in chain.pinned)
+    pinned = sum(problem.sizes[s] for s in chain.pinned - chain.fixed)
     poor = len(problem.tasks) <= _SMALL or pinned > _PINNED * plans[0].peak
     starts, steps = (_STARTS, _STEPS) if poor else (_FEW_STARTS, _FEW_STEPS)
     found: list[Plan] = []
