@@ -26,7 +26,7 @@ from chainrule.planning.options import Inside, Option, missing, options
 from chainrule.planning.problem import Problem, Schedule
 
 _SLOTS = 1000
-_TOGETHER, _TASKS_TOGETHER, _MAX_CHOICES = 8, 64, 90  # blocks taken as one
+_TOGETHER, _TASKS_TOGETHER, _MAX_CHOICES = 6, 48, 80  # blocks taken as one
 _LABEL = 1000  # of a choice: length times this, plus the option; -d for a checkpoint d blocks on
 
 

@@ -22,7 +22,7 @@ from chainrule.planning.simulate import simulate
 _ENUMERATED = 13  # storages, up to which all sets are tried
 _KEPT = 40  # choices per block
 _SMALL = 1 / 400  # of a block's bytes: kept without asking
-_PRICES = 16
+_PRICES = 8
 
 
 @dataclass(frozen=True)
