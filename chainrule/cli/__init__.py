@@ -12,6 +12,7 @@ import click
 from chainrule import __version__
 from chainrule.cli.activation import activation
 from chainrule.cli.check import check
+from chainrule.cli.checkpoint import plan
 from chainrule.cli.demo import demo
 from chainrule.cli.formulas import derive, moments
 from chainrule.cli.group import Commands, with_debug
@@ -40,7 +41,7 @@ def cli(context: click.Context) -> None:
         click.echo(_EXAMPLES)
 
 
-for _command in (derive, check, activation, moments, chain, diagnose, explain, fit, report, demo):
+for _command in (derive, check, activation, moments, chain, diagnose, explain, plan, fit, report, demo):
     cli.add_command(_command)
 
 

@@ -161,21 +161,23 @@ def _deal(
     for s, t in problem.writer.items():
         if t < problem.forward:
             label[s] = last if s in through else min(block_of[t] + (1 if s in out_of else 0), last)
-    early_label: dict[int, int] = {}
     where: dict[int, int] = {}
     for t in range(problem.forward, len(problem.tasks)):
         task = problem.tasks[t]
-        found = min((label[s] for s in task.reads if s in label), default=last)
-        where[t] = found
+        where[t] = min((label[s] for s in task.reads if s in label), default=last)
         for s in task.writes:
-            label[s] = found
-        if t in problem.early:
-            early_label[t] = found
+            label[s] = where[t]
+    first_reader: dict[int, int] = {}  # storage -> the block that reads it first, going back
+    for t in range(len(problem.tasks) - 1, problem.forward - 1, -1):
+        if t in problem.early:  # it runs where it is first needed
+            where[t] = max((first_reader[s] for s in problem.tasks[t].writes if s in first_reader), default=0)
+        for s in problem.tasks[t].reads:
+            first_reader[s] = max(first_reader.get(s, 0), where[t])
     early: list[list[int]] = [[] for _ in range(count)]
     backward: list[list[int]] = [[] for _ in range(count)]
     for t in problem.backward:
         backward[where[t]].append(t)
-    for t in early_label:
+    for t in sorted(problem.early):
         early[where[t]].append(t)
     pinned: set[int] = set()
     for t, k in where.items():
@@ -187,7 +189,7 @@ def _deal(
                 home = block_of[made]
                 if k != home and not (s in out_of and k == home + 1):
                     pinned.add(s)
-            elif made in early_label and where[made] != k:
+            elif made in problem.early and where[made] != k:
                 pinned.add(s)
     return early, backward, pinned
 

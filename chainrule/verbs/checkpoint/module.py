@@ -11,12 +11,15 @@ from torch import nn
 
 from chainrule.backends.torch.recompute.module import run
 from chainrule.backends.torch.recompute.source import Passes, passes_of
-from chainrule.errors import ModelError
+from chainrule.errors import ModelError, StaleTraceError
 from chainrule.frontends.torch import fingerprint
 from chainrule.frontends.torch.batch import leaves
 from chainrule.verbs.checkpoint.budget import parsed
 from chainrule.verbs.checkpoint.plan import Plan, planned
 from chainrule.verbs.checkpoint.program import Program, arguments, program_of, state_of
+
+
+_STALE = 3  # traces for other branches, after which the program branches on every batch
 
 
 class Checkpointed(nn.Module):
@@ -40,6 +43,7 @@ class Checkpointed(nn.Module):
         object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "_budget", budget)
         object.__setattr__(self, "_programs", {})
+        object.__setattr__(self, "_used", False)
         object.__setattr__(self, "source", "")
         self.executor = "source"
         self.reason = "the model was traced as a whole: its passes run as straight-line code, and free as they go"
@@ -62,7 +66,21 @@ class Checkpointed(nn.Module):
         learns = any(p.requires_grad for p in self._model.parameters()) or any(t.requires_grad for t in given)
         if not torch.is_grad_enabled() or not learns:
             return self._model(*args, **kwargs)
-        program, passes = self._program(args, kwargs)
+        for _ in range(_STALE):
+            program, passes = self._program(args, kwargs)
+            states = _states() if program.trace.guards else []
+            try:
+                return self._run(program, passes, args, kwargs)
+            except StaleTraceError:
+                _restore(states)
+                self._programs.pop(self._key(args, kwargs))
+        raise ModelError(
+            "the model takes another branch at every call",
+            required="a forward pass that does the same ops on most batches",
+            instead="torch.where in place of the branch",
+        )
+
+    def _run(self, program: Program, passes: Passes, args: Any, kwargs: Any) -> Any:
         trace = program.trace
         values = dict(trace.values)
         for path, leaf in trace.parameters.items():
@@ -72,7 +90,7 @@ class Checkpointed(nn.Module):
         batch = list(trace.batch_inputs.values())
         values.update(zip(batch, trace.flatten((args, kwargs)), strict=True))
         inputs = [values[i] for i in program.joint.inputs if i in values]
-        outputs = run(program.joint, passes, inputs, self._write)
+        outputs = run(program.joint, passes, inputs, self._write, program.holds)
         return program.returned(outputs)
 
     def _write(self, path: str, value: torch.Tensor) -> None:
@@ -88,8 +106,9 @@ class Checkpointed(nn.Module):
     def _program(self, args: Any, kwargs: Any) -> tuple[Program, Passes]:
         key = self._key(args, kwargs)
         if key not in self._programs:
-            first = not self._programs
-            program = self.plan.program if first and self._same(args, kwargs) else program_of(self._model, args, kwargs)
+            first = not self._used and self._same(args, kwargs)
+            program = self.plan.program if first else program_of(self._model, args, kwargs)
+            object.__setattr__(self, "_used", True)
             plan = self.plan
             if program is not plan.program:
                 if self._budget is None:
@@ -113,6 +132,18 @@ class Checkpointed(nn.Module):
         one = [(t.shape, t.dtype, t.requires_grad) for _, t in leaves((self.plan.program.args, self.plan.program.kwargs))]
         two = [(t.shape, t.dtype, t.requires_grad) for _, t in leaves((args, kwargs))]
         return one == two and self.plan.program.state == state_of(self._model)
+
+
+def _states() -> list[torch.Tensor]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def _restore(states: list[torch.Tensor]) -> None:
+    if states:
+        torch.set_rng_state(states[0])
+        if states[1:]:
+            torch.cuda.set_rng_state_all(states[1:])
 
 
 def _static(value: Any) -> Any:

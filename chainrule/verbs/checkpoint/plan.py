@@ -79,6 +79,16 @@ class Plan:
         return self.program.frontier.bound.at(self._judged.peak) / (problem.cost or 1.0)
 
     @property
+    def limit(self) -> int:
+        """The budget in bytes of everything; the unplanned peak where there was none."""
+        if self.budget is None:
+            return self.baseline_bytes
+        wanted = parsed(self.budget)
+        if isinstance(wanted, float):
+            return self.static_bytes + int(wanted * self.program.frontier.plans[0].peak)
+        return wanted
+
+    @property
     def gap(self) -> float:
         """``recompute_fraction - lower_bound``: 0 is proven optimal."""
         return max(self.recompute_fraction - self.lower_bound, 0.0)

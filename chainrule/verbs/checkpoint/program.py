@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from chainrule.backends.torch.recompute.eager import loss_of
 from chainrule.backends.torch.recompute.extract import Extraction, Loss, Prices
 from chainrule.backends.torch.recompute.joint import Joint, extraction_of, joint_of
-from chainrule.errors import ModelError, UnsupportedOpError
+from chainrule.errors import ModelError, StaleTraceError, UnsupportedOpError
 from chainrule.frontends.torch import Trace
 from chainrule.frontends.torch import trace as trace_function
 from chainrule.frontends.torch.batch import leaves, split, with_leaves
@@ -58,6 +58,17 @@ class Program:
         """All plans worth having."""
         return frontier(self.problem)
 
+    def holds(self, values: Sequence[torch.Tensor]) -> None:
+        """Raises StaleTraceError where the program read a value that is now another one: it may do other ops."""
+        given = iter(values)
+        for guard in self.trace.guards:
+            if not guard.holds([next(given) for _ in guard.nodes]):
+                raise StaleTraceError(
+                    f"the program read a value at {guard.where} that is another one on this batch",
+                    required="a program that does the same ops on every batch",
+                    instead="a plan for this batch",
+                )
+
     def returned(self, outputs: Sequence[torch.Tensor]) -> Any:
         """The model's own kind of output with these tensors."""
         found = with_leaves(self.structure, iter(outputs))
@@ -83,7 +94,7 @@ def program_of(
     """Traces a model on example arguments; nothing of it is changed.
 
     Raises:
-        UnsupportedOpError: the model does what a graph cannot hold: branches on values, attributes that it changes.
+        UnsupportedOpError: the model does what a graph cannot hold: attributes that it changes.
     """
     found: list[Any] = []
 
@@ -93,12 +104,6 @@ def program_of(
         return tuple(tensor for _, tensor in leaves(out))
 
     trace = trace_function(call, tuple(args), dict(kwargs), strict=False, follow=True, root=model)
-    if trace.guards:
-        raise UnsupportedOpError(
-            f"the model reads a value of a tensor at {trace.guards[0].where}",
-            required="a forward pass that does the same ops on every batch",
-            instead="torch.where in place of the branch, or plan.apply_(model) around modules without branches",
-        )
     if trace.mutations:
         raise UnsupportedOpError(
             f"the forward pass changes {trace.mutations[0]}",

@@ -38,6 +38,8 @@ class Traced(Protocol):
     @property
     def updates(self) -> Mapping[str, Node]: ...
     @property
+    def guards(self) -> Sequence[Any]: ...
+    @property
     def calls(self) -> Sequence[Any]: ...
 
 
@@ -49,6 +51,7 @@ class Joint:
         graph: inputs -> outputs, new buffers, gradients. inputs: leaves in calling order.
         outputs: what the model returns. updates: buffer path -> its new value. wrt: leaves that get a gradient.
         gradients: per leaf of ``wrt``, None where no path leads there. cotangents: per output, None for integers.
+        checks: values whose readings the trace relied on.
         lines: forward pass, then backward pass. forward: how many are the forward pass.
         texts: source of each line. above: source that runs once. held: objects that it refers to.
         names: value -> Python name.
@@ -61,6 +64,7 @@ class Joint:
     wrt: tuple[Node, ...]
     gradients: tuple[Node | None, ...]
     cotangents: tuple[Node | None, ...]
+    checks: tuple[Node, ...]
     lines: tuple[Line, ...]
     forward: int
     texts: tuple[str, ...]
@@ -90,19 +94,23 @@ def joint_of(traced: Traced, outputs: Sequence[Node], wrt: Sequence[Node]) -> Jo
     # Last layer first: each gradient is taken on the way back.
     used = [g for g in reversed(found) if g is not None]
     updates = list(traced.updates.values())
+    checks = [node for guard in traced.guards for node in guard.nodes]
     graph = Graph(
         inputs=(*traced.graph.inputs, *(g for g in cotangents if g is not None)),
-        outputs=(*outputs, *updates, *used),
+        outputs=(*outputs, *updates, *checks, *used),
         names=traced.graph.names,
         origins=traced.graph.origins,
         draws=traced.graph.draws,
     )
     graph = selected(inline_composites(simplify(graph, exact=True)))
-    first, second = len(outputs), len(outputs) + len(updates)
-    grads = list(graph.outputs[second:])
+    first = len(outputs)
+    second = first + len(updates)
+    third = second + len(checks)
+    grads = list(graph.outputs[third:])
     gradients = [None if g is None else grads.pop() for g in found]
     news = dict(zip(traced.updates, graph.outputs[first:second], strict=True))
-    return _written(graph, graph.outputs[:first], news, wrt, gradients, cotangents, traced)
+    read = graph.outputs[second:third]
+    return _written(graph, graph.outputs[:first], news, wrt, gradients, cotangents, read, traced)
 
 
 def _written(
@@ -112,6 +120,7 @@ def _written(
     wrt: Sequence[Node],
     gradients: Sequence[Node | None],
     cotangents: Sequence[Node | None],
+    checks: Sequence[Node],
     traced: Traced,
 ) -> Joint:
     writer = _Writer(graph, _Identifiers(graph, "c"), False)
@@ -121,7 +130,7 @@ def _written(
         for n in writer.nodes
         if n not in writer.inputs and n.number is None and n not in writer.unpacked and not _is_leaf(n)
     ]
-    own = set(toposort([*outputs, *updates.values(), *graph.draws]))
+    own = set(toposort([*outputs, *updates.values(), *checks, *graph.draws]))
     lines: list[Line] = []
     texts: list[str] = []
     draws: set[int] = set()
@@ -145,7 +154,7 @@ def _written(
             lines.append(Line(node.op.name, reads, writes, run, module, state=_STATE if random else 0))
             texts.append(text)
             forward += node in own
-    for out in (*outputs, *updates.values(), *(g for g in gradients if g is not None)):
+    for out in (*outputs, *updates.values(), *checks, *(g for g in gradients if g is not None)):
         if out.number is not None:
             writer._operand(out, as_tensor=True)
     above = "\n".join([*writer.preludes, *writer.above])
@@ -159,6 +168,7 @@ def _written(
         tuple(wrt),
         tuple(gradients),
         tuple(cotangents),
+        tuple(checks),
         tuple(lines),
         forward,
         tuple(texts),
@@ -243,7 +253,7 @@ def extraction_of(
             given[g] = torch.empty(g.type.shape, dtype=getattr(torch, g.type.dtype), device=g.type.device)
         if prices is None:
             prices = CUDA if any(v.is_cuda for v in values.values()) else CPU
-        outputs = [*joint.outputs, *joint.updates.values()]
+        outputs = [*joint.outputs, *joint.updates.values(), *joint.checks]
         gradients = [g for g in joint.gradients if g is not None]
         return extract(joint.lines, joint.forward, given, free, outputs, gradients, prices, loss)
 

@@ -20,9 +20,9 @@ from chainrule.errors import ModelError
 class Call:
     """One call of a program: runs forwards, and is remembered for the backward pass."""
 
-    def __init__(self, joint: Joint, passes: Passes, inputs: Sequence[torch.Tensor], write: Callable[..., None]) -> None:
+    def __init__(self, joint: Joint, passes: Passes, inputs: Sequence[torch.Tensor], write: Callable[..., None], holds: Callable[..., None]) -> None:
         self.joint, self.passes, self.inputs = joint, passes, inputs
-        self.write = write
+        self.write, self.holds = write, holds
         self.kept: list[Any] | None = None
         self.versions: list[tuple[torch.Tensor, int]] = []
         self.cotangents: dict[int, torch.Tensor] = {}
@@ -32,8 +32,10 @@ class Call:
         plain = [t.detach() for t in self.inputs]
         with _no_autocast():
             outputs, news, kept = self.passes.forward(*plain)
+        count = len(self.joint.updates)
+        self.holds(news[count:])
         with torch.no_grad():
-            for path, value in zip(self.joint.updates, news, strict=True):
+            for path, value in zip(self.joint.updates, news[:count], strict=True):
                 self.write(path, value)
         outputs = tuple(_own(o, plain, outputs[:k]) for k, o in enumerate(outputs))
         returned = {id(o) for o in outputs}
@@ -107,11 +109,21 @@ class _Output(torch.autograd.Function):
         return None, None, cotangent.new_zeros(()).expand(cotangent.shape)
 
 
-def run(joint: Joint, passes: Passes, inputs: Sequence[torch.Tensor], write: Callable[..., None]) -> list[torch.Tensor]:
-    """The outputs of the program for tensors in the order of its inputs; autograd goes through the planned passes."""
+def run(
+    joint: Joint,
+    passes: Passes,
+    inputs: Sequence[torch.Tensor],
+    write: Callable[[str, torch.Tensor], None],
+    holds: Callable[[Sequence[torch.Tensor]], None],
+) -> list[torch.Tensor]:
+    """The outputs of the program for tensors in the order of its inputs; autograd goes through the planned passes.
+
+    Args:
+        write: ``(path, value)`` of a buffer. holds: raises where a value that the trace relied on is another one.
+    """
     leaves = [i for i in joint.inputs if i in set(joint.wrt)]
     index = {leaf: k for k, leaf in enumerate(joint.inputs)}
-    call = Call(joint, passes, inputs, write)
+    call = Call(joint, passes, inputs, write, holds)
     tensors = [inputs[index[leaf]] for leaf in joint.wrt]
     assert len(leaves) == len(set(joint.wrt))
     outputs = _Program.apply(call, tuple(range(len(tensors))), *tensors)

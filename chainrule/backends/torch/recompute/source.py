@@ -32,7 +32,7 @@ class Passes:
     """The two functions.
 
     Attributes:
-        forward: ``(*inputs) -> (outputs, buffers, kept)``. backward: ``(inputs, kept) -> gradients``, with the
+        forward: ``(*inputs) -> (outputs, buffers and checks, kept)``. backward: ``(inputs, kept) -> gradients``, with the
             cotangents of the outputs at the end of ``kept``. source: what runs.
         read: indices of inputs that the backward pass reads.
     """
@@ -83,11 +83,11 @@ class _Schedule:
         kept = self._kept()
         for at in self.ahead:
             self._run(at, keep=kept)
-        for value in [*self.joint.outputs, *self.joint.updates.values(), *kept]:
+        for value in [*self.joint.outputs, *self.joint.updates.values(), *self.joint.checks, *kept]:
             self._ensure(value)
         forward = self.body
         outs = self._tuple(self.joint.outputs)
-        news = self._tuple(self.joint.updates.values())
+        news = self._tuple([*self.joint.updates.values(), *self.joint.checks])
         states = [n for n in self.states.values()]
         held = ", ".join([*(self._name(v) for v in kept), *states])
         forward.append(f"return {outs}, {news}, [{held}]")
