@@ -161,8 +161,8 @@ def candidates(model: nn.Module) -> list[tuple[str, ...]]:
         elif not isinstance(module, (nn.ModuleList, nn.Sequential)) and children:
             rows.append([c for c in children if not isinstance(model.get_submodule(c), nn.ModuleList)])
     found: list[tuple[str, ...]] = []
-    for row in sorted(rows, key=len, reverse=True)[:6]:
-        for part in range(1, 9):
+    for row in sorted(rows, key=len, reverse=True)[:2]:
+        for part in (1, 2, 3, 4, 6, 8):
             count = -(-len(row) * part // 8)
             found.append(tuple(row[:count]))
     top = [n for n, c in model.named_children() if next(c.parameters(), None) is not None]
