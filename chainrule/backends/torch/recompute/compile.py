@@ -18,7 +18,7 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.node import map_arg
 
 from chainrule.backends.torch.recompute.extract import CPU, CUDA, Extraction
-from chainrule.backends.torch.recompute.fx_lines import extract_fx, items_of
+from chainrule.backends.torch.recompute.fx_lines import extract_fx, is_item, items_of
 from chainrule.errors import BackendError, BudgetError
 from chainrule.planning.frontier import frontier
 from chainrule.planning.problem import Schedule
@@ -40,11 +40,9 @@ def chainrule(module: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> A
         )
     partition = Partition(budget)
     if compiler == "inductor":
-        from torch._inductor import config
-        from torch._inductor.compile_fx import compile_fx
+        from chainrule.backends.torch.recompute.inductor import compiled  # heavy: Inductor's own modules
 
-        with config.patch(custom_partitioner_fn=partition):
-            return compile_fx(module, list(inputs))
+        return compiled(module, inputs, partition)
     from torch._dynamo.backends.common import aot_autograd
 
     def run_as_it_is(graph: fx.GraphModule, _: Any) -> Any:
@@ -189,7 +187,7 @@ class _Copy:
             at = self.extraction.made_by.get(base)
             if n.op == "get_attr":
                 self.env[n] = self.graph.node_copy(n)
-            elif at is not None and at in self.extraction.views and self._in_reach(base):
+            elif at is not None and at in self.extraction.views:
                 waiting = [r for r in base.all_input_nodes if r not in self.env]
                 if waiting:
                     stack += waiting
@@ -201,10 +199,6 @@ class _Copy:
                 self._from_outside(n)
             stack.pop()
         return self.env[node]
-
-    def _in_reach(self, node: fx.Node) -> bool:
-        """A view is made here; what it views comes from outside if it must."""
-        return True
 
     def _from_outside(self, node: fx.Node) -> None:
         first = next(iter(self.graph.nodes), None)
@@ -225,8 +219,6 @@ class _Copy:
 
 def items_parent(node: fx.Node) -> fx.Node:
     """The op that a ``getitem`` reads, or the node itself."""
-    from chainrule.backends.torch.recompute.fx_lines import is_item
-
     while is_item(node):
         node = node.args[0]  # type: ignore[assignment]
     return node

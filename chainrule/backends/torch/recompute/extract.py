@@ -47,13 +47,14 @@ class Prices:
 
     Attributes:
         flops: operations per second of products (two per multiplication). bytes: moved per second. call: seconds.
-        known: seconds measured on this machine, by what was run; they win.
+        known: seconds measured on this machine, by line; they win. work: bytes beside the results, by line.
     """
 
     flops: float
     bytes: float
     call: float = 0.0
-    known: Mapping[Any, float] = field(default_factory=dict)
+    known: Mapping[int, float] = field(default_factory=dict)
+    work: Mapping[int, int] = field(default_factory=dict)
 
     def seconds(self, flops: float, moved: float) -> float:
         return max(flops / self.flops, moved / self.bytes) + self.call
@@ -155,7 +156,8 @@ def extract(
             for value in line.writes:
                 needs[value] = tuple(dict.fromkeys((*storage_of[value], *reads)))
             continue
-        tasks.append(Task(line.name, reads, fresh, prices.seconds(count, traffic), 0, line.again, line.state))
+        seconds = prices.known.get(at, prices.seconds(count, traffic))
+        tasks.append(Task(line.name, reads, fresh, seconds, prices.work.get(at, 0), line.again, line.state))
         modules.append(line.module)
         line_at[len(tasks) - 1] = at
         flops.append(count)

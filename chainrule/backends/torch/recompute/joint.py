@@ -7,7 +7,7 @@ repeat them, and delete what they made. The loss is the caller's, and runs betwe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,6 +73,15 @@ class Joint:
     names: Mapping[Node, str]
     fixed: frozenset[Node]
     draws: frozenset[int] = field(default=frozenset())  # lines that draw random numbers
+
+    def again(self) -> Joint:
+        """The same program with lines that have not run yet: a run on fake tensors leaves fake constants behind."""
+        env: dict[str, Any] = {"__above__": self.above, "__held__": dict(self.held)}
+        lines = []
+        for line, text in zip(self.lines, self.texts, strict=True):
+            names = [[self.names[v] for v in values] for values in (line.reads, line.writes)]
+            lines.append(replace(line, run=_runner(env, text, *names)))
+        return replace(self, lines=tuple(lines))
 
 
 def joint_of(traced: Traced, outputs: Sequence[Node], wrt: Sequence[Node]) -> Joint:
@@ -246,6 +255,7 @@ def extraction_of(
     ``loss``: what runs between the passes.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    joint = joint.again()
     with mode, torch.no_grad():
         given = {leaf: _fake(mode, values[leaf]) for leaf in joint.inputs if leaf in values}
         free = [g for g in joint.cotangents if g is not None]
