@@ -24,6 +24,8 @@ _EXPORTS = {
     "chain": "chainrule.verbs.chain",
     "diagnose": "chainrule.verbs.diagnose",
     "monitor": "chainrule.verbs.monitor",
+    "plan": "chainrule.verbs.checkpoint.plan",
+    "checkpoint": "chainrule.verbs.checkpoint.module",
     "fit": "chainrule.verbs.fit",
     "compile_step": "chainrule.verbs.fit",
     "compile_forward": "chainrule.verbs.fit",

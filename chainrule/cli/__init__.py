@@ -12,6 +12,7 @@ import click
 from chainrule import __version__
 from chainrule.cli.activation import activation
 from chainrule.cli.check import check
+from chainrule.cli.checkpoint import plan
 from chainrule.cli.demo import demo
 from chainrule.cli.fit import fit
 from chainrule.cli.formulas import derive, moments
@@ -52,6 +53,7 @@ for _command in (
     chain,
     diagnose,
     explain,
+    plan,
     fit,
     report,
     demo,

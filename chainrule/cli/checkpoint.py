@@ -1,0 +1,58 @@
+"""The command ``plan``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from chainrule.cli.arguments import emit, json_option
+from chainrule.cli.group import FAULT, FINE, with_debug
+from chainrule.cli.progress import working
+from chainrule.cli.target import load_case, output_on_stderr
+
+
+@click.command()
+@click.argument("target", metavar="FILE.py:FUNCTION")
+@click.option("--budget", metavar="SIZE", help='Memory for a step: "8GB", "512MiB", or 0.5 of the activations.')
+@click.option("--every", type=click.IntRange(1), help="Keep every so many layers, in place of a budget.")
+@click.option("--keep", multiple=True, metavar="MODULE", help="Keep the output of this module; may be repeated.")
+@click.option("--calibrate", is_flag=True, help="Measure each distinct op once on this machine.")
+@click.option("--save", type=click.Path(dir_okay=False), help="Write the plan to a file.")
+@json_option
+@with_debug
+def plan(
+    target: str,
+    budget: str | None,
+    every: int | None,
+    keep: tuple[str, ...],
+    calibrate: bool,
+    save: str | None,
+    as_json: bool,
+) -> int:
+    """What a training step needs, whether it fits, and the cheapest step within a budget.
+
+    The function returns chainrule.case(model, batch, loss, optimizer), or these by name in a dict. The exit code is 1
+    if no plan fits.
+
+    \b
+      chainrule plan model.py:setup
+      chainrule plan model.py:setup --budget 2GB
+    """
+    case = load_case(target, "plan")
+    from chainrule.errors import BudgetError
+    from chainrule.render.plans import plan_lines
+    from chainrule.verbs.checkpoint.plan import plan as verb
+
+    try:
+        with output_on_stderr(), working("planning"):
+            result = verb(case, budget=budget, every=every, keep=keep, calibrate=calibrate)
+            if save is not None:
+                result.save(save)
+            lines = [] if as_json else plan_lines(result)
+    except BudgetError as error:
+        click.echo(str(error), err=True)
+        return FAULT
+    emit(result, as_json, "\n".join(lines))
+    sys.stdout.flush()
+    return FINE

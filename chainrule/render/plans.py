@@ -1,0 +1,63 @@
+"""A plan as lines of text: the breakdown, the modules, the memory over the step, and what less memory costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_WIDTH, _HEIGHT = 64, 10
+_ROWS = 24
+_MARKS = " ▁▂▃▄▅▆▇█"
+
+
+def plan_lines(plan: Any) -> list[str]:
+    """What the terminal shows of a plan."""
+    lines = [str(plan), ""]
+    for what, size in plan.breakdown.items():
+        lines.append(f"  {what:18}{_size(size):>10}")
+    table = plan.table()
+    if plan.recompute_fraction:
+        lines += ["", f"  {'module':32}{'kept':>10}{'again':>7}{'bytes':>11}{'seconds':>10}"]
+        rows = sorted(table, key=lambda r: (-r.kept_bytes - r.recomputed_bytes))
+        for row in rows[:_ROWS]:
+            lines.append(
+                f"  {row.module[-32:]:32}{_size(row.kept_bytes):>10}{row.recomputed:>7}"
+                f"{_size(row.recomputed_bytes):>11}{row.seconds:>10.2g}"
+            )
+        if len(rows) > _ROWS:
+            lines.append(f"  ... and {len(rows) - _ROWS} more modules")
+    lines += ["", "  memory over forward and backward pass, this plan", *_curve(plan.curve(), plan.baseline_bytes)]
+    lines += ["", f"  {'peak':>10}{'more time':>11}{'at least':>10}   what less memory costs"]
+    for peak, again, bound in _some(plan.trade_off(), 12):
+        here = "  <- this plan" if peak == plan.peak_bytes else ""
+        lines.append(f"  {_size(peak):>10}{100 * again:>10.1f}%{100 * bound:>9.1f}%{here}")
+    return lines
+
+
+def _curve(values: Sequence[int], top: int) -> list[str]:
+    """The largest value per column, as bars; the scale ends at the unplanned peak."""
+    if not values:
+        return []
+    columns = [
+        max(values[len(values) * k // _WIDTH : max(len(values) * (k + 1) // _WIDTH, len(values) * k // _WIDTH + 1)])
+        for k in range(_WIDTH)
+    ]
+    lines = []
+    for row in range(_HEIGHT - 1, -1, -1):
+        cells = [min(max(round((c / top * _HEIGHT - row) * 8), 0), 8) for c in columns]
+        label = _size(top * (row + 1) / _HEIGHT) if row in (0, _HEIGHT - 1) else ""
+        lines.append(f"  {label:>10} |{''.join(_MARKS[c] for c in cells).rstrip()}")
+    return lines
+
+
+def _some(points: Sequence[Any], count: int) -> list[Any]:
+    if len(points) <= count:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (count - 1))] for i in range(count)]
+
+
+def _size(size: float) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(size) >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:.0f} B"

@@ -1,0 +1,195 @@
+"""``checkpoint``: a model whose backward pass needs no more than a budget, as a drop-in module."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from chainrule.backends.torch.recompute.module import run
+from chainrule.backends.torch.recompute.source import Passes, passes_of
+from chainrule.errors import ModelError, StaleTraceError
+from chainrule.frontends.torch import fingerprint
+from chainrule.frontends.torch.batch import leaves
+from chainrule.verbs.checkpoint.budget import parsed
+from chainrule.verbs.checkpoint.plan import Plan, planned
+from chainrule.verbs.checkpoint.program import Program, arguments, program_of, state_of
+
+
+_STALE = 3  # traces for other branches, after which the program branches on every batch
+
+
+class Checkpointed(nn.Module):
+    """A model that runs by a plan. Parameters, buffers and submodules are the model's own, under their names.
+
+    Without gradients it is the model itself. For inputs of another shape, another mode or another autocast setting it
+    plans again, and says so once with a warning.
+
+    Attributes:
+        plan: of the first batch. executor, reason: what runs, and why. source: the passes of the latest plan.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, budget: int | float | str | None) -> None:
+        super().__init__()
+        object.__setattr__(self, "_model", model)
+        self.__dict__["_parameters"] = model._parameters
+        self.__dict__["_buffers"] = model._buffers
+        self.__dict__["_modules"] = model._modules
+        self.__dict__["_non_persistent_buffers_set"] = model._non_persistent_buffers_set
+        self.training = model.training
+        object.__setattr__(self, "plan", plan)
+        object.__setattr__(self, "_budget", budget)
+        object.__setattr__(self, "_programs", {})
+        object.__setattr__(self, "_used", False)
+        object.__setattr__(self, "source", "")
+        self.executor = "source"
+        self.reason = "the model was traced as a whole: its passes run as straight-line code, and free as they go"
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_model"], name)
+
+    def train(self, mode: bool = True) -> Checkpointed:
+        """Sets the mode of the model and of everything in it."""
+        self.training = mode
+        self._model.train(mode)
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output; its backward pass is the planned one."""
+        given = [t for _, t in leaves((args, kwargs))]
+        learns = any(p.requires_grad for p in self._model.parameters()) or any(t.requires_grad for t in given)
+        if not torch.is_grad_enabled() or not learns:
+            return self._model(*args, **kwargs)
+        for _ in range(_STALE):
+            program, passes = self._program(args, kwargs)
+            states = _states() if program.trace.guards else []
+            try:
+                return self._run(program, passes, args, kwargs)
+            except StaleTraceError:
+                _restore(states)
+                self._programs.pop(self._key(args, kwargs))
+        raise ModelError(
+            "the model takes another branch at every call",
+            required="a forward pass that does the same ops on most batches",
+            instead="torch.where in place of the branch",
+        )
+
+    def _run(self, program: Program, passes: Passes, args: Any, kwargs: Any) -> Any:
+        trace = program.trace
+        values = dict(trace.values)
+        for path, leaf in trace.parameters.items():
+            values[leaf] = self._model.get_parameter(path)
+        for path, leaf in trace.buffers.items():
+            values[leaf] = self._model.get_buffer(path)
+        batch = list(trace.batch_inputs.values())
+        values.update(zip(batch, trace.flatten((args, kwargs)), strict=True))
+        inputs = [values[i] for i in program.joint.inputs if i in values]
+        outputs = run(program.joint, passes, inputs, self._write, program.holds)
+        return program.returned(outputs)
+
+    def _write(self, path: str, value: torch.Tensor) -> None:
+        self._model.get_buffer(path).copy_(value)
+
+    def _key(self, args: Any, kwargs: Any) -> Any:
+        tensors = tuple((n, tuple(t.shape), t.stride(), t.dtype, str(t.device), t.requires_grad)
+                        for n, t in leaves((args, kwargs)))  # fmt: skip
+        static = repr([(k, v) for k, v in _static((args, kwargs))])
+        casts = tuple((k, torch.get_autocast_dtype(k)) for k in ("cpu", "cuda") if torch.is_autocast_enabled(k))
+        return tensors, static, casts, fingerprint(self._model)
+
+    def _program(self, args: Any, kwargs: Any) -> tuple[Program, Passes]:
+        key = self._key(args, kwargs)
+        if key not in self._programs:
+            first = not self._used and self._same(args, kwargs)
+            program = self.plan.program if first else program_of(self._model, args, kwargs)
+            object.__setattr__(self, "_used", True)
+            plan = self.plan
+            if program is not plan.program:
+                if self._budget is None:
+                    raise ModelError(
+                        "the plan was made for another batch",
+                        given=", ".join(f"{n}: {tuple(t.shape)}" for n, t in leaves((args, kwargs))),
+                        required="the shapes, dtypes, mode and autocast setting that were planned",
+                        instead="checkpoint(model, batch, budget=...), which plans again",
+                    )
+                plan = planned(program, (args, kwargs), None, None, self._budget, parsed(self._budget))
+                warnings.warn(
+                    f"planned again for another batch or mode: {plan}", stacklevel=4
+                )  # the caller of the module
+            passes = passes_of(program.joint, program.extraction, plan.schedule)
+            object.__setattr__(self, "source", passes.source)
+            self._programs[key] = program, passes
+        return self._programs[key]
+
+    def _same(self, args: Any, kwargs: Any) -> bool:
+        """Whether a batch is like the one that was planned."""
+        one = [(t.shape, t.dtype, t.requires_grad) for _, t in leaves((self.plan.program.args, self.plan.program.kwargs))]
+        two = [(t.shape, t.dtype, t.requires_grad) for _, t in leaves((args, kwargs))]
+        return one == two and self.plan.program.state == state_of(self._model)
+
+
+def _states() -> list[torch.Tensor]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def _restore(states: list[torch.Tensor]) -> None:
+    if states:
+        torch.set_rng_state(states[0])
+        if states[1:]:
+            torch.cuda.set_rng_state_all(states[1:])
+
+
+def _static(value: Any) -> Any:
+    """What in a call is no tensor."""
+    if isinstance(value, Mapping):
+        for k, v in value.items():
+            yield from ((f"{k}.{n}", x) for n, x in _static(v))
+    elif isinstance(value, (tuple, list)):
+        for k, v in enumerate(value):
+            yield from ((f"{k}.{n}", x) for n, x in _static(v))
+    elif not isinstance(value, torch.Tensor):
+        yield "", value
+
+
+def checkpoint(
+    model: nn.Module,
+    batch: Any,
+    *,
+    budget: int | float | str | None = None,
+    plan: Plan | None = None,
+) -> Checkpointed:
+    """The model with a backward pass in the memory you have: ``loss.backward()`` as before.
+
+    Args:
+        model: any module. batch: the inputs, as the model is called with them (a tensor, a tuple or a mapping).
+        budget: as in :func:`plan`. plan: one made before.
+    Returns:
+        A module with the model's own parameters; it works with any loss, optimizer and training loop.
+    Raises:
+        BudgetError, ModelError, UnsupportedOpError: as :func:`plan`.
+
+    >>> import torch, chainrule as cr
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    >>> small = cr.checkpoint(net, torch.ones(4, 8), budget=0.9)
+    >>> small(torch.ones(4, 8)).sum().backward()
+    >>> net[0].weight.grad.shape
+    torch.Size([8, 8])
+    """
+    if (budget is None) == (plan is None):
+        raise ModelError("checkpoint needs a budget or a plan", given="both" if plan else "neither", required="one")
+    if plan is not None:
+        if plan.program.model is not model:
+            raise ModelError("the plan was made for another model", required="the model that was planned")
+        return Checkpointed(model, plan, plan.budget)
+    wanted = parsed(budget)
+    args, kwargs = arguments(batch)
+    program = program_of(model, args, kwargs)
+    made = planned(program, batch, None, None, budget, wanted)
+    return Checkpointed(model, made, budget)

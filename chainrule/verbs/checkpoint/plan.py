@@ -1,0 +1,396 @@
+"""``plan``: what a training step needs, whether it fits, and the cheapest step in less memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from chainrule.backends.torch.recompute.eager import optimizer_bytes
+from chainrule.errors import BudgetError, ModelError
+from chainrule.frontends.torch.batch import leaves
+from chainrule.planning.by_hand import keeping
+from chainrule.planning.frontier import Plan as Judged
+from chainrule.planning.frontier import judged
+from chainrule.planning.problem import Schedule
+from chainrule.planning.simulate import simulate
+from chainrule.verbs.case import Case
+from chainrule.verbs.checkpoint.batch_size import largest_batch
+from chainrule.verbs.checkpoint.budget import parsed, size_text
+from chainrule.verbs.checkpoint.by_name import storages_kept
+from chainrule.verbs.checkpoint.program import Program, arguments, inputs_of, program_of
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module in the table of a plan.
+
+    Attributes:
+        module: dotted path. kept_bytes: carried from its forward to its backward pass.
+        recomputed: how many of its tasks run again. recomputed_bytes: what these make. seconds: what that costs.
+    """
+
+    module: str
+    kept_bytes: int
+    recomputed: int
+    recomputed_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a step needs under a plan.
+
+    Attributes:
+        peak_bytes: everything alive on the device at the worst moment of a step under this plan; baseline_bytes: of the
+            unplanned step; minimum_bytes: of the plan that needs least.
+        recompute_fraction: time of recomputation over the time of the unplanned step, by the cost model.
+        lower_bound: no schedule in this peak recomputes less than this fraction; gap: how far this plan is above it.
+        breakdown: what -> bytes: parameters, buffers, gradients, optimizer state, inputs, activations, total.
+        not_counted: what was not given, hence not counted. budget: as given.
+        program: the traced model. schedule: the plan itself.
+    """
+
+    peak_bytes: int
+    baseline_bytes: int
+    minimum_bytes: int
+    recompute_fraction: float
+    breakdown: dict[str, int]
+    not_counted: tuple[str, ...]
+    budget: int | float | str | None
+    schedule: Schedule = field(repr=False)
+    program: Program = field(repr=False)
+    static_bytes: int = field(repr=False)
+    floor_bytes: int = field(repr=False)
+
+    @cached_property
+    def lower_bound(self) -> float:
+        """No schedule whose peak is at most this plan's recomputes less: a fraction of the unplanned step's time."""
+        problem = self.program.problem
+        return self.program.frontier.bound.at(self._judged.peak) / (problem.cost or 1.0)
+
+    @property
+    def limit(self) -> int:
+        """The budget in bytes of everything; the unplanned peak where there was none."""
+        if self.budget is None:
+            return self.baseline_bytes
+        wanted = parsed(self.budget)
+        if isinstance(wanted, float):
+            return self.static_bytes + int(wanted * self.program.frontier.plans[0].peak)
+        return wanted
+
+    @property
+    def gap(self) -> float:
+        """``recompute_fraction - lower_bound``: 0 is proven optimal."""
+        return max(self.recompute_fraction - self.lower_bound, 0.0)
+
+    @cached_property
+    def _judged(self) -> Judged:
+        return judged(self.program.problem, self.schedule)
+
+    @property
+    def activation_bytes(self) -> int:
+        """What the step allocates on top of parameters, optimizer state and inputs, at its worst moment."""
+        return self._judged.peak
+
+    def fits(self, budget: int | str) -> bool:
+        """Whether a step under this plan needs at most so many bytes."""
+        return self.peak_bytes <= _bytes(budget)
+
+    def max_batch(self, budget: int | str, recompute: bool | None = None) -> int:
+        """The largest size of the batch's first dimension that fits, 0 if none does.
+
+        Args:
+            recompute: with as much recomputation as it takes; by default if this plan was made for a budget.
+        """
+        replan = self.budget is not None if recompute is None else recompute
+        return largest_batch(self.program, self.static_bytes, self.floor_bytes, _bytes(budget), replan)
+
+    # ---- what it looks like --------------------------------------------------------------------------------
+    def table(self) -> list[Row]:
+        """Per module: what is kept, what is recomputed, and what that costs."""
+        return table_of(self.program, self.schedule)
+
+    def curve(self) -> list[int]:
+        """Bytes alive while each task of the step runs, forwards and backwards, parameters and inputs included."""
+        return [self.static_bytes + int(b) for b in simulate(self.program.problem, self.schedule).during]
+
+    def trade_off(self) -> list[tuple[int, float, float]]:
+        """(peak bytes, recompute fraction, lower bound) of every plan worth having, the unplanned step first."""
+        found, cost = self.program.frontier, self.program.problem.cost or 1.0
+        bound = found.bound
+        return [(self.static_bytes + p.peak, p.again / cost, bound.at(p.peak) / cost) for p in found.plans]
+
+    @property
+    def digest(self) -> str:
+        """A hash of the program and the schedule, the same on every rank that has the same plan."""
+        return hashlib.blake2b(f"{self.program.problem.digest}{self.schedule}".encode(), digest_size=8).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {
+            "peak_bytes": self.peak_bytes,
+            "baseline_bytes": self.baseline_bytes,
+            "minimum_bytes": self.minimum_bytes,
+            "recompute_fraction": self.recompute_fraction,
+            "lower_bound": self.lower_bound,
+            "breakdown": dict(self.breakdown),
+            "not_counted": list(self.not_counted),
+            "budget": self.budget,
+            "digest": self.digest,
+            "table": [vars(row) for row in self.table()],
+            "curve": self.curve(),
+            "trade_off": [list(point) for point in self.trade_off()],
+        }
+
+    def __str__(self) -> str:
+        text = f"a step needs {size_text(self.peak_bytes)}"
+        if self.peak_bytes < self.baseline_bytes:
+            text += f" instead of {size_text(self.baseline_bytes)}, for {100 * self.recompute_fraction:.1f} % more time"
+            text += f" (no schedule in this memory does with less than {100 * self.lower_bound:.1f} %)"
+        text += f"; with recomputation down to {size_text(self.minimum_bytes)}"
+        return text + "".join(f"; {what} not counted" for what in self.not_counted)
+
+    # ---- files ---------------------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> Path:
+        """Writes the plan as JSON: data, no code."""
+        body = {
+            "format": _FORMAT,
+            "program": self.program.problem.digest,
+            "order": list(self.schedule.order),
+            "split": self.schedule.split,
+            "budget": self.budget,
+        }
+        Path(path).write_text(json.dumps(body))
+        return Path(path)
+
+    def load(self, path: str | Path) -> Plan:
+        """The plan of a file, for this model and batch.
+
+        Raises:
+            ModelError: it was made for another program, or is no plan.
+        """
+        try:
+            body = json.loads(Path(path).read_text())
+            made_for, order, split = body["program"], tuple(map(int, body["order"])), int(body["split"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{path} is no plan", given=str(error), required="a file that plan.save wrote") from error
+        if made_for != self.program.problem.digest:
+            raise ModelError(
+                f"the plan in {path} was made for another program",
+                given=f"program {made_for}",
+                required=f"program {self.program.problem.digest}: same model, same shapes and dtypes, same versions",
+                instead="plan(model, batch, budget=...) again",
+            )
+        schedule = Schedule(order, split)
+        _check(self.program, schedule)
+        return self._with(judged(self.program.problem, schedule), body.get("budget"))
+
+    def apply_(self, model: nn.Module) -> Any:
+        """Wraps modules of the user's own model with torch's checkpointing, as near to this plan as that gets.
+
+        Returns:
+            What was done (an ``Applied``): ``.peak_bytes``, ``.recompute_fraction``, ``.code()``, ``.undo()``.
+        """
+        from chainrule.verbs.checkpoint.apply import apply_
+
+        return apply_(self, model)
+
+    def _with(self, found: Judged, budget: Any) -> Plan:
+        cost = self.program.problem.cost or 1.0
+        activations = found.peak
+        total = max(self.static_bytes + activations, self.floor_bytes)
+        breakdown = {**self.breakdown, "activations": activations - self.breakdown["gradients"], "total": total}
+        return Plan(
+            total,
+            self.baseline_bytes,
+            self.minimum_bytes,
+            found.again / cost,
+            breakdown,
+            self.not_counted,
+            budget,
+            found.schedule,
+            self.program,
+            self.static_bytes,
+            self.floor_bytes,
+        )
+
+
+def plan(
+    model: nn.Module | Case,
+    batch: Any = None,
+    loss: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    budget: int | float | str | None = None,
+    every: int | None = None,
+    keep: Sequence[str] = (),
+    calibrate: bool = False,
+) -> Plan:
+    """What a training step needs, and the cheapest step within a budget.
+
+    Args:
+        model, batch, loss, optimizer: as for all verbs; what is not given is not counted. Tensors may be on the meta
+            device.
+        budget: bytes (``"8GB"``, int) for everything alive during a step, or a float in (0, 1], a fraction of what the
+            unplanned step allocates on top of parameters, optimizer state and inputs. None: no recomputation.
+        every: keep the output of every so many layers, recompute the rest (by hand, in place of a budget).
+        keep: keep the outputs of these modules, recompute the rest.
+        calibrate: measure every distinct op once on this machine, in place of the roofline's estimate.
+    Raises:
+        BudgetError: less than any plan needs; carries ``minimum_bytes``.
+        ModelError: a budget that is none, or a name that is no module.
+        UnsupportedOpError: the model does what a graph cannot hold.
+
+    >>> import torch, chainrule as cr
+    >>> net = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh()) for _ in range(8)))
+    >>> p = cr.plan(net, torch.ones(512, 64), budget=0.5)
+    >>> p.peak_bytes < p.baseline_bytes, p.recompute_fraction < 0.3
+    (True, True)
+    """
+    if isinstance(model, Case):
+        model, batch, loss, optimizer = model.model, model.batch, model.loss, model.optimizer
+    wanted = None if budget is None else parsed(budget)
+    if sum((wanted is not None, every is not None, bool(keep))) > 1:
+        raise ModelError("a budget, every= and keep= are given together", required="one of them")
+    if batch is None:
+        raise ModelError("a plan needs a batch", required="(inputs, target), or the inputs alone without a loss")
+    inputs, target = inputs_of(batch, loss)
+    args, kwargs = arguments(inputs)
+    program = program_of(model, args, kwargs, None if loss == "model" else loss, target)
+    if calibrate:
+        program = calibrated(program)
+    return planned(program, batch, loss, optimizer, budget, wanted, every, keep)
+
+
+def calibrated(program: Program) -> Program:
+    """The program with times and work measured on this machine."""
+    from dataclasses import replace
+
+    from chainrule.backends.torch.recompute.calibrate import measured_prices
+
+    return replace(program, prices=measured_prices(program.joint, program.trace.values))
+
+
+def planned(
+    program: Program,
+    batch: Any,
+    loss: Any,
+    optimizer: torch.optim.Optimizer | None,
+    budget: Any,
+    wanted: int | float | None,
+    every: int | None = None,
+    keep: Sequence[str] = (),
+) -> Plan:
+    """The plan of a traced program."""
+    model, problem = program.model, program.problem
+    bytes_of = lambda ts: sum(t.numel() * t.element_size() for t in dict.fromkeys(ts))  # noqa: E731
+    parameters, buffers = bytes_of(model.parameters()), bytes_of(model.buffers())
+    given = bytes_of(t for _, t in leaves(batch))
+    gradients = sum(problem.sizes[s] for s in problem.gradients)
+    state, temporary = (0, 0) if optimizer is None else optimizer_bytes(optimizer)
+    static = parameters + buffers + given + state
+    floor = static + gradients + temporary  # while the optimizer steps
+    base = judged(problem, Schedule(tuple(range(len(problem.tasks))), problem.forward))
+    limit = None
+    if wanted is not None:
+        limit = int(wanted * base.peak) if isinstance(wanted, float) else int(wanted) - static
+    found, least = base, base.peak
+    if every is not None or keep:
+        found = judged(problem, keeping(problem, storages_kept(program, every, keep)))
+    if limit is not None:
+        least = program.frontier.plans[-1].peak
+        if limit < least or (not isinstance(wanted, float) and int(wanted or 0) < floor):
+            minimum = least if isinstance(wanted, float) else max(static + least, floor)
+            raise BudgetError(
+                "no plan fits into the budget",
+                given=f"{budget!r}" + (f", that is {size_text(limit)} of activations" if wanted else ""),
+                required=f"at least {minimum:,} bytes ({size_text(minimum)})"
+                + (" of activations" if isinstance(wanted, float) else ""),
+                instead=f"budget={minimum}" if not isinstance(wanted, float) else f"budget={_up(least / base.peak)}",
+                minimum_bytes=max(static + least, floor),
+            )
+        found = program.frontier.within(limit)
+    missing = [what for what, held in (("loss", loss), ("optimizer", optimizer)) if held is None]
+    plan = Plan(
+        0,
+        max(static + base.peak, floor),
+        0,
+        0.0,
+        {
+            "parameters": parameters,
+            "buffers": buffers,
+            "gradients": gradients,
+            "optimizer state": state,
+            "inputs": given,
+        },
+        tuple(missing),
+        budget,
+        found.schedule,
+        program,
+        static,
+        floor,
+    )
+    return _minimal(plan._with(found, budget), least if limit is not None else None)
+
+
+def _minimal(plan: Plan, least: int | None) -> Plan:
+    from dataclasses import replace
+
+    least = plan.program.frontier.plans[-1].peak if least is None else least
+    return replace(plan, minimum_bytes=max(plan.static_bytes + least, plan.floor_bytes))
+
+
+def _up(fraction: float) -> float:
+    return min(1.0, int(fraction * 1000 + 1) / 1000)
+
+
+def _bytes(budget: int | str) -> int:
+    wanted = parsed(budget)
+    if isinstance(wanted, float):
+        raise ModelError("bytes are asked for here", given=repr(budget), required='"8GB", or a number of bytes')
+    return wanted
+
+
+def _check(program: Program, schedule: Schedule) -> None:
+    """Raises ModelError for an order that is no schedule of the program."""
+    problem = program.problem
+    known = range(len(problem.tasks))
+    backward = [t for t in schedule.order if t in set(problem.backward)]
+    complete = set(schedule.order) == set(known) and len(backward) == len(set(backward))
+    if not complete or not 0 <= schedule.split <= len(schedule.order):
+        raise ModelError("the file is no schedule of this program", required="a file that plan.save wrote")
+    simulate(problem, schedule)
+
+
+def table_of(program: Program, schedule: Schedule) -> list[Row]:
+    """See :meth:`Plan.table`."""
+    problem = program.problem
+    ahead = {s for t in schedule.order[: schedule.split] for s in problem.tasks[t].writes} - problem.resident
+    written: set[int] = set()
+    kept: set[int] = set()
+    for t in schedule.order[schedule.split :]:
+        kept.update(s for s in problem.tasks[t].reads if s in ahead and s not in written)
+        written.update(problem.tasks[t].writes)
+    counts: dict[int, int] = {}
+    for t in schedule.order:
+        counts[t] = counts.get(t, 0) + 1
+    rows: dict[str, list[float]] = {}
+    for t, module in enumerate(problem.modules):
+        row = rows.setdefault(module or "(model)", [0, 0, 0, 0.0])
+        task = problem.tasks[t]
+        row[0] += sum(problem.sizes[s] for s in task.writes if s in kept)
+        if counts.get(t, 0) > 1:
+            row[1] += counts[t] - 1
+            row[2] += sum(problem.sizes[s] for s in task.writes) * (counts[t] - 1)
+            row[3] += task.cost * (counts[t] - 1)
+    return [Row(m, int(k), int(n), int(b), s) for m, (k, n, b, s) in rows.items() if k or n]

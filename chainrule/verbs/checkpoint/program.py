@@ -1,0 +1,159 @@
+"""A model with a batch as the planner's problem, and everything else that a step holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from chainrule.backends.torch.recompute.eager import loss_of
+from chainrule.backends.torch.recompute.extract import Extraction, Loss, Prices
+from chainrule.backends.torch.recompute.joint import Joint, extraction_of, joint_of
+from chainrule.errors import ModelError, StaleTraceError, UnsupportedOpError
+from chainrule.frontends.torch import Trace
+from chainrule.frontends.torch import trace as trace_function
+from chainrule.frontends.torch.batch import leaves, split, with_leaves
+from chainrule.ir import Node
+from chainrule.planning.frontier import Frontier, frontier
+from chainrule.planning.problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A traced model.
+
+    Attributes:
+        model: the user's. args, kwargs: what it was called with. structure: what it returned, tensors and all.
+        trace, joint: its passes as graphs and as lines. loss: what runs between them, where a loss was given.
+        prices: what time costs. state: modes and casts at the trace.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    structure: Any
+    trace: Trace
+    joint: Joint
+    loss: Loss | None
+    prices: Prices | None = None
+    state: Any = None
+
+    @cached_property
+    def extraction(self) -> Extraction:
+        """Tasks and storages."""
+        return extraction_of(self.joint, self.trace.values, self.prices, self.loss)
+
+    @property
+    def problem(self) -> Problem:
+        """What is planned."""
+        return self.extraction.problem
+
+    @cached_property
+    def frontier(self) -> Frontier:
+        """All plans worth having."""
+        return frontier(self.problem)
+
+    def holds(self, values: Sequence[torch.Tensor]) -> None:
+        """Raises StaleTraceError where the program read a value that is now another one: it may do other ops."""
+        given = iter(values)
+        for guard in self.trace.guards:
+            if not guard.holds([next(given) for _ in guard.nodes]):
+                raise StaleTraceError(
+                    f"the program read a value at {guard.where} that is another one on this batch",
+                    required="a program that does the same ops on every batch",
+                    instead="a plan for this batch",
+                )
+
+    def returned(self, outputs: Sequence[torch.Tensor]) -> Any:
+        """The model's own kind of output with these tensors."""
+        found = with_leaves(self.structure, iter(outputs))
+        kind = type(self.structure)
+        return kind(**found) if isinstance(found, dict) and kind is not dict else found
+
+
+def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as a call's arguments: a tensor, a tuple (positional) or a mapping (keywords)."""
+    if isinstance(batch, Mapping):
+        return (), {str(k): v for k, v in batch.items()}
+    return (batch, {}) if isinstance(batch, tuple) else ((batch,), {})
+
+
+def program_of(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    loss: Callable[[Any, Any], Any] | None = None,
+    target: Any = None,
+    prices: Prices | None = None,
+) -> Program:
+    """Traces a model on example arguments; nothing of it is changed.
+
+    Raises:
+        UnsupportedOpError: the model does what a graph cannot hold: attributes that it changes.
+    """
+    found: list[Any] = []
+
+    def call(*given: Any, **named: Any) -> Any:
+        out = model(*given, **named)
+        found.append(out)
+        return tuple(tensor for _, tensor in leaves(out))
+
+    trace = trace_function(call, tuple(args), dict(kwargs), strict=False, follow=True, root=model)
+    if trace.mutations:
+        raise UnsupportedOpError(
+            f"the forward pass changes {trace.mutations[0]}",
+            required="a forward pass without side effects",
+            instead="a registered buffer for what has to be kept",
+        )
+    count = len([t for _, t in leaves(found[-1])])
+    wrt = list(dict.fromkeys(leaf for path, leaf in trace.parameters.items() if path not in trace.frozen))
+    wrt += [leaf for leaf in trace.batch_inputs.values() if trace.values[leaf].requires_grad]
+    if not wrt:
+        raise ModelError(
+            "nothing has a gradient",
+            given="a model whose parameters all have requires_grad=False",
+            required="at least one parameter, or input, that requires a gradient",
+        )
+    joint = joint_of(trace, trace.graph.outputs[:count], wrt)
+    structure = _emptied(found[-1])
+    between = None if loss is None else _between(loss, structure, joint.outputs, target)
+    return Program(model, tuple(args), dict(kwargs), structure, trace, joint, between, prices, state_of(model))
+
+
+def state_of(model: nn.Module) -> Any:
+    """Modes and casts that a trace depends on."""
+    casts = tuple((k, torch.get_autocast_dtype(k)) for k in ("cpu", "cuda") if torch.is_autocast_enabled(k))
+    return tuple(m.training for m in model.modules()), tuple(p.requires_grad for p in model.parameters()), casts
+
+
+def _emptied(value: Any) -> Any:
+    """The structure without holding on to what was computed."""
+    return with_leaves(value, (torch.empty(0, device="meta") for _ in leaves(value)))
+
+
+def _between(loss: Callable[[Any, Any], Any], structure: Any, outputs: Sequence[Node], target: Any) -> Loss:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        fakes = [
+            torch.empty(o.type.shape, dtype=getattr(torch, o.type.dtype), device=o.type.device) for o in outputs
+        ]
+        for fake in fakes:
+            fake.requires_grad_(fake.is_floating_point())
+        wanted = iter([_faked(mode, t) for _, t in leaves(target)])
+        return loss_of(loss, with_leaves(structure, iter(fakes)), with_leaves(target, wanted), fakes)
+
+
+def _faked(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor) if tensor.is_meta else mode.from_tensor(tensor.detach())
+
+
+def inputs_of(batch: Any, loss: Any) -> tuple[Any, Any]:
+    """(inputs, target) by the convention of all verbs."""
+    if loss is None or loss == "model":
+        return batch, None
+    return split(batch)
