@@ -28,17 +28,20 @@ from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
 from chainrule.frontends.torch import deferred, guards
 from chainrule.frontends.torch import lower as lowering
 from chainrule.frontends.torch.calls import opaque_call, opaque_function
+from chainrule.frontends.torch.complex_calls import ComplexCalls
 from chainrule.frontends.torch.draws import drawn, generator_state
 from chainrule.frontends.torch.meanings import FOLDED, Meanings, Refused, memory_of
 from chainrule.frontends.torch.memory import of_the_same_bits, strided
 from chainrule.frontends.torch.modules import ModuleStack
+from chainrule.frontends.torch.nesting import flat, mapped, tensors
 from chainrule.frontends.torch.python_side import PythonSide, custom_calls
+from chainrule.frontends.torch.readings import KNOWN_THEN, READS, VERDICTS, deciding_operands
 from chainrule.frontends.torch.source import custom_function, here
 from chainrule.ir import OPS, Node, Origin, apply, item, toposort
 from chainrule.ops.batch_normalization import running_statistics
 
 
-class Recorder(Meanings, ProxyTorchDispatchMode):
+class Recorder(ComplexCalls, ProxyTorchDispatchMode):
     """Records the graph of everything that runs while it is active.
 
     A subclass of torch's proxy mode because torch admits no other class at the PreDispatch key; nothing of
@@ -102,7 +105,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         if maybe_current_level() is not None:
             self.fail("a torch.func transform inside the traced program", instead="chainrule's own, outside of it")
         name, _ = lowering.key_of(func)
-        operands = list(_tensors((*args, *kwargs.values())))
+        operands = list(tensors((*args, *kwargs.values())))
         if name == "lift_fresh" and self._meaning.get(operands[0]) is None:
             self._meaning[operands[0]] = FOLDED  # torch.tensor(...) of numbers in the program
         meanings = [self.meaning(t) for t in operands]
@@ -113,8 +116,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             return self._complex(func, args, kwargs, operands, origin)
         if depends and func._schema.is_mutable and not lowering.is_in_place(func) and name not in _HIDDEN_WRITES:
             return self._written_out(func, args, kwargs)
-        deciding = [t for t in _deciding(func, args) if self.depends(t)] if depends else []
-        if depends and name not in _READS and lowering.decomposes(func, args, kwargs):
+        deciding = [t for t in deciding_operands(func, args) if self.depends(t)] if depends else []
+        if depends and name not in READS and lowering.decomposes(func, args, kwargs):
             if deciding:  # read by pointers inside
                 self._refuse_reads(func, name, deciding)
                 self._guard(func, "", operands, deciding, None, origin)
@@ -136,10 +139,10 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             out = func(*args, **kwargs)
         if depends:
             self._guard(func, name, operands, deciding, out, origin)
-        outputs = list(_tensors((out,)))
+        outputs = list(tensors((out,)))
         if any(out is t for t in operands) and not lowering.is_in_place(func):
             return out  # nothing was done (contiguous() of what is so): the tensor means what it meant
-        if prepared is None or (name in _KNOWN_THEN and len(deciding) == len(operands)):
+        if prepared is None or (name in KNOWN_THEN and len(deciding) == len(operands)):
             results: Sequence[Any] = [FOLDED] * len(outputs)
         else:
             drew = state is not None and (generator_state() != state or _would_draw(func, prepared, outputs))
@@ -159,61 +162,14 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         """torch's own composition of smaller ops, which is what eager execution runs, recorded op by op."""
         with self:
             out = func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        outputs = list(_tensors((out,)))
+        outputs = list(tensors((out,)))
         if any(t.is_floating_point() and self.meaning(t) is FOLDED for t in outputs):
             # Filled by pointers, without torch's ops: nothing was recorded. The call as a whole is.
-            prepared = self._prepared(args, kwargs, [self.meaning(t) for t in _tensors((*args, *kwargs.values()))])
+            prepared = self._prepared(args, kwargs, [self.meaning(t) for t in tensors((*args, *kwargs.values()))])
             results = self._results(func, (args, kwargs), prepared, out, origin, None)
             for tensor, result in zip(outputs, results, strict=True):
                 self._meaning[tensor] = result
         return out
-
-    def _complex(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: Sequence[torch.Tensor], origin: Origin
-    ) -> Any:
-        """A call with complex operands: it waits for the real numbers that come out in the end."""
-        if func._schema.is_mutable and not lowering.is_in_place(func):
-            self.fail(f"{func} writes complex numbers", required="an op that returns new tensors")
-        if torch.Tag.data_dependent_output in func.tags or lowering.key_of(func)[0] in _READS:
-            self.fail_read()
-        self.count()
-        problem: ChainruleError | None = None
-        given: Any = ((), {})
-        try:
-            given = [_mapped(a, self._part) for a in args], {k: _mapped(a, self._part) for k, a in kwargs.items()}
-            if self.strict:
-                problem = self.refusal(f"{func} of complex numbers", required="real numbers")
-        except ChainruleError as error:
-            problem = error
-        in_place = lowering.is_in_place(func)
-        before = self.on_memory_of(args[0]) if in_place else []
-        state = generator_state() if torch.Tag.nondeterministic_seeded in func.tags else None
-        with no_python_dispatcher():
-            out = func(*args, **kwargs)
-        outputs = list(_tensors((out,)))
-        if any(out is t for t in operands) and not in_place:
-            return out
-        if state is not None and generator_state() != state:
-            problem = self.refusal(f"{func} draws complex random numbers", required="real numbers")
-        if problem is not None:
-            found: list[Any] = [Refused(problem)] * len(outputs)
-        else:
-            found = self._settled(deferred.deferred_call(func, *given, out), outputs, origin)
-        for tensor, meaning in zip(outputs, found, strict=True):
-            self._meaning[tensor] = meaning
-        if in_place and outputs:
-            self.renew(before, outputs[0], origin)
-        return out
-
-    def _settled(self, found: Sequence[Any], outputs: Sequence[torch.Tensor], origin: Origin) -> list[Any]:
-        """Complex outputs wait; a real one is a node."""
-        return [
-            d if t.is_complex() else self.originated([deferred.real_node(d, t)], origin)[0]
-            for d, t in zip(found, outputs, strict=True)
-        ]
-
-    def _part(self, value: Any) -> Any:
-        return self.part_of(value) if isinstance(value, torch.Tensor) else value
 
     def _written_out(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An ``out=`` variant: the same op without it, and its results copied to where they belong."""
@@ -225,7 +181,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         packet = getattr(getattr(torch.ops, func.namespace), lowering.key_of(func)[0].split("::")[-1])
         with self:
             found = packet(*args, **{key: value for key, value in kwargs.items() if key not in places})
-            for place, result in zip((kwargs[key] for key in places), _tensors((found,)), strict=True):
+            for place, result in zip((kwargs[key] for key in places), tensors((found,)), strict=True):
                 if place.shape != result.shape:
                     self.fail(
                         f"{func} changes the size of what it writes into",
@@ -247,13 +203,13 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             guarded = any(value is t for t in known)
             return lowering.constant_of(value) if guarded else self._operand(value)
 
-        return [_mapped(a, operand) for a in args], {k: _mapped(a, operand) for k, a in kwargs.items()}
+        return [mapped(a, operand) for a in args], {k: mapped(a, operand) for k, a in kwargs.items()}
 
     def _results(
         self, func: Any, given: Any, prepared: Any, out: Any, origin: Origin, stream: int | None
     ) -> Sequence[Any]:
         """What the outputs of one call mean."""
-        outputs = list(_tensors((out,)))
+        outputs = list(tensors((out,)))
         if isinstance(prepared, Refused) or not outputs:
             return [prepared] * len(outputs)
         if _casts(outputs[0].device.type):  # casts happen below, unseen
@@ -264,7 +220,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         if any(t.is_complex() for t in outputs):  # made of real ones
             if self.strict or stream is not None:
                 return [Refused(self.refusal(f"{func} gives complex numbers", required="real numbers"))] * len(outputs)
-            parts = [_mapped(a, self._part) for a in given[0]], {k: _mapped(a, self._part) for k, a in given[1].items()}
+            parts = [mapped(a, self._part) for a in given[0]], {k: mapped(a, self._part) for k, a in given[1].items()}
             return self._settled(deferred.deferred_call(func, *parts, out), outputs, origin)
         found: list[Node] | None = None
         try:
@@ -311,9 +267,9 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
 
     def _node_before(self, given: Any, args: Any, kwargs: Any) -> Callable[[torch.Tensor], Node]:
         """tensor -> its node as it was before the call."""
-        tensors = list(_tensors((*given[0], *given[1].values())))
-        nodes = [n for n in _flat((*args, *kwargs.values())) if isinstance(n, Node)]
-        table = {id(t): n for t, n in zip(tensors, nodes, strict=True)}
+        own = tensors((*given[0], *given[1].values()))
+        nodes = [n for n in flat((*args, *kwargs.values())) if isinstance(n, Node)]
+        table = {id(t): n for t, n in zip(own, nodes, strict=True)}
         return lambda tensor: table[id(tensor)]
 
     def _operand(self, value: Any) -> Any:
@@ -340,11 +296,11 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         out: Any,
         origin: Origin,
     ) -> None:
-        read = _READS.get(name)
+        read = READS.get(name)
         if read is None and torch.Tag.data_dependent_output in func.tags:
             read = guards.number
         if read is not None:
-            expected = out if name in _VERDICTS else read(*operands)
+            expected = out if name in VERDICTS else read(*operands)
             self.guards.append(guards.Guard(tuple(map(self.node_of, operands)), read, expected, str(origin)))
         for tensor in deciding:
             self.guards.append(guards.Guard((self.node_of(tensor),), guards.numbers, tensor.tolist(), str(origin)))
@@ -363,24 +319,24 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
     # ---- custom autograd.Functions -------------------------------------------------------------------------
     def custom(self, cls: Any, apply_: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A call of a custom autograd.Function: one opaque node, whose backward is the Function's own."""
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        own = [a for a in args if isinstance(a, torch.Tensor)]
         if cls is CheckpointFunction and not self._suspended:  # its backward is that of what it calls
-            with torch.set_grad_enabled(torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and any(t.requires_grad for t in own)):
                 return args[0](*args[2:])
-        if self._suspended or all(self.meaning(t) is FOLDED for t in tensors):
+        if self._suspended or all(self.meaning(t) is FOLDED for t in own):
             return self._unrecorded(apply_, args, kwargs)
         origin = self._origin(None)
-        nodes = [self.node_of(t) for t in tensors]
-        state, versions = generator_state(), [t._version for t in tensors]
+        nodes = [self.node_of(t) for t in own]
+        state, versions = generator_state(), [t._version for t in own]
         out = self._unrecorded(apply_, args, kwargs)
-        if [t._version for t in tensors] != versions:
+        if [t._version for t in own] != versions:
             self.fail(f"autograd.Function {cls.__name__!r} writes into its arguments", instead="a copy (.clone())")
-        flat = list(_tensors((out,)))
+        flat = list(tensors((out,)))
 
         def call(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
             rest = iter(operands)
             given = [next(rest) if isinstance(a, torch.Tensor) else a for a in args]
-            return tuple(_tensors((apply_(*given, **kwargs),)))
+            return tuple(tensors((apply_(*given, **kwargs),)))
 
         stream = len(self.draws) if generator_state() != state else None
         single = len(flat) == 1
@@ -428,7 +384,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             t
             for k, a in enumerate(func._schema.arguments)
             if a.alias_info is not None and a.alias_info.is_write
-            for t in _tensors((args[k],) if k < len(args) else (kwargs.get(a.name),))
+            for t in tensors((args[k],) if k < len(args) else (kwargs.get(a.name),))
         ]
         name, _ = lowering.key_of(func)
         if name == "detach_":  # no number changes
@@ -446,7 +402,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
 
     def _refuse_reads(self, func: Any, name: str, deciding: Sequence[torch.Tensor]) -> None:
         """Refuses what a graph cannot hold: numbers that Python reads, sizes that depend on values."""
-        if not self.follow and (torch.Tag.data_dependent_output in func.tags or name in _READS):
+        if not self.follow and (torch.Tag.data_dependent_output in func.tags or name in READS):
             self.fail_read()
         if not self.follow and deciding:
             self.fail(f"{func} gives a tensor whose size depends on values", required="sizes that do not")
@@ -505,29 +461,6 @@ def active() -> Recorder | None:
     return mode if isinstance(mode, Recorder) and not mode.suspended else None
 
 
-# Ops whose result Python sees as a number -> how their operands are read again.
-_READS: dict[str, Callable[..., Any]] = {
-    "item": guards.number,
-    "_local_scalar_dense": guards.number,
-    "is_nonzero": guards.truth,
-    "equal": torch.equal,
-    "allclose": torch.allclose,
-}
-_VERDICTS = ("equal", "allclose")
-# Ops whose result is a number known now once it is guarded that their operand is what it is.
-_KNOWN_THEN = ("nonzero", "nonzero_numpy", "bincount", "repeat_interleave")
-# Ops whose result has a size that depends on values -> which operand decides.
-_SIZED_BY_VALUES = {
-    "nonzero": 0,
-    "nonzero_numpy": 0,
-    "masked_select": 1,
-    "unique_dim": 0,
-    "_unique2": 0,
-    "unique_consecutive": 0,
-    "bincount": 0,
-    "_pack_padded_sequence": 1,
-}
-
 # In-place ops that change how a tensor reads its memory, and write nothing.
 _TURNS = frozenset(("transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_"))
 
@@ -536,42 +469,6 @@ _TURNS = frozenset(("transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "
 _HIDDEN_WRITES = frozenset(
     ("batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
 )
-
-
-def _deciding(func: Any, args: Sequence[Any]) -> list[torch.Tensor]:
-    """The operands whose numbers decide how large the result is, or which places are written."""
-    name, overload = lowering.key_of(func)
-    if name == "repeat_interleave":
-        return [args[0]] if overload == "Tensor" else []
-    if name in ("ctc_loss", "_ctc_loss") and overload == "Tensor":
-        return [args[2], args[3]]
-    if name == "tensor_split" and overload == "tensor_indices_or_sections":
-        return [args[1]]
-    if name in _SIZED_BY_VALUES:
-        return [args[_SIZED_BY_VALUES[name]]]
-    if name == "index" or (name in ("index_put", "index_put_") and args[2].numel() != 1):
-        return [t for t in _tensors(args[1]) if t.dtype in (torch.bool, torch.uint8)]
-    return []
-
-
-def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
-
-
-def _flat(values: Sequence[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            yield from _flat(value)
-        else:
-            yield value
-
-
-def _mapped(value: Any, one: Callable[[Any], Any]) -> Any:
-    return [_mapped(v, one) for v in value] if isinstance(value, (list, tuple)) else one(value)
 
 
 def _lowered(func: Any, args: Any, kwargs: Any, outputs: Sequence[torch.Tensor]) -> list[Node]:
