@@ -475,7 +475,7 @@ class InPlace(nn.Module):
         left, right = y[:, :3], y[:, 3:]
         left.mul_(2).sub_(right)
         right[right > 0.5] = 0.25
-        y.view(-1, 2, 3)[:, 1] += left.abs()
+        y.view(-1, 2, 3)[:, 1] += left * 0.5
         y.masked_fill_(y < -1, -1.0)
         out = y.new_empty(len(y), 4)
         for k in range(4):

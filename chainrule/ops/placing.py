@@ -208,7 +208,24 @@ INDEX_ADDED = kernel(
 )
 
 
+def _filled_by_mask(x: Node, indices: Sequence[Any], values: Node, accumulate: bool) -> Node | None:
+    """One value where a mask holds: its size does not matter. None where it is something else."""
+    masks = [(k, i) for k, i in enumerate(indices) if i is not None]
+    if len(masks) != 1 or masks[0][1].type.dtype not in ("bool", "uint8") or values.type.numel != 1:
+        return None
+    axis, mask = masks[0]
+    if mask.shape != x.shape[axis : axis + mask.type.rank]:
+        return None
+    holds = mask if mask.type.dtype == "bool" else compare("ne", mask, constant(0, "uint8"))
+    aligned = reshape(holds, (*(1,) * axis, *mask.shape, *(1,) * (x.type.rank - axis - mask.type.rank)))
+    value = cast(reshape(values, ()), x.type.dtype)
+    return where(broadcast(aligned, x.shape), x + value if accumulate else value, x)
+
+
 def _index_put(x: Node, indices: Sequence[Any], values: Node, accumulate: bool) -> Node:
+    filled = _filled_by_mask(x, indices, values, accumulate)
+    if filled is not None:
+        return filled
     positions, given = _given(indices)
     shape = _indexed_shape(x.shape, [i.type for i in given], positions)
     values = broadcast(cast(values, x.type.dtype), shape)

@@ -29,18 +29,20 @@ from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
 from chainrule.frontends.torch import autocast, deferred, guards, inner_transforms
 from chainrule.frontends.torch import lower as lowering
 from chainrule.frontends.torch.calls import opaque_call, opaque_function
+from chainrule.frontends.torch.complex_calls import ComplexCalls
 from chainrule.frontends.torch.draws import drawn, generator_state
 from chainrule.frontends.torch.meanings import FOLDED, Meanings, Refused, memory_of
 from chainrule.frontends.torch.memory import of_the_same_bits, strided
 from chainrule.frontends.torch.modules import ModuleStack
-from chainrule.frontends.torch.nested import flat, mapped, tensors_in
+from chainrule.frontends.torch.nesting import flat, mapped, tensors
 from chainrule.frontends.torch.python_side import PythonSide, custom_calls
+from chainrule.frontends.torch.readings import KNOWN_THEN, READS, VERDICTS, deciding_operands
 from chainrule.frontends.torch.source import custom_function, here
 from chainrule.ir import OPS, Node, Origin, apply, item, rebuild, toposort
 from chainrule.ops.batch_normalization import running_statistics
 
 
-class Recorder(Meanings, ProxyTorchDispatchMode):
+class Recorder(ComplexCalls, ProxyTorchDispatchMode):
     """Records the graph of everything that runs while it is active.
 
     A subclass of torch's proxy mode because torch admits no other class at the PreDispatch key; nothing of
@@ -104,14 +106,14 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         if not isinstance(func, torch._ops.OpOverload) or func.namespace == "prim" or self._suspended:
             return func(*args, **kwargs)
         name, _ = lowering.key_of(func)
-        operands = list(tensors_in((*args, *kwargs.values())))
+        operands = list(tensors((*args, *kwargs.values())))
         if maybe_current_level() is not None:
             if not inner_transforms.only_vmap():
                 self.fail("a torch.func transform inside the traced program", instead="grad, grad_and_value or vmap")
-            mapped = inner_transforms.physical(operands)
-            if mapped is not None:  # vmap's own kernel: the calls that it makes come back here, one by one
+            below = inner_transforms.physical(operands)
+            if below is not None:  # vmap's own kernel: the calls that it makes come back here, one by one
                 with self:
-                    return func.redispatch(mapped, *args, **kwargs)
+                    return func.redispatch(below, *args, **kwargs)
         casting = autocast.key_for(func, operands)
         if casting is not None:  # autocast's own kernel: its casts and the op behind them come back here, one by one
             with self:
@@ -126,8 +128,8 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             return self._complex(func, args, kwargs, operands, origin)
         if depends and func._schema.is_mutable and not lowering.is_in_place(func) and name not in _HIDDEN_WRITES:
             return self._written_out(func, args, kwargs)
-        deciding = [t for t in guards.deciding(func, args) if self.depends(t)] if depends else []
-        if depends and name not in guards.READS and lowering.decomposes(func, args, kwargs):
+        deciding = [t for t in deciding_operands(func, args) if self.depends(t)] if depends else []
+        if depends and name not in READS and lowering.decomposes(func, args, kwargs):
             if deciding:  # read by pointers inside
                 self._refuse_reads(func, name, deciding)
                 self._guard(func, "", operands, deciding, None, origin)
@@ -145,16 +147,14 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         before = self.on_memory_of(args[0]) if in_place else []
         # Written under no_grad, a tensor keeps the derivative that it had.
         kept = self.known_node(args[0]) if in_place and args[0].requires_grad and not torch.is_grad_enabled() else None
-        with (
-            inner_transforms.without_python_kernels()
-        ):  # the kernels that eager execution runs, not torch's Python versions of them
+        with inner_transforms.without_python_kernels():  # what eager execution runs
             out = func(*args, **kwargs)
         if depends:
             self._guard(func, name, operands, deciding, out, origin)
-        outputs = list(tensors_in((out,)))
+        outputs = list(tensors((out,)))
         if any(out is t for t in operands) and not lowering.is_in_place(func):
             return out  # nothing was done (contiguous() of what is so): the tensor means what it meant
-        if prepared is None or (name in guards.KNOWN_THEN and len(deciding) == len(operands)):
+        if prepared is None or (name in KNOWN_THEN and len(deciding) == len(operands)):
             results: Sequence[Any] = [FOLDED] * len(outputs)
         else:
             drew = state is not None and (generator_state() != state or _would_draw(func, prepared, outputs))
@@ -174,61 +174,14 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         """torch's own composition of smaller ops, which is what eager execution runs, recorded op by op."""
         with self:
             out = func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        outputs = list(tensors_in((out,)))
+        outputs = list(tensors((out,)))
         if any(t.is_floating_point() and self.meaning(t) is FOLDED for t in outputs):
             # Filled by pointers, without torch's ops: nothing was recorded. The call as a whole is.
-            prepared = self._prepared(args, kwargs, [self.meaning(t) for t in tensors_in((*args, *kwargs.values()))])
+            prepared = self._prepared(args, kwargs, [self.meaning(t) for t in tensors((*args, *kwargs.values()))])
             results = self._results(func, (args, kwargs), prepared, out, origin, None)
             for tensor, result in zip(outputs, results, strict=True):
                 self._meaning[tensor] = result
         return out
-
-    def _complex(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: Sequence[torch.Tensor], origin: Origin
-    ) -> Any:
-        """A call with complex operands: it waits for the real numbers that come out in the end."""
-        if func._schema.is_mutable and not lowering.is_in_place(func):
-            self.fail(f"{func} writes complex numbers", required="an op that returns new tensors")
-        if torch.Tag.data_dependent_output in func.tags or lowering.key_of(func)[0] in guards.READS:
-            self.fail_read()
-        self.count()
-        problem: ChainruleError | None = None
-        given: Any = ((), {})
-        try:
-            given = [mapped(a, self._part) for a in args], {k: mapped(a, self._part) for k, a in kwargs.items()}
-            if self.strict:
-                problem = self.refusal(f"{func} of complex numbers", required="real numbers")
-        except ChainruleError as error:
-            problem = error
-        in_place = lowering.is_in_place(func)
-        before = self.on_memory_of(args[0]) if in_place else []
-        state = generator_state() if torch.Tag.nondeterministic_seeded in func.tags else None
-        with inner_transforms.without_python_kernels():
-            out = func(*args, **kwargs)
-        outputs = list(tensors_in((out,)))
-        if any(out is t for t in operands) and not in_place:
-            return out
-        if state is not None and generator_state() != state:
-            problem = self.refusal(f"{func} draws complex random numbers", required="real numbers")
-        if problem is not None:
-            found: list[Any] = [Refused(problem)] * len(outputs)
-        else:
-            found = self._settled(deferred.deferred_call(func, given[0], given[1], out), outputs, origin)
-        for tensor, meaning in zip(outputs, found, strict=True):
-            self._meaning[tensor] = meaning
-        if in_place and outputs:
-            self.renew(before, outputs[0], origin)
-        return out
-
-    def _settled(self, found: Sequence[Any], outputs: Sequence[torch.Tensor], origin: Origin) -> list[Any]:
-        """Complex outputs wait; a real one is a node."""
-        return [
-            d if t.is_complex() else self.originated([deferred.real_node(d, t)], origin)[0]
-            for d, t in zip(found, outputs, strict=True)
-        ]
-
-    def _part(self, value: Any) -> Any:
-        return self.part_of(value) if isinstance(value, torch.Tensor) else value
 
     def _written_out(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An ``out=`` variant: the same op without it, and its results copied to where they belong."""
@@ -240,7 +193,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         packet = getattr(getattr(torch.ops, func.namespace), lowering.key_of(func)[0].split("::")[-1])
         with self:
             found = packet(*args, **{key: value for key, value in kwargs.items() if key not in places})
-            for place, result in zip((kwargs[key] for key in places), tensors_in((found,)), strict=True):
+            for place, result in zip((kwargs[key] for key in places), tensors((found,)), strict=True):
                 if place.shape != result.shape:
                     self.fail(
                         f"{func} changes the size of what it writes into",
@@ -268,7 +221,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         self, func: Any, given: Any, prepared: Any, out: Any, origin: Origin, stream: int | None
     ) -> Sequence[Any]:
         """What the outputs of one call mean."""
-        outputs = list(tensors_in((out,)))
+        outputs = list(tensors((out,)))
         if isinstance(prepared, Refused) or not outputs:
             return [prepared] * len(outputs)
         args, kwargs = prepared
@@ -322,9 +275,9 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
 
     def _node_before(self, given: Any, args: Any, kwargs: Any) -> Callable[[torch.Tensor], Node]:
         """tensor -> its node as it was before the call."""
-        tensors = list(tensors_in((*given[0], *given[1].values())))
+        own = tensors((*given[0], *given[1].values()))
         nodes = [n for n in flat((*args, *kwargs.values())) if isinstance(n, Node)]
-        table = {id(t): n for t, n in zip(tensors, nodes, strict=True)}
+        table = {id(t): n for t, n in zip(own, nodes, strict=True)}
         return lambda tensor: table[id(tensor)]
 
     def _operand(self, value: Any) -> Any:
@@ -351,11 +304,11 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         out: Any,
         origin: Origin,
     ) -> None:
-        read = guards.READS.get(name)
+        read = READS.get(name)
         if read is None and torch.Tag.data_dependent_output in func.tags:
             read = guards.number
         if read is not None:
-            expected = out if name in guards.VERDICTS else read(*operands)
+            expected = out if name in VERDICTS else read(*operands)
             self.guards.append(guards.Guard(tuple(map(self.node_of, operands)), read, expected, str(origin)))
         for tensor in deciding:
             self.guards.append(guards.Guard((self.node_of(tensor),), guards.numbers, tensor.tolist(), str(origin)))
@@ -374,26 +327,26 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
     # ---- custom autograd.Functions -------------------------------------------------------------------------
     def custom(self, cls: Any, apply_: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A call of a custom autograd.Function: one opaque node, whose backward is the Function's own."""
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        own = [a for a in args if isinstance(a, torch.Tensor)]
         if cls is CheckpointFunction and not self._suspended:  # its backward is that of what it calls
-            with torch.set_grad_enabled(torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and any(t.requires_grad for t in own)):
                 return args[0](*args[2:])
-        if self._suspended or all(self.meaning(t) is FOLDED for t in tensors):
+        if self._suspended or all(self.meaning(t) is FOLDED for t in own):
             return self.unrecorded(apply_, args, kwargs)
         origin = self._origin(None)
-        nodes = [self.node_of(t) for t in tensors]
-        state, versions = generator_state(), [t._version for t in tensors]
+        nodes = [self.node_of(t) for t in own]
+        state, versions = generator_state(), [t._version for t in own]
         casting = autocast.current()
         out = self.unrecorded(apply_, args, kwargs)
-        if [t._version for t in tensors] != versions:
+        if [t._version for t in own] != versions:
             self.fail(f"autograd.Function {cls.__name__!r} writes into its arguments", instead="a copy (.clone())")
-        flat = list(tensors_in((out,)))
+        flat = list(tensors((out,)))
 
         def call(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
             rest = iter(operands)
             given = [next(rest) if isinstance(a, torch.Tensor) else a for a in args]
             with casting():
-                return tuple(tensors_in((apply_(*given, **kwargs),)))
+                return tuple(tensors((apply_(*given, **kwargs),)))
 
         stream = len(self.draws) if generator_state() != state else None
         single = len(flat) == 1
@@ -406,6 +359,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self._meaning[tensor] = node
         return out
 
+    # ---- derivatives inside of the program -----------------------------------------------------------------
     def unrecorded(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Calls a function that is not part of the program."""
         with self.paused():
@@ -463,7 +417,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             t
             for k, a in enumerate(func._schema.arguments)
             if a.alias_info is not None and a.alias_info.is_write
-            for t in tensors_in((args[k],) if k < len(args) else (kwargs.get(a.name),))
+            for t in tensors((args[k],) if k < len(args) else (kwargs.get(a.name),))
         ]
         name, _ = lowering.key_of(func)
         if name == "detach_":  # no number changes
@@ -481,7 +435,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
 
     def _refuse_reads(self, func: Any, name: str, deciding: Sequence[torch.Tensor]) -> None:
         """Refuses what a graph cannot hold: numbers that Python reads, sizes that depend on values."""
-        if not self.follow and (torch.Tag.data_dependent_output in func.tags or name in guards.READS):
+        if not self.follow and (torch.Tag.data_dependent_output in func.tags or name in READS):
             self.fail_read()
         if not self.follow and deciding:
             self.fail(f"{func} gives a tensor whose size depends on values", required="sizes that do not")

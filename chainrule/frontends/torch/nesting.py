@@ -1,4 +1,4 @@
-"""Arguments of aten calls: values, and lists of them."""
+"""Arguments of a call: tensors in nested lists, and lists with something else in their place."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 
-def tensors_in(values: Sequence[Any]) -> Iterator[torch.Tensor]:
-    """The tensors among values, in lists and tuples too."""
+def tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
+    """The tensors, in order."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from tensors_in(value)
+            yield from tensors(value)
 
 
 def flat(values: Sequence[Any]) -> Iterator[Any]:
-    """The values, those in lists and tuples one by one."""
+    """Everything that is no list, in order."""
     for value in values:
         if isinstance(value, (list, tuple)):
             yield from flat(value)
@@ -27,5 +27,5 @@ def flat(values: Sequence[Any]) -> Iterator[Any]:
 
 
 def mapped(value: Any, one: Callable[[Any], Any]) -> Any:
-    """The value with ``one`` applied to everything in its lists and tuples."""
+    """The same lists with ``one`` of everything in them."""
     return [mapped(v, one) for v in value] if isinstance(value, (list, tuple)) else one(value)
