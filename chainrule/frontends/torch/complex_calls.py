@@ -15,13 +15,17 @@ from chainrule.frontends.torch.draws import generator_state
 from chainrule.frontends.torch.meanings import Meanings, Refused
 from chainrule.frontends.torch.nesting import mapped, tensors
 from chainrule.frontends.torch.readings import READS
-from chainrule.ir import Origin
+from chainrule.ir import Node, Origin
 
 
 class ComplexCalls(Meanings):
     """The part of the recorder that knows complex numbers."""
 
     strict: bool
+
+    def originated(self, found: list[Node], origin: Origin, cut: bool = True) -> list[Node]:
+        """The nodes of a call, with the place they come from."""
+        raise NotImplementedError
 
     def fail(self, what: str, *, required: str = "", instead: str = "") -> None:
         """Raises, with the place."""
@@ -61,7 +65,7 @@ class ComplexCalls(Meanings):
         if problem is not None:
             found: list[Any] = [Refused(problem)] * len(outputs)
         else:
-            found = self._settled(deferred.deferred_call(func, *given, out), outputs, origin)
+            found = self._settled(deferred.deferred_call(func, given[0], given[1], out), outputs, origin)
         for tensor, meaning in zip(outputs, found, strict=True):
             self._meaning[tensor] = meaning
         if in_place and outputs:
