@@ -77,7 +77,9 @@ def main() -> None:
                 train(tenth * fits + k, backend)
             sizes.append(resident() - first)
         grown = ", ".join(f"{s:+.2f}" for s in sizes)
-        print(f"{backend}: {fits} fits in {perf_counter() - start:.0f} s; MiB beyond {first:.1f} after each tenth: {grown}")
+        print(
+            f"{backend}: {fits} fits in {perf_counter() - start:.0f} s; MiB beyond {first:.1f} after each tenth: {grown}"
+        )
 
 
 if __name__ == "__main__":

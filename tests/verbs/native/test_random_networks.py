@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.backends.native.training import assert_same, rounding, trained_twice
+from tests.verbs.native.training import assert_same, rounding, trained_twice
 
 ACTIVATIONS: list[Callable[[], nn.Module]] = [
     nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Mish, nn.Hardtanh,

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from chainrule.backends.engine import Engine
-from chainrule.backends.native import access, architecture, jit, optimizers, verify
+from chainrule.backends.native import access, jit, optimizers
 from chainrule.backends.native.draws import STEP_COUNTER
 from chainrule.backends.native.prepare import StepGraph
 from chainrule.backends.native.program import Program
-from chainrule.backends.native.shared import Checked, shared
-from chainrule.backends.native.traced import Traced, traced_step
 from chainrule.errors import BackendError, ModelError, UnsupportedOpError
 from chainrule.frontends.torch import Trace, trace_case
 from chainrule.frontends.torch import batch as convention
 from chainrule.ir import Node
+from chainrule.verbs.native import architecture, verify
+from chainrule.verbs.native.closure import ClosureEngine
+from chainrule.verbs.native.shared import Checked, shared
+from chainrule.verbs.native.traced import Traced, traced_step
 
 
 class NativeEngine:
@@ -74,6 +75,11 @@ class NativeEngine:
         count = sum(int(np.prod(leaf.shape)) for leaf in graph.parameters)
         words = f"{count:,} parameters, batches of {size}, {type(self.optimizer).__name__}: one compiled loop"
         return words + ("; dropout from a stream of its own" if self.first.draws else "")
+
+    @property
+    def draws(self) -> bool:
+        """Whether a step draws random numbers, from ``seed``."""
+        return self.first.draws
 
     # ---- programs ------------------------------------------------------------------------------------------
     def _program(self, size: int) -> tuple[Program, Traced]:
@@ -279,7 +285,7 @@ def native_engine(
     objective: Callable[[Any, Any], Any] | None = None,
     seed: int = 0,
     small: bool = False,
-) -> Engine:
+) -> NativeEngine | ClosureEngine:
     """A compiled training step.
 
     Args:
@@ -300,8 +306,6 @@ def native_engine(
         if count > _SMALL:
             raise BackendError(f"{count:,} parameters: torch's kernels are as fast", required=f"at most {_SMALL:,}")
     if type(optimizer) is torch.optim.LBFGS:
-        from chainrule.backends.native.closure import ClosureEngine  # made of single steps, which are made of this
-
         return ClosureEngine(model, loss, objective, optimizer, example)
     if not optimizers.supported(optimizer):
         raise UnsupportedOpError(f"optimizer {type(optimizer).__name__} has no native form", instead='backend="torch"')
