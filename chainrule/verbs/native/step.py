@@ -20,12 +20,12 @@ from chainrule.backends.native import optimizers
 from chainrule.backends.native.draws import STEP_COUNTER
 from chainrule.backends.native.prepare import StepGraph
 from chainrule.backends.native.program import Program, build
-from chainrule.backends.native.shared import Checked
-from chainrule.backends.native.traced import traced_step
 from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch import batch as convention
 from chainrule.frontends.torch import trace_case
 from chainrule.ir import Node, TensorType, variable
+from chainrule.verbs.native.shared import Checked
+from chainrule.verbs.native.traced import traced_step
 
 
 class Memory:

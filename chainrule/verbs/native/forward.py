@@ -10,11 +10,11 @@ import torch
 
 from chainrule.backends.native.prepare import StepGraph, forward_graph, limits
 from chainrule.backends.native.program import build
-from chainrule.backends.native.shared import Checked
-from chainrule.backends.native.step import Memory, has_modes, place
 from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch import Trace, trace
 from chainrule.ir import Node, toposort
+from chainrule.verbs.native.shared import Checked
+from chainrule.verbs.native.step import Memory, has_modes, place
 
 
 class NativeForward:
