@@ -163,7 +163,7 @@ def fit(
         return _distributed(accelerator, train, model, optimizers, schedulers, source, backend)
     if seeds is not None:
         silent = Progress(epochs, shown=False)
-        run = lambda *parts: train(*parts, silent)  # noqa: E731
+        run = lambda m, o, s, d: train(m, o, s, d, silent)  # noqa: E731
         return replicas(run, model, optimizers, schedulers, source, list(seeds))
     return train(model, optimizers, schedulers, source, Progress(epochs, progress))
 
