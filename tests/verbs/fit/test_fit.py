@@ -107,6 +107,8 @@ def agree(optimizer_name: str, schedule_name: str, backend: str = "auto", epochs
     np.testing.assert_allclose(h.step_loss[: 8 if searched else None], losses[: 8 if searched else None], rtol=1e-9)
     np.testing.assert_allclose(h.loss, means, rtol=1e-2 if searched else 1e-9)
     np.testing.assert_allclose(h.learning_rate, lrs, rtol=1e-15)
+    if searched:
+        return h
     for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
     assert o1.param_groups[0]["lr"] == o2.param_groups[0]["lr"]
