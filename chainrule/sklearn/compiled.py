@@ -81,5 +81,5 @@ def compile_training(
 ) -> Compiled:
     """The engine for batches of these tensors."""
     source = Arrays(tensors, batch_size, None)
-    choice = Choice(backend, module, None, objective, [optimizer], Schedule([], [optimizer]), source)
+    choice = Choice(backend, module, None, objective, [optimizer], Schedule([], [optimizer]), source, seed=0)
     return Compiled(module, optimizer, objective, choice(source.example()))

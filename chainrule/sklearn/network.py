@@ -69,11 +69,14 @@ def activation_module(activation: Any) -> nn.Module:
 def perceptron(sizes: Sequence[int], activation: Any, dropout: float, dtype: torch.dtype) -> nn.Sequential:
     """Linear layers with the activation (and dropout) between them; weights are not drawn here."""
     layers: list[nn.Module] = []
-    with torch.device("meta"):  # no draw from anybody's generator
-        linear = [nn.Linear(m, n, dtype=dtype) for m, n in pairwise(sizes)]
-    for k, layer in enumerate(linear):
-        layers.append(layer.to_empty(device="cpu"))
-        if k < len(linear) - 1:
+    for k, (inputs, outputs) in enumerate(pairwise(sizes)):
+        layer = nn.Linear.__new__(nn.Linear)  # its __init__ would draw numbers from the global generator
+        nn.Module.__init__(layer)
+        layer.in_features, layer.out_features = inputs, outputs
+        layer.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
+        layer.bias = nn.Parameter(torch.empty(outputs, dtype=dtype))
+        layers.append(layer)
+        if k < len(sizes) - 2:
             layers.append(activation_module(activation))
             if dropout:
                 layers.append(nn.Dropout(dropout))

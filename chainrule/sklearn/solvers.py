@@ -6,7 +6,9 @@ split and the same order of samples.
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,17 +50,27 @@ class Plan:
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """torch's optimizer of the solver; learning rates are given to every step."""
-        options = dict(self.options)
-        if self.solver == "sgd":
-            return torch.optim.SGD(module.parameters(), lr=1.0, **options)
+        kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}.get(self.solver, torch.optim.Adam)
+        groups: list[dict[str, Any]] = [{"params": list(module.parameters())}]
         if self.solver == "adamw":
             layers = linear_layers(module)
             groups = [
                 {"params": [layer.weight for layer in layers], "weight_decay": self.alpha},
                 {"params": [layer.bias for layer in layers], "weight_decay": 0.0},
             ]
-            return torch.optim.AdamW(groups, lr=1.0, **options)
-        return torch.optim.Adam(module.parameters(), lr=1.0, **options)
+        return _optimizer(kind, groups, dict(self.options))
+
+
+def _optimizer(kind: Any, groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+    """An optimizer made as it is unpickled: its ``__init__`` would import torch's compiler, which takes a second."""
+    names = [n for n in inspect.signature(kind).parameters if n != "params"]
+    defaults = {n: inspect.signature(kind).parameters[n].default for n in names} | {"lr": 1.0} | options
+    defaults |= {"decoupled_weight_decay": True} if kind is torch.optim.AdamW else {}
+    made = kind.__new__(kind)
+    made.__setstate__(
+        {"defaults": defaults, "state": defaultdict(dict), "param_groups": [defaults | group for group in groups]}
+    )
+    return made
 
 
 class Training:

@@ -46,7 +46,7 @@ class NativeEngine:
         self.example, self.seed, self.small = example, seed, small
         self.steps_before = 0  # of the stream of random draws, when ``load`` is called: where a run goes on
         self._arena: np.ndarray | None = None
-        self._taken = 0
+        self._taken = self._drawn = 0  # steps since the last store, and since the last load
         self._loaded = False
         self._filled: set[int] = set()
         self._checked = Checked()
@@ -143,8 +143,7 @@ class NativeEngine:
                 value = optimizers.read_state(self.optimizer, named[state.parameter], state)
                 if value is not None:
                     self._write(program, state.leaf, value)
-        if program.draws:
-            program.array(arena, STEP_COUNTER)[...] = self.seed * 1_000_003 + self.steps_before
+        self._drawn = 0
         self._filled = set()
         self._fill(self.size)
         self._taken = 0
@@ -238,6 +237,9 @@ class NativeEngine:
         program, traced = self._program(size)
         self._fill(size)
         arena = self._memory()
+        if program.draws:  # every batch size has a counter of its own, and all of them are one stream
+            program.array(arena, STEP_COUNTER)[...] = self.seed * 1_000_003 + self.steps_before + self._drawn
+        self._drawn += steps
         tensors = self._tensors(program, traced, arrays)
         pointers = np.array([t.data_ptr() for t in tensors], dtype=np.uint64)
         arguments = np.array(

@@ -105,14 +105,16 @@ def agree(optimizer_name: str, schedule_name: str, backend: str = "auto", epochs
     # float64; sums may be taken in another order, and a line search then stops at another point of a flat stretch
     searched = optimizer_name == "lbfgs" and h.backend == "native"
     np.testing.assert_allclose(h.step_loss[: 8 if searched else None], losses[: 8 if searched else None], rtol=1e-9)
-    np.testing.assert_allclose(h.loss, means, rtol=1e-2 if searched else 1e-9)
+    rtol = 1e-2 if searched else 1e-9
+    np.testing.assert_allclose(h.loss, means, rtol=rtol)
     np.testing.assert_allclose(h.learning_rate, lrs, rtol=1e-15)
     if searched:
         return h
     for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(a, b, rtol=10 * rtol, atol=rtol / 10)
     assert o1.param_groups[0]["lr"] == o2.param_groups[0]["lr"]
-    same_state(o1.state_dict(), o2.state_dict())
+    if not searched:
+        same_state(o1.state_dict(), o2.state_dict())
     if s1 is not None:
         assert s1.get_last_lr() == s2.get_last_lr()
     return h
