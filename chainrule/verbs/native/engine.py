@@ -72,7 +72,7 @@ class NativeEngine:
 
     def _reason(self, size: int) -> str:
         graph = self.first.graph
-        count = sum(int(np.prod(leaf.shape)) for leaf in graph.parameters)
+        count = sum(int(np.prod(access.sizes(leaf))) for leaf in graph.parameters)
         words = f"{count:,} parameters, batches of {size}, {type(self.optimizer).__name__}: one compiled loop"
         return words + ("; dropout from a stream of its own" if self.first.draws else "")
 
@@ -330,7 +330,7 @@ def _refuse_large(graph: StepGraph) -> None:
     for node in nodes:
         found = access.accumulation(node)
         if found is not None:
-            work += float(np.prod(node.shape, dtype=float) * np.prod(found.sizes, dtype=float))
+            work += float(np.prod(access.sizes(node), dtype=float) * np.prod(found.sizes, dtype=float))
     if work > _SMALL_STEP:
         raise BackendError(f"{work:.1e} multiplications a step: torch's kernels are as fast")
 
