@@ -110,6 +110,7 @@ def fit(
         raise ModelError("both loss and objective are given", required="one of them")
     if not isinstance(epochs, int) or epochs < 0:
         raise ModelError(f"epochs={epochs!r}", required="a whole number of passes over the data")
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper shares its parameters; steps are compiled here
     given = model
     model, objective = as_one(model, objective)
     optimizers, schedulers = _listed(optimizer), _listed(scheduler)
