@@ -420,11 +420,29 @@ def _attention_back(
         found[1] = _cotangent(a.k, gk, g)
     if wanted[2]:
         found[2] = _back_to(a, a.v, gv, g)
+    if len(inputs) > 3 and wanted[3]:
+        share = np.diagonal(s, axis1=-2, axis2=-1)[..., None]
+        mass = np.diagonal(norm)[:, None]
+        square = np.diagonal(base, axis1=-2, axis2=-1)[..., None] * ((1 - share + share / mass) * u * u)
+        found[3] = _of_scores(square, a, inputs[3], g)
     if gqa:
         for j in (1, 2):
             if found[j] is not None:
                 found[j] = gathered_heads(found[j], inputs[j].shape)  # type: ignore[arg-type]
     return found
+
+
+def _of_scores(square: np.ndarray, a: _Attention, mask: Field, g: Field) -> Field:
+    """The cotangent of what is added to the scores, (lead classes..., i, j), summed over what shares it."""
+    for k in range(square.ndim - 2):
+        axis = a.q.axes[k]
+        square = pair.resolved_one(square, k, axis).mean(axis=k, keepdims=True)
+    square = square.reshape(square.shape[-2:])
+    repeats = float(np.prod(g.shape[:-2])) / max(float(np.prod(mask.shape[:-2])), 1.0)
+    shape = mask.shape
+    second = (square * repeats).reshape((1,) * (len(shape) - 2) + square.shape)
+    second = second if shape[-2:] == square.shape else np.mean(second, axis=(-2, -1), keepdims=True)
+    return replace(iid(shape, 0.0, second), scale=g.scale, kind=worst(g.kind, "approximate"), why="scores' cotangent")
 
 
 def gathered_heads(g: Field, shape: Sequence[int]) -> Field:
