@@ -102,11 +102,12 @@ def _fixed(own: Own, scheme: str, owned: list[Own], weights: list[Own]) -> Choic
         fan = own.shape[0] // own.role.parts  # torch's default counts the hidden units there
     choice = fixed(scheme, own.role, own.shape, None if own.role.module == "MultiheadAttention" else fan)
     if scheme == "mup" and own in weights and len(weights) > 1:
-        if own is weights[0]:
+        tables = [o for o in owned if o.role.kind == "embedding"]
+        if own is weights[0] and not tables:
             return replace(
                 choice, why=f"input weight: Var(w) = 1 / fan_in, {own.role.fans[0]}; the rate as it is", rate=1.0
             )
-        if own is weights[-1]:
+        if own is weights[-1] and not any(o.tied for o in tables):  # a tied table is the output weight
             n = max(own.role.fans[0], 1)
             why = f"output weight: Var(w) = 1 / fan_in^2, rate 1 / fan_in, fan_in = {n}"
             return Choice(Normal(1.0 / n), why, 1.0 / n)

@@ -8,6 +8,7 @@ from the moments that reach it (``plan``). 3. The elements that this process hol
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -83,8 +84,16 @@ def initialize_(
     check_model(case.model)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ModelError("the seed is not a whole number", given=repr(seed), required="an int", instead="seed=0")
+    counts = Counter(id(p) for _, p in case.model.named_parameters(remove_duplicate=False))
     owned = [
-        Own(name, stream, p, module, module_role(module, name.rpartition(".")[2], tuple(p.shape)))
+        Own(
+            name,
+            stream,
+            p,
+            module,
+            module_role(module, name.rpartition(".")[2], tuple(p.shape)),
+            tied=counts[id(p)] > 1,
+        )
         for name, stream, module, p in parameters(case.model)
     ]
     names = [own.name for own in owned]

@@ -14,9 +14,12 @@ from chainrule.verbs.initialize.roles import Role
 from chainrule.verbs.initialize.schemes import Choice
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Own:
-    """One parameter of the model: its name, the name it is drawn under, its role, and why it is kept if it is."""
+    """One parameter of the model: its name, the name it is drawn under, its role, why it is kept if it is.
+
+    ``tied``: it has a second name, under which it is something else as well.
+    """
 
     name: str
     stream: str
@@ -24,6 +27,7 @@ class Own:
     module: nn.Module
     role: Role
     kept: str = ""
+    tied: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
