@@ -74,9 +74,7 @@ def _axis(low: int, high: int) -> str:
     for decade in range(low, high + 1, every):
         at = _TOP + _HEIGHT * (high - decade) / (high - low)
         lines.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{at:.1f}" y2="{at:.1f}" stroke="var(--line)"/>')
-        lines.append(
-            f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" font-size="12" fill="currentColor" text-anchor="end">1e{decade}</text>'
-        )
+        lines.append(_text(_LEFT - 8, at + 4, "end", f"1e{decade}"))
     return "".join(lines)
 
 
