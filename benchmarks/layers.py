@@ -112,6 +112,11 @@ def _simple() -> dict[str, Make]:
             f"ReflectionPad{d}d": _of(lambda d=d: getattr(nn, f"ReflectionPad{d}d")(2), *image),
             f"ReplicationPad{d}d": _of(lambda d=d: getattr(nn, f"ReplicationPad{d}d")(2), *image),
             f"CircularPad{d}d": _of(lambda d=d: getattr(nn, f"CircularPad{d}d")(2), *image),
+            f"ZeroPad{d}d": _of(lambda d=d: getattr(nn, f"ZeroPad{d}d")(1), *image),
+            f"MaxUnpool{d}d": _of(lambda d=d: _Unpooled(d), *image),
+            f"InstanceNorm{d}d tracked": _of(
+                lambda d=d: getattr(nn, f"InstanceNorm{d}d")(4, track_running_stats=True), *image
+            ),
             f"ConstantPad{d}d": _of(lambda d=d: getattr(nn, f"ConstantPad{d}d")(2, 0.5), *image),
         }
     image = (2, 4, 7, 7)
@@ -119,6 +124,11 @@ def _simple() -> dict[str, Make]:
         "BatchNorm cumulative": _of(lambda: nn.BatchNorm1d(4, momentum=None), 5, 4),
         "BatchNorm no statistics": _of(lambda: nn.BatchNorm1d(4, track_running_stats=False), 5, 4),
         "FractionalMaxPool2d": _of(lambda: nn.FractionalMaxPool2d(2, output_size=3), *image),
+        "FractionalMaxPool3d": _of(lambda: nn.FractionalMaxPool3d(2, output_ratio=0.5), *image, 7),
+        "UpsamplingBilinear2d": _of(lambda: nn.UpsamplingBilinear2d(scale_factor=2), *image),
+        "UpsamplingNearest2d": _of(lambda: nn.UpsamplingNearest2d(size=9), *image),
+        "Upsample bicubic": _of(lambda: nn.Upsample(size=9, mode="bicubic", align_corners=True), *image),
+        "Upsample trilinear": _of(lambda: nn.Upsample(scale_factor=2, mode="trilinear"), 2, 3, 3, 4, 3),
         "LayerNorm": _of(lambda: nn.LayerNorm([7, 7]), *image),
         "LayerNorm plain": _of(lambda: nn.LayerNorm(7, elementwise_affine=False), *image),
         "GroupNorm": _of(lambda: nn.GroupNorm(2, 4), *image),
@@ -141,6 +151,7 @@ def _simple() -> dict[str, Make]:
             f"EmbeddingBag {mode}": lambda m=mode: (nn.EmbeddingBag(9, 4, mode=m), torch.tensor([[1, 2, 8], [1, 0, 1]]))
             for mode in ("sum", "mean", "max")
         },
+        "EmbeddingBag padded": lambda: (nn.EmbeddingBag(9, 4, padding_idx=1), torch.tensor([[1, 2, 8], [1, 0, 1]])),
         "EmbeddingBag offsets": lambda: (nn.EmbeddingBag(9, 4), (torch.tensor([1, 2, 8, 1]), torch.tensor([0, 3]))),
     }
 
@@ -163,6 +174,7 @@ def _losses() -> dict[str, Make]:
         ),
         "CrossEntropyLoss weighted": _loss(lambda: nn.CrossEntropyLoss(torch.rand(4), reduction="none"), classes, 5, 4),
         "CrossEntropyLoss shares": _loss(nn.CrossEntropyLoss, share / share.sum(1, keepdim=True), 5, 4),
+        "LinearCrossEntropyLoss": _loss(lambda: nn.LinearCrossEntropyLoss(4, 5), classes, 5, 4),
         "NLLLoss": _loss(nn.NLLLoss, classes, 5, 4),
         "NLLLoss2d": _loss(nn.NLLLoss, torch.arange(18).reshape(2, 3, 3) % 4, 2, 4, 3, 3),
         "PoissonNLLLoss": _loss(lambda: nn.PoissonNLLLoss(full=True), share * 5, 5, 4),
@@ -187,6 +199,17 @@ def _losses() -> dict[str, Make]:
         ),
     }
     return found
+
+
+class _Unpooled(nn.Module):
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.pool = getattr(nn, f"MaxPool{rank}d")(2, return_indices=True)
+        self.unpool = getattr(nn, f"MaxUnpool{rank}d")(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values, places = self.pool(x)
+        return self.unpool(values.sin(), places, output_size=x.shape[2:])
 
 
 class _Gaussian(nn.Module):

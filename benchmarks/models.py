@@ -11,9 +11,11 @@ Every model runs in train mode with dropout on, from one seed. A row says
     seconds       trace (with its comparison), derive and emit
     opaque        what is called as it is, and why
 
-``--variants`` adds other configurations of the same families and other families; ``--layers`` the layers of
-``torch.nn``; ``--eval`` runs them in eval mode, ``--dtype`` puts another dtype in the place of float32. The transformers library is needed for all but those; models are built from configurations, with small
-widths, and nothing is downloaded.
+``--variants`` has other configurations of the same families and other families, ``--further`` more of the same ten;
+``--written`` has models as people write
+them; ``--layers`` the layers of ``torch.nn``; ``--eval`` runs them in eval mode, ``--dtype`` puts another dtype in the
+place of float32. The transformers library is needed for all but layers and written ones; models are built from
+configurations, with small widths, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -146,10 +148,11 @@ def _measure(row: Row, make: Callable[[], Made], mode: Mode) -> None:
     same = abs(expected.double().item() - wide_loss) < 1e-3
     reference = truth if same else theirs
     found = {}
+    floor = FLOOR * torch.finfo(mode.narrow).eps / torch.finfo(torch.float32).eps
     for key, g in theirs.items():
         h = reference[key]
         own = 0.0 if g is None or h is None or not g.numel() else (g.double() - h.double()).abs().max().item()
-        found[key] = max(own, FLOOR * largest)
+        found[key] = max(own, floor * largest)
     row.float32 = _distance(grads, reference, found)
 
 
@@ -221,22 +224,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="parts of names; all without")
     parser.add_argument("--variants", action="store_true")
     parser.add_argument("--layers", action="store_true")
+    parser.add_argument("--further", action="store_true", help="more of them, for the ten families")
     parser.add_argument("--written", action="store_true", help="models as people write them")
     parser.add_argument("--eval", action="store_true", help="in eval mode")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="the narrow one")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     mode = Mode(not options.eval, getattr(torch, options.dtype))
-    from benchmarks import layers, written as by_hand
+    from benchmarks import layers
+    from benchmarks import written as by_hand
 
     if options.layers:
         models = layers.layers()
     elif options.written:
         models = by_hand.written()
     else:
-        from benchmarks import configurations  # needs the transformers library
+        from benchmarks import configurations, further  # they need the transformers library
 
         models = configurations.variants() if options.variants else configurations.families()
+        models = further.further() if options.further else models
     print(f"{'model':28} {'nodes':>6} {'bits':7}{'float64':>9} {'float32':>8}  {'buffers':8} trace derive  opaque")
     failed = 0
     for name, make in models.items():

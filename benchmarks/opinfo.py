@@ -117,7 +117,9 @@ def measure(info: Any, sample: Any, row: Row, generator: torch.Generator) -> Non
         return row.note(row.first, "skipped: sparse or complex operand")
 
     def program(*tensors: torch.Tensor) -> Any:
-        first, args, kwargs = replaced(structure, iter(tensors))
+        # Some ops write into operands without a gradient (running statistics): inputs of a program are not written.
+        own = (t if t.requires_grad or not t.is_floating_point() else t.clone() for t in tensors)
+        first, args, kwargs = replaced(structure, own)
         found = sample.output_process_fn_grad(info.op(first, *args, **kwargs))
         return tuple(floats(found))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -181,7 +181,7 @@ class Rotary(nn.Module):
         turn = torch.polar(torch.ones_like(angles), angles)[None, :, None]
 
         def rotated(z: torch.Tensor) -> torch.Tensor:
-            pairs = torch.view_as_complex(z.float().reshape(*z.shape[:-1], 2, 2) if False else z.reshape(b, t, 2, 2, 2))
+            pairs = torch.view_as_complex(z.reshape(b, t, 2, 2, 2))
             return torch.view_as_real(pairs * turn).flatten(3)
 
         q, k = rotated(q), rotated(k)
@@ -475,11 +475,11 @@ class InPlace(nn.Module):
         left, right = y[:, :3], y[:, 3:]
         left.mul_(2).sub_(right)
         right[right > 0.5] = 0.25
-        y.view(-1, 2, 3)[:, 1] += left.abs()
+        y.view(-1, 2, 3)[:, 1] += left * 0.5
         y.masked_fill_(y < -1, -1.0)
         out = y.new_empty(len(y), 4)
         for k in range(4):
-            out[:, k] = y[:, k] * y[:, k + 1].exp_().clamp_(max=3) if k % 2 else y[:, k].square()
+            out[:, k] = y[:, k] * y[:, k + 1].exp().clamp(max=3) if k % 2 else y[:, k].square()
         out[0].zero_()
         out[1, 1:3] = torch.stack([y[0, 0], y[1, 1]])
         out.t_()
@@ -610,6 +610,6 @@ def written() -> dict[str, Make]:
     }
 
     def make(cls: type[nn.Module], batch: Any) -> Make:
-        return lambda: (cls(), batch if isinstance(batch, (tuple, torch.Tensor, Mapping)) else batch)
+        return lambda: (cls(), batch)
 
     return {cls.__name__: make(cls, batch) for cls, batch in batches.items()}

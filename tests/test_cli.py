@@ -306,7 +306,7 @@ def test_chain_of_a_formula(run) -> None:
         pytest.param(["moments", "b = relu(a)", "--given", "a=odd(1)"], "symmetric(0, sigma^2)", id="law"),
         pytest.param(["moments", "b = relu(a)", "--given", "c=normal(0, 1)"], "one of a", id="law of nothing"),
         pytest.param(["explain", "symetric"], "did you mean 'symmetric'?", id="explain"),
-        pytest.param(["initialize", "model.py:build"], "No such command 'initialize'", id="later verb"),
+        pytest.param(["optimise", "model.py:build"], "No such command 'optimise'", id="no such verb"),
         pytest.param(["--nope"], "No such option '--nope'", id="option"),
     ],
 )
@@ -367,6 +367,27 @@ def test_moments_of_a_model(run) -> None:
     assert len(json.loads(run("moments", "model.py:build", "--json").stdout)["rows"]) == 4
 
 
+def test_initialize_shows_and_saves(run, folder: Path) -> None:
+    result = run("initialize", "model.py:build", "--plot", "scale.png", "--save", "start.pt")
+    assert result.exit_code == 0, result.output
+    assert "0.weight" in result.stdout and "E[x^2] before" in result.stdout
+    assert (folder / "scale.png").stat().st_size > 1000
+    import torch
+
+    saved = torch.load(folder / "start.pt", weights_only=True)
+    assert not saved["0.bias"].any() and saved["0.weight"].any()
+    shown = json.loads(run("initialize", "model.py:build", "--scheme", "he", "--json", "--only", "2").stdout)
+    assert [p["rule"] for p in shown["parameters"]] == ["kept", "kept", "normal", "constant 0"] and not shown["applied"]
+    wrong = run("initialize", "model.py:build", "--scheme", "hee")
+    assert wrong.exit_code == 2 and "there is no scheme 'hee'" in wrong.stderr
+
+
+def test_trainability(run) -> None:
+    result = run("trainability", "relu", "--seeds", "1", "--steps", "2", "--deepest", "2")
+    assert result.exit_code == 0 and "25 networks of relu" in result.stdout
+    assert "no function of torch" in run("trainability", "z * z").stderr
+
+
 def test_chain_of_a_model(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     result = run("chain", "model.py:build", "--seeds", "3")
@@ -385,12 +406,25 @@ def test_derive_of_a_model(run) -> None:
     assert "dloss/dx = (dloss/df_0) @ weight_0" in result.stdout
 
 
-def test_fit(run) -> None:
+def test_fit(run, folder: Path) -> None:
     result = run("fit", "model.py:with_data")
     assert result.exit_code == 0, result.stderr
     assert "at epoch 4" in result.stdout and "█" in result.stdout
+    names = ["loss.png", "loss.svg", "model.pt"]
+    assert sorted(p.name for p in (folder / "chainrule-fit").iterdir()) == names
+    assert all(str(Path("chainrule-fit", name)) in result.stderr for name in names)
+    assert "<svg" in (folder / "chainrule-fit/loss.svg").read_text(encoding="utf-8")
+    assert (folder / "chainrule-fit/loss.png").read_bytes().startswith(b"\x89PNG")
     data = json.loads(run("fit", "model.py:with_data", "--epochs", "2", "--json").stdout)
     assert len(data["loss"]) == 2 and data["schema"] == "chainrule.fit/1"
+    for epochs in ("2", "4"):  # goes on after two of four epochs
+        resumed = run("fit", "model.py:with_data", "--epochs", epochs, "--save-dir", "run", "--resume", "--json")
+        assert resumed.exit_code == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["resumed"] == 2
+    refused = run("fit", "model.py:with_data", "--save-dir", "run")
+    assert refused.exit_code == 2 and "resume" in refused.stderr
+    blocked = run("fit", "model.py:with_data", "--path", "model.py")
+    assert blocked.exit_code == 2 and "cannot be written" in blocked.stderr
 
 
 def test_report(run, folder: Path) -> None:

@@ -46,7 +46,10 @@ NO_VALUE = {
     "input": "an argument of a program: its value is given, never computed",
     "function": "of an unknown function only the name is known",
 }
-RANDOM = {"draw": "torch's generator makes its numbers; tests/frontends/test_torch_programs.py compares them"}
+RANDOM = {
+    name: "torch's generator makes its numbers; tests/frontends/test_torch_programs.py compares them"
+    for name in ("draw", "sampled")
+}
 OPAQUE = {
     name: "a call of something that is not declared; tests/frontends/test_torch_programs.py compares with autograd"
     for name in ("opaque", "opaque_random", "opaque_taped", "opaque_taped_random", "opaque_backward")

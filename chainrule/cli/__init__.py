@@ -14,9 +14,11 @@ from chainrule.cli.activation import activation
 from chainrule.cli.check import check
 from chainrule.cli.checkpoint import plan
 from chainrule.cli.demo import demo
+from chainrule.cli.fit import fit
 from chainrule.cli.formulas import derive, moments
 from chainrule.cli.group import Commands, with_debug
-from chainrule.cli.models import chain, diagnose, explain, fit, report
+from chainrule.cli.initialize import initialize, trainability
+from chainrule.cli.models import chain, diagnose, explain, report
 
 _EXAMPLES = """\
 chainrule tells you what your network's gradients are, and whether they will flow. Three things to try:
@@ -41,7 +43,21 @@ def cli(context: click.Context) -> None:
         click.echo(_EXAMPLES)
 
 
-for _command in (derive, check, activation, moments, chain, diagnose, explain, plan, fit, report, demo):
+for _command in (
+    derive,
+    check,
+    activation,
+    moments,
+    initialize,
+    trainability,
+    chain,
+    diagnose,
+    explain,
+    plan,
+    fit,
+    report,
+    demo,
+):
     cli.add_command(_command)
 
 

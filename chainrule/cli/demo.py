@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from chainrule.cli.group import FINE, with_debug
-from chainrule.cli.progress import epochs_bar, working
+from chainrule.cli.progress import working
 from chainrule.cli.target import require_torch
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def _lines(path: str, seeds: int) -> Iterator[str]:
 
     # A network of its own is trained: what the page says about the chain is about the weights as they were drawn.
     fresh = examples.figure_7_8()
-    with epochs_bar(fresh.epochs or 0) as advance:
-        trained = fit(fresh, callbacks=[advance])
+    trained = fit(fresh)
     yield ""
     yield f"4. Training: {_milestones(trained)}"
     yield from _indented(curve(trained.loss, blocks=can_draw(sys.stdout.encoding)))

@@ -1,19 +1,29 @@
-"""The commands on models: ``chain`` (formulas too), ``diagnose``, ``explain``, ``fit`` and ``report``."""
+"""The commands on models: ``chain`` (formulas too), ``diagnose``, ``explain`` and ``report``."""
 
 from __future__ import annotations
 
 import difflib
-import sys
+from pathlib import Path
 
 import click
 
 from chainrule.cli.arguments import emit, formula_argument, formula_text, json_option, shape_option
-from chainrule.cli.group import FAULT, FINE, INTERRUPTED, with_debug
-from chainrule.cli.progress import epochs_bar, working
-from chainrule.cli.target import is_target, load_case, output_on_stderr, require_torch
-from chainrule.errors import ChainruleError, ModelError
+from chainrule.cli.group import FAULT, FINE, with_debug
+from chainrule.cli.progress import working
+from chainrule.cli.target import is_target, load_case, output_on_stderr, require_torch, script_of
+from chainrule.errors import ChainruleError
 
-_TARGET = click.argument("target", metavar="FILE.py:FUNCTION")
+_TARGET = click.argument("target", metavar="TARGET")
+_ARGUMENTS = click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+_AT_STEP = click.option(
+    "--at-step", type=click.IntRange(1), default=1, show_default=True, help="Of a script: which optimizer step."
+)
+
+
+def _no_arguments(target: str, arguments: tuple[str, ...]) -> None:
+    """Arguments are a script's."""
+    if arguments:
+        raise click.UsageError(f"no such option or argument for {target}: {' '.join(arguments)}")
 
 
 @click.command()
@@ -50,8 +60,10 @@ def chain(
     return FINE
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})
 @_TARGET
+@_ARGUMENTS
+@_AT_STEP
 @click.option(
     "--fail-on",
     type=click.Choice(["error", "warning"]),
@@ -61,15 +73,39 @@ def chain(
 )
 @json_option
 @with_debug
-def diagnose(target: str, fail_on: str, as_json: bool) -> int:
+def diagnose(target: str, arguments: tuple[str, ...], at_step: int, fail_on: str, as_json: bool) -> int:
     """What keeps a model from training: cause, layer and fix; exit code 1 if anything does.
 
-    The function returns chainrule.case(model, batch, loss, optimizer), or these by name in a dict.
+    TARGET is a training script as it is (its own ARGUMENTS follow), which is run up to its first optimizer step; a
+    recording (crash.pt) that a monitor wrote; or file.py:function, a function that returns
+    chainrule.case(model, batch, loss, optimizer), or these by name in a dict.
+
+    \b
+      chainrule diagnose train.py --lr 0.1
+      chainrule diagnose model.py:build
     """
-    case = load_case(target, "diagnose")
-    with output_on_stderr(), working("diagnosing"):
-        result = case.diagnosis
-    emit(result, as_json)
+    script = script_of(target)
+    if Path(target).suffix == ".pt":
+        require_torch("diagnose")
+        from chainrule.verbs.diagnose.of_recording import diagnose_recording
+
+        with output_on_stderr(), working("replaying"):
+            program = load_case(arguments[0], "diagnose") if arguments else None
+            result = diagnose_recording(Path(target), program)
+    elif script is not None:
+        require_torch("diagnose")
+        from chainrule.verbs.diagnose.of_script import diagnose_script
+
+        with output_on_stderr(), working("running the script"):
+            result = diagnose_script(script, arguments, at_step)
+    else:
+        _no_arguments(target, arguments)
+        case = load_case(target, "diagnose")
+        with output_on_stderr(), working("diagnosing"):
+            result = case.diagnosis
+    from chainrule.render.diagnosis import diagnosis_lines
+
+    emit(result, as_json, "\n".join(diagnosis_lines(result)))
     return FAULT if result.worst(fail_on) else FINE
 
 
@@ -93,39 +129,6 @@ def explain(kind: str | None) -> int:
         )
     click.echo(f"{kind}\n\n{click.wrap_text(KINDS[kind], 80)}")
     return FINE
-
-
-@click.command()
-@_TARGET
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the data, if the function does not say.")
-@json_option
-@with_debug
-def fit(target: str, epochs: int | None, as_json: bool) -> int:
-    """Train a model on the data of its function, and show the loss.
-
-    The function returns a dict (or chainrule.case(...)) with model, batch, loss, optimizer, data and epochs.
-    """
-    case = load_case(target, "fit")
-    epochs = epochs or case.epochs
-    missing = [n for n, v in (("data", case.data), ("optimizer", case.optimizer)) if v is None]
-    if missing or epochs is None:
-        missing += ["epochs"] if epochs is None else []
-        raise ModelError(
-            f"{target} does not say with what to train: {', '.join(missing)} missing",
-            given=", ".join(n for n in ("model", "batch", "loss", "optimizer", "data", "epochs")
-                            if getattr(case, n) is not None),
-            required="data (a DataLoader or (X, y)), loss, optimizer and epochs",
-            instead='return {..., "data": loader, "epochs": 10}'
-            if missing != ["epochs"] else f"chainrule fit {target} --epochs 10",
-        )  # fmt: skip
-    from chainrule.render.terminal import can_draw, curve
-    from chainrule.verbs.fit import fit as verb
-
-    with output_on_stderr(), epochs_bar(epochs) as advance:
-        result = verb(case, epochs=epochs, callbacks=[advance])
-    drawn = curve(result.loss, blocks=can_draw(sys.stdout.encoding)) if len(result.loss) > 1 else []
-    emit(result, as_json, "\n".join([str(result), *drawn]))
-    return INTERRUPTED if result.interrupted else FINE
 
 
 @click.command()

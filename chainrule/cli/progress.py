@@ -26,14 +26,14 @@ def working(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def epochs_bar(epochs: int) -> Iterator[Callable[[int, float], None]]:
-    """A bar over epochs; the value is the callback ``(epoch, loss)`` that moves it."""
+def count_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over things that are done; the value is the callback ``(done, total)`` that moves it."""
     if not watched():
-        yield lambda epoch, loss: None
+        yield lambda done, total: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task("training", total=epochs)
-        yield lambda epoch, loss: bar.update(task, completed=epoch, description=f"loss {loss:.4g}")
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""A model named on the command line: ``file.py:function`` or ``package.module:function``.
+"""A model named on the command line: ``file.py:function``, ``package.module:function``, or a training script.
 
 The function takes no arguments and returns ``cr.case(...)`` or its keywords as a dict. It is the user's own code and
 runs as such, in this process; whatever can go wrong with it is a ModelError in four parts. Its output goes to stderr,
@@ -15,7 +15,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -49,16 +49,29 @@ def require_torch(verb: str) -> None:
         raise MissingExtraError(verb, "torch", "torch")
 
 
-def load_case(target: str, verb: str) -> Case:
-    """The case that a target's function returns.
+def script_of(target: str) -> Path | None:
+    """The training script that a target names: an existing ``.py`` file without a function behind it."""
+    path = Path(target.strip())
+    return path if path.suffix == ".py" and path.is_file() else None
+
+
+def load_case(target: str, verb: str, arguments: Sequence[str] = (), at_step: int = 1) -> Case:
+    """The case that a target's function returns, or that a training script is at its optimizer's step.
 
     Args:
-        target: ``file.py:function`` or ``package.module:function``. verb: who asks, for messages.
+        target: ``file.py:function``, ``package.module:function`` or ``train.py``. verb: who asks, for messages.
+        arguments: the script's own. at_step: which of its optimizer's steps.
 
     Raises:
         MissingExtraError: torch is not installed. ModelError: anything that is wrong with the target.
     """
     require_torch(verb)
+    script = script_of(target)
+    if script is not None:
+        from chainrule.verbs.diagnose.of_script import script_case
+
+        with output_on_stderr():
+            return script_case(script, arguments, at_step)
     place, name = _parts(target, verb)
     with output_on_stderr():
         function = _without_arguments(_function(_module(place), place, name), place, name)
@@ -261,6 +274,8 @@ def _case(found: Any, target: str) -> Case:
                 required=f"keys out of {', '.join(known)}",
                 instead=f"the key {near[0]!r}" if near else _RETURN,
             )
+    if "data" in found and "batch" not in found:  # to train, the data are enough
+        found = {**found, "batch": None}
     missing = [key for key in ("model", "batch") if key not in found]
     if missing:
         raise ModelError(

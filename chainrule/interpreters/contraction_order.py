@@ -2,7 +2,8 @@
 
 ``rowsum(P * (G @ V'))`` is the contraction ``P_ij G_ik V_jk`` over j and k: with ``O = P @ V`` at hand it is
 ``rowsum(G * O)``, and with ``G @ V'`` at hand a sum over the larger matrix. Every contraction is flattened into its
-factors, all orders are compared (dynamic programming over subsets), and pairs that exist already cost nothing.
+factors, all orders are compared (dynamic programming over subsets), and pairs that exist already cost nothing. Of long
+products the pair that shrinks most is taken first.
 
 Source: Lam, Sadayappan, Wenger 1997 (order of contractions by subsets).
 """
@@ -24,7 +25,7 @@ Indices = tuple[int, ...]
 _Operand = tuple[Node, Indices]
 _Plan = tuple[float, int, Node, Indices]  # cost, operations, value, its indices
 
-_MOST = 9  # operands whose orders are all compared
+_MOST = 9  # operands whose orders are all compared; more are taken greedily
 _TRANSPOSED = 3  # dimensions up to which a known product is also recognised transposed
 
 
@@ -142,14 +143,14 @@ class _Order:
     def _contracted(self, operands: list[_Operand], result: Indices) -> Node | None:
         scalars = [node for node, own in operands if not own]
         tensors = [(node, own) for node, own in operands if own]
-        if any(len(set(own)) != len(own) for _, own in tensors) or not tensors or len(tensors) > _MOST:
+        if any(len(set(own)) != len(own) for _, own in tensors) or not tensors:
             return None
         size: dict[int, float] = {}
         for node, own in tensors:
             size.update((i, number(s, self.sizes)) for i, s in zip(own, node.shape, strict=True))
         if not set(result) <= set(size):
             return None
-        core = self._best(tensors, result, size)
+        core = (self._best if len(tensors) <= _MOST else self._greedy)(tensors, result, size)
         for node in scalars:
             core = node * core
         return core
@@ -174,6 +175,30 @@ class _Order:
                         best[subset] = plan
                 part = (part - 1) & subset
         _, _, node, own = best[(1 << count) - 1]
+        return node if own == result else einsum(([own], result), node)
+
+    def _greedy(self, tensors: list[_Operand], result: Indices, size: Mapping[int, float]) -> Node:
+        """The pair whose product is smallest beside its operands first, then the next."""
+        uses = [set(own) for _, own in tensors]
+        plans: dict[int, _Plan] = {}
+        for k, (node, own) in enumerate(tensors):
+            kept = self._kept(1 << k, uses, result)
+            plans[1 << k] = (0.0, 0, node, own) if kept == set(own) else self._summed(node, own, kept)
+        scores: dict[tuple[int, int], tuple[bool, float, float, int, int]] = {}
+        while len(plans) > 1:
+            subsets = list(plans)
+            for n, a in enumerate(subsets):
+                for b in subsets[n + 1 :]:
+                    if (a, b) not in scores:
+                        ia, ib = set(plans[a][3]), set(plans[b][3])
+                        grows = prod(size[i] for i in self._kept(a | b, uses, result))
+                        grows -= prod(size[i] for i in ia) + prod(size[i] for i in ib)
+                        scores[a, b] = (not ia & ib, grows, prod(size[i] for i in ia | ib), a, b)
+            *_, a, b = min(scores[a, b] for n, a in enumerate(subsets) for b in subsets[n + 1 :])
+            kept = self._kept(a | b, uses, result)
+            plan = self._pair(plans.pop(a), plans.pop(b), kept, result, size)
+            plans[a | b] = plan
+        ((_, _, node, own),) = plans.values()
         return node if own == result else einsum(([own], result), node)
 
     def _kept(self, subset: int, uses: list[set[int]], result: Indices) -> set[int]:

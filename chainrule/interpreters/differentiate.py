@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-from chainrule.errors import ShapeError, UnsupportedOpError
+from chainrule.errors import ShapeError
 from chainrule.interpreters.structure import within_structure
 from chainrule.ir import (
     Graph,
@@ -203,19 +203,20 @@ def _apply_jvp(node: Node, tangents: list[Any]) -> Any:
     extra = {"differentiation": _FOR_BODIES} if node.op.transforms_body else {}
     if node.op.jvp is not None:
         return node.op.jvp(tangents, node, *node.inputs, **node.params, **extra)
-    if isinstance(node.type, TupleType):
-        raise UnsupportedOpError(f"cannot differentiate forward: op {node.op.name!r} declares no jvp rule")
     # The vjp is linear in g, so its own vjp with respect to g, at the tangent, is the jvp.
-    g = variable(f"cotangent of {id(node)}", node.type)
-    cotangents = _apply_vjp(node, g, node.inputs)
-    total: Node | None = None
+    several = isinstance(node.type, TupleType)
+    items = node.type.items if several else (node.type,)
+    gs = [variable(f"cotangent {k} of {id(node)}", t) for k, t in enumerate(items)]
+    cotangents = _apply_vjp(node, tuple(gs) if several else gs[0], node.inputs)
+    totals: list[Node | None] = [None] * len(gs)
     for x, t, back in zip(node.inputs, tangents, cotangents, strict=True):
         if t is None or back is None:
             continue
-        (moved,) = vjp([_fit(back, x)], [t], [g])
-        if moved is not None:
-            total = moved if total is None else total + moved
-    return total
+        for k, moved in enumerate(vjp([_fit(back, x)], [t], gs)):
+            if moved is not None:
+                before = totals[k]
+                totals[k] = moved if before is None else before + moved
+    return tuple(totals) if several else totals[0]
 
 
 # ---- bodies of loops ---------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from chainrule.ops import activations as activations
 from chainrule.ops import arithmetic as arithmetic
 from chainrule.ops import arrangement as arrangement
 from chainrule.ops import attention as attention
+from chainrule.ops import bags as bags
 from chainrule.ops import batch_normalization as batch_normalization
 from chainrule.ops import casts as casts
 from chainrule.ops import classification as classification
@@ -11,9 +12,11 @@ from chainrule.ops import combinations as combinations
 from chainrule.ops import composites as composites
 from chainrule.ops import contraction as contraction
 from chainrule.ops import convolution as convolution
+from chainrule.ops import ctc as ctc
 from chainrule.ops import decompositions as decompositions
 from chainrule.ops import elements as elements
 from chainrule.ops import elementwise as elementwise
+from chainrule.ops import factorizations as factorizations
 from chainrule.ops import gamma_bessel as gamma_bessel
 from chainrule.ops import gathering as gathering
 from chainrule.ops import group_normalization as group_normalization
@@ -23,6 +26,7 @@ from chainrule.ops import leaves as leaves
 from chainrule.ops import linear_algebra as linear_algebra
 from chainrule.ops import loops as loops
 from chainrule.ops import losses as losses
+from chainrule.ops import matrix_functions as matrix_functions
 from chainrule.ops import matrix_norms as matrix_norms
 from chainrule.ops import movement as movement
 from chainrule.ops import normalization as normalization
@@ -37,10 +41,13 @@ from chainrule.ops import recurrent as recurrent
 from chainrule.ops import reductions as reductions
 from chainrule.ops import resampling as resampling
 from chainrule.ops import rounding as rounding
+from chainrule.ops import sampling as sampling
 from chainrule.ops import scans as scans
+from chainrule.ops import scatter_reductions as scatter_reductions
 from chainrule.ops import slicing as slicing
 from chainrule.ops import special_functions as special_functions
 from chainrule.ops import spread as spread
 from chainrule.ops import triangles as triangles
 from chainrule.ops import unknown as unknown
+from chainrule.ops import whole_calls as whole_calls
 from chainrule.ops import windows as windows

@@ -15,6 +15,7 @@ from chainrule.ir import OPS, Code, Kink, Node, Op, Sample, apply, as_node, cons
 from chainrule.ops.arithmetic import compare, iverson, where
 from chainrule.ops.elementwise import EXP, LEAKY_RELU, SIGMOID, SOFTPLUS, TANH
 from chainrule.ops.families import elementwise, kernel, unary, written_as_call, zeros_like
+from chainrule.ops.kernels import backward_kernel, same_as_first
 from chainrule.ops.movement import axis_of, reshape
 from chainrule.ops.slicing import slice_axis
 
@@ -39,6 +40,7 @@ def _shaped(
     aten: dict[str, Any],
     params: dict[str, float],
     kinks: tuple[float, ...] = (),
+    native: Any = None,
 ) -> Op:
     """An activation with static parameters; ``derivative(y, x, **params)``."""
     samples = [Sample((_X,), params)]
@@ -55,6 +57,7 @@ def _shaped(
         kinks=tuple(Kink(k, 0.0) for k in kinks),
         samples=tuple(samples),
         cost=lambda *_, **__: 0,
+        native=native,
         source=f"torch.nn.functional.{name}",
         **written_as_call(name),
     )
@@ -68,6 +71,7 @@ HARDTANH = _shaped(
     {"hardtanh": lambda x, low=-1.0, high=1.0: apply(HARDTANH, x, min_val=float(low), max_val=float(high))},
     {"min_val": -1.0, "max_val": 2.0},
     kinks=(-1.0, 2.0),
+    native=lambda m, x, *, min_val, max_val: m.minimum(m.maximum(x, min_val), max_val),
 )
 THRESHOLD = _shaped(
     "threshold",
@@ -76,6 +80,7 @@ THRESHOLD = _shaped(
     {"threshold": lambda x, limit, value: apply(THRESHOLD, x, threshold=float(limit), value=float(value))},
     {"threshold": 0.5, "value": 1.0},
     kinks=(0.5,),
+    native=lambda m, x, *, threshold, value: m.where(x > threshold, x, value),
 )
 HARDSHRINK = _shaped(
     "hardshrink",
@@ -84,6 +89,7 @@ HARDSHRINK = _shaped(
     {"hardshrink": lambda x, lambd=0.5: apply(HARDSHRINK, x, lambd=float(lambd))},
     {"lambd": 0.5},
     kinks=(-0.5, 0.5),
+    native=lambda m, x, *, lambd: m.where(m.call("fabs", x) > lambd, x, 0.0),
 )
 SOFTSHRINK = _shaped(
     "softshrink",
@@ -92,15 +98,28 @@ SOFTSHRINK = _shaped(
     {"softshrink": lambda x, lambd=0.5: apply(SOFTSHRINK, x, lambd=float(lambd))},
     {"lambd": 0.5},
     kinks=(-0.5, 0.5),
+    native=lambda m, x, *, lambd: m.call("copysign", m.maximum(m.call("fabs", x) - lambd, 0.0), x),
+)
+# torch's own slope is 1/6 as a float32 number has it, in every dtype.
+HARDSIGMOID_BACKWARD = backward_kernel(
+    "hardsigmoid_backward",
+    shape=same_as_first,
+    value=lambda g, x: np.where((x > -3) & (x < 3), g * float(np.float32(1) / np.float32(6)), 0.0),
+    torch="torch.ops.aten.hardsigmoid_backward({0}, {1})",
+    samples=(Sample((np.array([0.4, -1.1, 0.3]), np.array([0.2, -3.5, 1.7]))),),
+    error_samples=(Sample((np.zeros(3), np.zeros(2))),),
+    source="torch.ops.aten.hardsigmoid_backward",
 )
 HARDSIGMOID = unary(
     "hardsigmoid",
+    fused_vjp=lambda g, y, x: (apply(HARDSIGMOID_BACKWARD, g, x),),
     value=lambda x: np.clip(np.asarray(x) + 3.0, 0.0, 6.0) / 6.0,
     derivative=lambda y, x: _between(x, -3.0, 3.0) / 6.0,
     torch=f"{_F}.hardsigmoid({{0}})",
     aten={"hardsigmoid": None},
     code=Code("({np}.clip({0} + 3.0, 0.0, 6.0) / 6.0)"),
     kinks=(Kink(-3.0, 0.0), Kink(3.0, 0.0)),
+    native=lambda m, x: m.minimum(m.maximum(x + 3.0, 0.0), 6.0) / 6.0,
     source="Courbariaux et al. 2015: clip(x + 3, 0, 6) / 6",
 )
 HARDSWISH = unary(
@@ -112,6 +131,7 @@ HARDSWISH = unary(
     torch=f"{_F}.hardswish({{0}})",
     aten={"hardswish": None},
     code=Code("({0} * {np}.clip({0} + 3.0, 0.0, 6.0) / 6.0)"),
+    native=lambda m, x: x * m.minimum(m.maximum(x + 3.0, 0.0), 6.0) / 6.0,
     source="Howard et al. 2019: x hardsigmoid(x)",
 )
 PRELU = elementwise(
@@ -128,6 +148,7 @@ PRELU = elementwise(
     moments=None,
     torch="torch.where({0} > 0, {0}, {1} * {0})",
     aten={"_prelu_kernel": None},
+    native=lambda m, x, a: m.where(x > 0.0, x, a * x),
     source="He et al. 2015: leaky ReLU with a learned slope per channel",
     **written_as_call("prelu"),
 )
@@ -150,6 +171,7 @@ CELU = _shaped(
     lambda y, x, *, alpha: where(compare("gt", x, 0.0), as_node(1.0, like=x), apply(EXP, x / alpha)),
     {"celu": lambda x, alpha=1.0: apply(CELU, x, alpha=float(alpha))},
     {"alpha": 1.3},
+    native=lambda m, x, *, alpha: m.where(x > 0.0, x, alpha * m.expm1(x / alpha)),
 )
 SCALED_SOFTPLUS = _shaped(
     "softplus_above",
@@ -167,6 +189,7 @@ SCALED_SOFTPLUS = _shaped(
         )
     },
     {"beta": 1.5, "threshold": 2.0},
+    native=lambda m, x, *, beta, threshold: m.where(x * beta > threshold, x, m.softplus(x * beta) / beta),
 )
 MISH = unary(
     "mish",
@@ -175,6 +198,7 @@ MISH = unary(
     torch=f"{_F}.mish({{0}})",
     aten={"mish": None},
     code=Code("({0} * {np}.tanh({np}.logaddexp({0}, 0.0)))"),
+    native=lambda m, x: x * m.tanh(m.softplus(x)),
     source="Misra 2019: x tanh(softplus(x))",
 )
 LOGSIGMOID = unary(
@@ -184,6 +208,7 @@ LOGSIGMOID = unary(
     torch=f"{_F}.logsigmoid({{0}})",
     aten={"log_sigmoid": None},
     code=Code("-{np}.logaddexp(-{0}, 0.0)"),
+    native=lambda m, x: -m.softplus(-x),
     source="log sigmoid(x)",
 )
 

@@ -97,6 +97,7 @@ NEG = elementwise(
     names=(),
     rewrites=(Rewrite(_double_negation, exact=True), Rewrite(_negate_number, exact=True)),
     moments=ScaleRule(-1),
+    native=lambda m, x: -x,
     source="-x",
 )
 
@@ -118,6 +119,7 @@ ADD_OP = elementwise(
     names=(),
     rewrites=(Rewrite(side_by_side, exact=True), Rewrite(_drop_zero)),
     moments=SumRule(1),
+    native=lambda m, a, b: a + b,
     source="a + b",
 )
 
@@ -160,6 +162,7 @@ SUB = elementwise(
         ),
     ),
     moments=SumRule(-1),
+    native=lambda m, a, b: a - b,
     source="a - b",
 )
 
@@ -182,6 +185,7 @@ MUL_OP = elementwise(
     aten={"mul.Tensor": None, "mul.Scalar": None},
     rewrites=(Rewrite(_drop_one, exact=True), Rewrite(_times_zero)),
     moments=ProductRule(),
+    native=lambda m, a, b: a * b,
     source="a * b, elementwise",
 )
 
@@ -221,6 +225,7 @@ DIV = elementwise(
     ),
     stable=(Rewrite(stable_quotient), Rewrite(limit_of_quotient, name=LIMIT)),
     moments=ProductRule(invert=True),
+    native=lambda m, a, b: a / b,
     source="a / b, elementwise",
 )
 
@@ -285,6 +290,7 @@ POW = elementwise(
     ),
     stable=(Rewrite(stable_power), Rewrite(limit_of_power, name=LIMIT)),
     moments=PowerRule(),
+    native=lambda m, a, b: m.pow(a, b),
     source="a ^ b, elementwise; torch's 0^0 = 1",
 )
 
@@ -315,6 +321,7 @@ def _comparison(name: str, symbol: str, latex: str, value: Any) -> Any:
         aten={f"{name}.Tensor": None, f"{name}.Scalar": None},
         cost=lambda *_, **__: 0,
         rewrites=(Rewrite(_needless_broadcast, exact=True),),
+        native=lambda m, a, b: m.compare(name, a, b),
         source="comparison, true or false",
     )
 
@@ -346,6 +353,7 @@ IVERSON = elementwise(
     names=(),
     samples=(Sample((np.array([True, False]),), {"dtype": "float64"}),),
     rewrites=(Rewrite(_iverson_of_number, exact=True),),
+    native=lambda m, c, *, dtype: m.cast(c, dtype),
     source="the indicator of the chapter (figure 7.6): 1 where the condition holds, else 0",
 )
 
@@ -399,6 +407,7 @@ WHERE = elementwise(
             exact=True,
         ),
     ),
+    native=lambda m, c, a, b: m.where(c, a, b),
     source="a where the condition holds, else b; derivative of the selected side",
 )
 
@@ -463,6 +472,7 @@ def _extremum(name: str, value: Any, wins: str) -> Any:
         latex=rf"\{name[:3]}\left({{0}}, {{1}}\right)",
         aten={name: None},
         cost=lambda *_, **__: 0,
+        native=lambda m, a, b: getattr(m, name)(a, b),
         source="the larger (smaller) of two; at a tie each side gets half, as in torch; against a number none, as relu",
     )
 

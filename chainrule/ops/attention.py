@@ -37,6 +37,7 @@ def _attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    spelled: bool = False,
 ) -> Node:
     if q.type.rank < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ShapeError(
@@ -76,9 +77,25 @@ def _lowered(
     return call_of(ATTENTION, q, k, v, attn_mask=attn_mask, scale=scale, **options)
 
 
+def by_formula(node: Node) -> Node:
+    """The same attention as torch computes it where the mask is differentiated: step by step, in no kernel."""
+    return apply(ATTENTION, *node.inputs, **dict(node.params), spelled=True) if node.op is ATTENTION else node
+
+
+def _torch(node: Node, x: list[str]) -> str:
+    params = dict(node.params)
+    name = "_scaled_dot_product_attention_math" if params.pop("spelled", False) else "scaled_dot_product_attention"
+    masked = params.pop("given", ())
+    options = [f"attn_mask={x[3]}"] if masked else []
+    options += [f"{key}={value!r}" for key, value in params.items()]
+    call = f"({', '.join([*x[:3], *options])})"
+    return f"torch.ops.aten.{name}{call}[0]" if name.startswith("_") else f"torch.nn.functional.{name}{call}"
+
+
 ATTENTION = kernel(
     "attention",
-    call="torch.nn.functional.scaled_dot_product_attention",
+    call="",
+    torch=_torch,
     expansion=_attention,
     optional=("attn_mask",),
     fused_vjp=by_tape_vjp,

@@ -21,15 +21,18 @@ from chainrule.ir import (
     TupleType,
     apply,
     as_node,
+    constant,
     item,
+    lowering,
     product,
     register,
     shape_text,
 )
 from chainrule.ops.casts import cast, widened
-from chainrule.ops.families import composite
-from chainrule.ops.movement import reshape
+from chainrule.ops.families import Parts, composite
+from chainrule.ops.movement import broadcast, reshape
 from chainrule.ops.reductions import mean
+from chainrule.ops.slicing import select
 
 _X = np.array([[[0.3, -1.2], [0.8, 2.0]], [[-0.4, 0.1], [0.7, 0.9]], [[1.3, -0.6], [-1.1, 0.2]]])
 _PER_CHANNEL = tuple(np.array(v) for v in ([1.1, 0.7], [0.2, -0.6], [0.1, -0.2], [1.3, 0.4]))
@@ -257,6 +260,20 @@ def _tracked_value(x: Any, mean: Any, variance: Any, *affine: Any, momentum: flo
     return *_recorded_value(x, *affine, eps=eps), *new
 
 
+def _tracked_parts(
+    x: Node, center: Node, variance: Node, *affine: Node, momentum: float, eps: float
+) -> tuple[Node, ...]:
+    count = float(product([x.shape[a] for a in _axes(x)]))
+    found = mean(x, _axes(x))
+    spread = mean((x - mean(x, _axes(x), keepdims=True)) ** 2.0, _axes(x))
+    inverse = 1.0 / apply(OPS["sqrt"], spread + as_node(eps, like=x))
+    new = [
+        old * (1 - momentum) + n * momentum
+        for old, n in ((center, found), (variance, spread * (count / max(count - 1, 1.0))))
+    ]
+    return (_by_batch(x, *affine, eps=eps), found, inverse, *new)
+
+
 _TRACKED = register(
     Op(
         "batch_norm_tracked_recorded",
@@ -270,6 +287,7 @@ _TRACKED = register(
             f"{node.params['momentum']!r}, {node.params['eps']!r})"
         ),
         differentiable=False,  # what is read of it are statistics and buffers; the output has a composite
+        native=Parts(_tracked_parts),
         samples=(Sample((_X, *_PER_CHANNEL[2:], *_PER_CHANNEL[:2]), {"momentum": 0.1, "eps": 1e-5}),),
         error_samples=(Sample((_X, np.zeros(3), np.zeros(3)), {"momentum": 0.1, "eps": 1e-5}),),
         source="torch.nn.BatchNorm1d: the kept statistics are an exponential average, with the unbiased variance",
@@ -312,6 +330,8 @@ BATCH_NORM_TRACKED = composite(
 def running_statistics(y: Node) -> tuple[Node, Node]:
     """Mean and variance as a layer keeps them after its batch, from its output (which a no_grad block may cut)."""
     while y.op is not BATCH_NORM_TRACKED:
+        if len(y.inputs) != 1:
+            raise UnsupportedOpError("running statistics of a batch that is not normalised by a declared op")
         (y,) = y.inputs
     both = apply(_TRACKED, *y.inputs, **y.params)
     return item(both, 3), item(both, 4)
@@ -332,8 +352,54 @@ def lowered(
     if weight is None and bias is not None:
         raise UnsupportedOpError("batch_norm with a bias and no weight", required="both, or neither")
     affine = tuple(a for a in (weight, bias) if a is not None)
+    if 0 in x.shape:  # as torch has it: nothing is normalised, and no statistics are kept
+        x = x * select(affine[0], 0, 0) if affine else x
+        return x + select(affine[1], 0, 0) if len(affine) > 1 else x
     if training and center is not None and variance is not None:
         return apply(BATCH_NORM_TRACKED, x, center, variance, *affine, momentum=float(momentum), eps=float(eps))
     if center is None or variance is None:
         return apply(BATCH_NORM, x, *affine, eps=float(eps))
     return apply(BATCH_NORM_KEPT, x, center, variance, *affine, eps=float(eps))
+
+
+# ---- torch's inner forms, which return what they keep ------------------------------------------------------
+def _with_statistics(x: Node, y: Node, training: bool, eps: float) -> list[Node]:
+    low = x.type.dtype in ("float16", "bfloat16")
+    if not training:
+        nothing = broadcast(constant(0.0, "float32" if low else x.type.dtype), (0,))
+        return [y, nothing, nothing]
+    center = mean(x, _axes(x))
+    variance = mean((x - mean(x, _axes(x), keepdims=True)) ** 2.0, _axes(x))
+    return [y, center, apply(OPS["rsqrt"], variance + as_node(eps, like=x))]
+
+
+@lowering("native_batch_norm", "_native_batch_norm_legit")
+def native_batch_norm(
+    x: Node,
+    weight: Node | None,
+    bias: Node | None,
+    center: Node | None,
+    variance: Node | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> list[Node]:
+    """The output, and each channel's mean and reciprocal deviation."""
+    y = lowered(x, weight, bias, center, variance, training, momentum, eps)
+    return _with_statistics(x, y, training, eps)
+
+
+@lowering("_native_batch_norm_legit.no_stats")
+def without_running_statistics(
+    x: Node, weight: Node | None, bias: Node | None, training: bool, momentum: float, eps: float
+) -> list[Node]:
+    """The same of a layer that keeps nothing."""
+    return native_batch_norm(x, weight, bias, None, None, training, momentum, eps)
+
+
+@lowering("_batch_norm_with_update")
+def batch_norm_with_update(
+    x: Node, weight: Node | None, bias: Node | None, center: Node, variance: Node, momentum: float, eps: float
+) -> list[Node | None]:
+    """The same in training."""
+    return [*native_batch_norm(x, weight, bias, center, variance, True, momentum, eps), None]

@@ -65,6 +65,7 @@ CAST = linear(
         Sample((np.array([0.3, -1.7]),), {"dtype": "int64"}, smooth=False),
     ),
     error_samples=(Sample((np.zeros(2),), {"dtype": "complex64"}),),
+    native=lambda m, x, *, dtype: m.cast(x, dtype),
     source="torch.Tensor.to(dtype)",
 )
 

@@ -146,6 +146,7 @@ ONE_HOT = leaf(
     ),
     differentiable=False,
     samples=(Sample((np.array([2, 0]),), {"classes": 3, "dtype": "float64"}),),
+    native="one_hot",
     source="class numbers as rows of the identity; zeros for a number that is no class",
 )
 

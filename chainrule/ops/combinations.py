@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import UnsupportedOpError
-from chainrule.ir import OPS, Node, Op, Sample, apply, as_node, lowering, product
+from chainrule.ir import OPS, Node, Op, Sample, apply, as_node, constant, lowering, product
 from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.contraction import einsum
 from chainrule.ops.families import kernel
 from chainrule.ops.movement import broadcast
+from chainrule.ops.reductions import normal_axes
 
 _X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
 
@@ -108,11 +109,37 @@ def _truths(name: str, *xs: Node) -> None:
         raise UnsupportedOpError(f"{name} of numbers, bit by bit", required="booleans")
 
 
+def _quantifier(extremum: str, x: Node, axes: Any, keepdim: bool) -> Node:
+    truth = x if x.type.dtype == "bool" else compare("ne", x, as_node(0, like=x))
+    found = normal_axes(axes, x.type.rank) if x.shape else ()
+    if any(x.shape[a] == 0 for a in found):
+        raise UnsupportedOpError("whether all or any of nothing holds", given=str(x.type))
+    return apply(OPS[extremum], truth, axes=found, keepdims=keepdim) if found else truth
+
+
+@lowering("any", "any.dim", "any.dims")
+def some(x: Node, dim: Any = None, keepdim: bool = False) -> Node:
+    """Whether one of them holds."""
+    return _quantifier("amax", x, dim, keepdim)
+
+
+@lowering("all", "all.dim", "all.dims")
+def every(x: Node, dim: Any = None, keepdim: bool = False) -> Node:
+    """Whether all of them hold."""
+    return _quantifier("amin", x, dim, keepdim)
+
+
+@lowering("native_dropout_backward")
+def dropout_backward(g: Node, mask: Node, scale: float) -> Node:
+    """The cotangent where something was kept."""
+    return g * apply(OPS["cast"], mask, dtype=g.type.dtype) * float(scale)
+
+
 @lowering("ldexp.Tensor")
 def times_power_of_two(x: Node, exponent: Node) -> Node:
     """``x 2^e``"""
     power = exponent if exponent.type.is_float else apply(OPS["cast"], exponent, dtype=x.type.dtype)
-    return x * apply(OPS["exp2"], power)
+    return x * constant(2.0, power.type.dtype) ** power
 
 
 @lowering("fill.Scalar", "fill.Tensor")
@@ -214,17 +241,3 @@ def trilinear(
     rank = a.type.rank + len(expand1)
     operands = [tuple(d for d in range(rank) if d not in gone) for gone in (expand1, expand2, expand3)]
     return einsum((operands, tuple(d for d in range(rank) if d not in sumdim)), a, b, c)
-
-
-@lowering("linalg_cross")
-def cross(a: Node, b: Node, dim: int = -1) -> Node:
-    """The vector product along a dimension of size 3."""
-    axis = dim % a.type.rank
-    roll = OPS["roll"]
-
-    def turned(x: Node, shift: int) -> Node:
-        return apply(roll, x, shifts=(shift,), axes=(axis,))
-
-    shape = (a * b).shape
-    a, b = broadcast(a, shape), broadcast(b, shape)
-    return turned(a, -1) * turned(b, 1) - turned(a, 1) * turned(b, -1)

@@ -7,12 +7,13 @@ is the builder, and it takes letters.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from chainrule.errors import ShapeError, UnsupportedOpError
+from chainrule.errors import ShapeError
 from chainrule.ir import (
     MUL,
     OPS,
@@ -213,12 +214,10 @@ EINSUM = register(
             "numpy_T": lambda a: permute(a, tuple(reversed(range(a.type.rank)))),
             "transpose.int": lambda a, i, j: swap(a, i, j),
             "permute": lambda a, dims: permute(a, tuple(dims)),
-            "matmul": lambda a, b: matmul(a, b),
             "einsum": lambda equation, tensors, path=None: _from_equation(equation, tensors),
             "mT": lambda a: swap(a, -1, -2),
             "swapaxes": lambda a, i, j: swap(a, i, j),
             "movedim.int": lambda a, source, destination: _moved(a, source, destination),
-            "trace": lambda a: einsum("ii->", _square_part(a)),
             "outer": lambda a, b: einsum("i,j->ij", a, b),
             "sum": lambda x, dtype=None: sum_axes(summable(x, dtype)),
             "sum.dim_IntList": lambda x, dim, keepdim=False, dtype=None: sum_axes(
@@ -253,6 +252,7 @@ EINSUM = register(
         error_samples=(Sample((np.zeros((2, 3)), np.zeros((2, 3))), {"operands": ((0, 1), (1, 2)), "result": (0, 2)}),),
         moments=ContractionRule(),
         names=(),
+        native="contraction",
         source="Laue, Mitterreiter, Giesen 2018: every multilinear map of tensors is one einsum",
     )
 )
@@ -340,25 +340,43 @@ def _from_equation(equation: str, tensors: Sequence[Node]) -> Node:
     """torch's notation: spaces are allowed, and without ``->`` the letters that occur once are the result."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     if "." in left:
-        _undeclared("einsum with an ellipsis")
+        left, right, tensors = _without_ellipsis(left, right if arrow else None, tensors)
+        arrow = "->"
     if not arrow:
         right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
     return einsum(f"{left}->{right}", *tensors)
+
+
+def _without_ellipsis(left: str, right: str | None, tensors: Sequence[Node]) -> tuple[str, str, list[Node]]:
+    """Letters in the place of ``...``, the last ones for the last dimensions; a size 1 that broadcasts is left out."""
+    parts = left.split(",")
+    free = [c for c in string.ascii_letters if c not in left + (right or "")]
+    counts = [x.type.rank - len(p.replace("...", "")) for p, x in zip(parts, tensors, strict=True)]
+    most = max(c for c, p in zip(counts, parts, strict=True) if "..." in p)
+    sizes: dict[str, int | Dim] = {}
+    for part, count, x in zip(parts, counts, tensors, strict=True):
+        if "..." in part:
+            at = part.index("...")
+            for letter, n in zip(free[most - count : most], x.shape[at : at + count], strict=True):
+                sizes[letter] = n if sizes.get(letter, 1) == 1 else sizes[letter]
+    written, kept = [], []
+    for part, count, x in zip(parts, counts, tensors, strict=True):
+        letters_of = free[most - count : most] if "..." in part else []
+        at = part.index("...") if "..." in part else 0
+        ones = tuple(at + k for k, c in enumerate(letters_of) if x.shape[at + k] == 1 and sizes[c] != 1)
+        kept.append(apply(OPS["squeeze"], x, axes=ones) if ones else x)
+        stay = "".join(c for k, c in enumerate(letters_of) if at + k not in ones)
+        written.append(part.replace("...", stay))
+    if right is None:
+        once = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
+        right = "..." + "".join(once)
+    return ",".join(written), right.replace("...", "".join(free[:most])), kept
 
 
 def summable(x: Node, dtype: str | None) -> Node:
     """What torch adds up: integers and conditions as int64."""
     dtype = dtype or (x.type.dtype if x.type.is_float else "int64")
     return x if x.type.dtype == dtype else apply(OPS["cast"], x, dtype=dtype)
-
-
-def _square_part(x: Node) -> Node:
-    size = min(map(int, x.shape))
-    return apply(OPS["slice"], x, starts=(0, 0), stops=(size, size), steps=(1, 1))
-
-
-def _undeclared(what: str) -> Node:
-    raise UnsupportedOpError(f"{what} is not declared")
 
 
 # ---- the identity ------------------------------------------------------------------------------------------
@@ -372,6 +390,7 @@ EYE = leaf(
     code=Code(lambda w, node: f"{w.np}.eye({w.size(node.params['size'])})"),
     terms=lambda algebra, node, indices: algebra.delta(node, indices),
     samples=(Sample((), {"size": 3, "dtype": "float64"}),),
+    native="eye",
     source="the identity matrix: Kronecker's delta",
 )
 

@@ -94,7 +94,7 @@ CONVOLUTION = kernel(
     torch=_call("conv"),
     expansion=_forward,
     optional=("bias",),
-    fused_vjp=convolution_vjp,
+    vjp=convolution_vjp,
     cost=_cost,
     aten={"convolution": _lowered},
     samples=(
@@ -111,7 +111,7 @@ CONV_TRANSPOSE = kernel(
     torch=_call("conv_transpose"),
     expansion=_transposed,
     optional=("bias",),
-    fused_vjp=convolution_vjp,
+    vjp=convolution_vjp,
     cost=lambda result, x, w, *_, **__: product([*x.shape, *w.shape[1:]]),
     samples=(
         Sample((_X, _T, np.arange(3.0) / 5), {**_ONES, "output_padding": (0,), "groups": 1, "given": ("bias",)}),

@@ -1,16 +1,24 @@
-"""The backward kernel of convolution layers, as torch runs it: the cotangents of input, weight and bias in one call."""
+"""The backward kernel of convolution layers, as torch runs it: the cotangents of input, weight and bias in one call.
+
+With C(x, w) the layer, I(g, w) and W(g, x) the cotangents of input and weight, all three are linear in each operand and
+any two are the derivatives of the third: ``<C(x, w), g> = <I(g, w), x> = <W(g, x), w>``. So second derivatives of
+convolutional networks run on the same kernels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product as each
 from typing import Any
 
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import Node, Sample, TensorType, TupleType, apply, item, shape_text
+from chainrule.ir import OPS, Node, Sample, TensorType, TupleType, apply, item, shape_text
+from chainrule.ops.contraction import sum_axes
+from chainrule.ops.families import sum_nodes, zeros_like
 from chainrule.ops.kernels import backward_kernel
+from chainrule.ops.movement import broadcast, expand_dims, is_zero
 
 
 def _shape(g: TensorType, x: TensorType, w: TensorType, *, bias: bool, wanted: Any, **_: Any) -> TupleType:
@@ -80,6 +88,50 @@ def _torch(node: Node, x: list[str]) -> str:
     return call if p["bias"] else f"{call}[:2]"
 
 
+# ---- its own derivative ------------------------------------------------------------------------------------
+def _layer(x: Node, w: Node, *, transposed: bool, output_padding: Any, **options: Any) -> Node:
+    """C(x, w)."""
+    if transposed:
+        return apply(OPS["conv_transpose"], x, w, output_padding=output_padding, **options)
+    return apply(OPS["convolution"], x, w, **options)
+
+
+def _by_input(g: Node, like: Node, w: Node, options: dict[str, Any]) -> Node:
+    """I(g, w), in the sizes of ``like``."""
+    return item(apply(CONVOLUTION_BACKWARD, g, zeros_like(like), w, bias=False, wanted=(True, True), **options), 0)
+
+
+def _by_weight(g: Node, x: Node, like: Node, options: dict[str, Any]) -> Node:
+    """W(g, x), in the sizes of ``like``."""
+    return item(apply(CONVOLUTION_BACKWARD, g, x, zeros_like(like), bias=False, wanted=(True, True), **options), 1)
+
+
+def _vjp(
+    c: tuple[Node, ...], y: Node, g: Node, x: Node, w: Node, *, bias: bool, wanted: Any, **options: Any
+) -> tuple[Node | None, ...]:
+    by_g: list[Node] = []
+    by_x = by_w = None
+    if not is_zero(c[0]):
+        by_g.append(_layer(c[0], w, **options))
+        by_w = _by_weight(g, c[0], w, options)
+    if not is_zero(c[1]):
+        by_g.append(_layer(x, c[1], **options))
+        by_x = _by_input(g, x, c[1], options)
+    if bias and not is_zero(c[2]):
+        by_g.append(broadcast(expand_dims(c[2], (0, *range(2, g.type.rank))), g.shape))
+    return sum_nodes(by_g), by_x, by_w
+
+
+def _jvp(
+    tangents: Sequence[Node | None], y: Node, g: Node, x: Node, w: Node, *, bias: bool, wanted: Any, **options: Any
+) -> tuple[Node | None, ...]:
+    dg, dx, dw = tangents
+    by_x = [_by_input(*pair, options) for pair in ((dg, x, w), (g, x, dw)) if None not in pair]  # type: ignore[misc]
+    by_w = [_by_weight(*pair, options) for pair in ((dg, x, w), (g, dx, w)) if None not in pair]  # type: ignore[misc]
+    by_bias = sum_axes(dg, (0, *range(2, g.type.rank))) if bias and dg is not None else None
+    return (sum_nodes(by_x), sum_nodes(by_w), by_bias)[: 3 if bias else 2]
+
+
 _X = np.sin(np.arange(2 * 4 * 6.0)).reshape(2, 4, 6)
 _W = np.cos(np.arange(6 * 2 * 3.0)).reshape(6, 2, 3)
 _G = np.sin(0.3 * np.arange(2 * 6 * 3.0)).reshape(2, 6, 3)
@@ -91,6 +143,8 @@ CONVOLUTION_BACKWARD = backward_kernel(
     shape=_shape,
     value=_value,
     torch=_torch,
+    vjp=_vjp,
+    jvp=_jvp,
     choosy=True,
     samples=(
         Sample(
@@ -125,7 +179,7 @@ def convolution_vjp(
     output_padding: Any = None,
     given: tuple[str, ...] = (),
 ) -> tuple[Node, ...]:
-    """``fused_vjp`` of convolution layers, transposed ones (with an ``output_padding``) included."""
+    """``vjp`` of convolution layers, transposed ones (with an ``output_padding``) included."""
     count = 2 + len(bias)
     back = apply(
         CONVOLUTION_BACKWARD,

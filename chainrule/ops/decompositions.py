@@ -46,7 +46,7 @@ def _identity(x: Node) -> Node:
     return constant(np.eye(int(x.shape[-1]), dtype=bool))
 
 
-def _status(x: Node) -> Node:
+def status(x: Node) -> Node:
     """The report of success, 0 for each matrix."""
     return broadcast(constant(0, "int32"), x.shape[:-2])
 
@@ -165,19 +165,6 @@ CHOLESKY = register(
 )
 
 
-@lowering("cholesky")
-def cholesky(a: Node, upper: bool = False) -> Node:
-    """The lower factor, or the upper one."""
-    factor = apply(CHOLESKY, a)
-    return transpose(factor) if upper else factor
-
-
-@lowering("linalg_cholesky_ex")
-def cholesky_ex(a: Node, upper: bool = False, check_errors: bool = False) -> list[Node]:
-    """The factor, and the report that it exists."""
-    return [cholesky(a, upper), _status(a)]
-
-
 # ---- symmetric eigenvalues ---------------------------------------------------------------------------------
 def _gaps(w: Node) -> Node:
     """``w_j - w_i``, and 1 on the diagonal."""
@@ -193,6 +180,8 @@ def _off_diagonal(x: Node) -> Node:
 def _eigh_vjp(g: tuple[Node, Node], y: Node, a: Node, *, UPLO: str) -> tuple[Node]:
     w, v = item(y, 0), item(y, 1)
     by_values = where(_identity(a), expand_dims(g[0], (g[0].type.rank,)), zeros_like(a))
+    if g[1].op is OPS["broadcast"] and g[1].inputs[0].number == 0:  # values alone: no gap is divided by
+        return (matmul(matmul(v, by_values), transpose(v)),)
     turned = matmul(transpose(v), g[1])  # only its skew part turns an orthogonal basis
     by_vectors = _off_diagonal((turned - transpose(turned)) * 0.5 / _gaps(w))
     return (matmul(matmul(v, by_values + by_vectors), transpose(v)),)
@@ -258,13 +247,13 @@ def solve(a: Node, b: Node, left: bool = True) -> Node:
 @lowering("linalg_solve_ex")
 def solve_ex(a: Node, b: Node, left: bool = True, check_errors: bool = False) -> list[Node]:
     """The solution, and the report that it exists."""
-    return [_solved(a, b, left), _status(a)]
+    return [_solved(a, b, left), status(a)]
 
 
 @lowering("linalg_inv_ex")
 def inverse_ex(a: Node, check_errors: bool = False) -> list[Node]:
     """The inverse, and the report that it exists."""
-    return [apply(INV, a), _status(a)]
+    return [apply(INV, a), status(a)]
 
 
 DET_SIGN = register(

@@ -134,6 +134,7 @@ EXP = unary(
     latex=_function("exp"),
     aten={"exp": None},
     rewrites=(_inverse("log"),),
+    native=lambda m, x: m.exp(x),
     source="DLMF 4.2",
 )
 LOG = unary(
@@ -146,6 +147,7 @@ LOG = unary(
     names=("log", "ln"),
     rewrites=(_inverse("exp"), Rewrite(_log_of_one_plus_exponential), Rewrite(_log_of_sum_of_exponentials)),
     stable=(Rewrite(stable_logarithm),),
+    native=lambda m, x: m.log(x),
     source="DLMF 4.2, natural logarithm",
 )
 SQRT = unary(
@@ -159,6 +161,7 @@ SQRT = unary(
     ),
     aten={"sqrt": None},
     terms=lambda algebra, node, indices: algebra.product([(node.inputs[0], 0.5)], node.type, indices),
+    native=lambda m, x: m.call("sqrt", x),
     source="the positive root; derivative infinite at 0, as in torch; a distance of a point from itself counts as 0",
 )
 
@@ -171,6 +174,7 @@ SIGN = unary(
     aten={"sign": None, "sgn": None},
     moments=Pointwise(odd=True),
     cost=lambda *_, **__: 0,
+    native=lambda m, x: m.where(x > 0.0, 1.0, m.where(x < 0.0, -1.0, x * 0.0)),
     source="-1, 0, 1; derivative zero almost everywhere",
 )
 ABS = unary(
@@ -182,6 +186,7 @@ ABS = unary(
     aten={"abs": None},
     moments=Pointwise(symmetric=lambda q: q, why="|u|^2 = u^2"),
     cost=lambda *_, **__: 0,
+    native=lambda m, x: m.call("fabs", x),
     source="|x|; derivative sign(x), 0 at 0 as in torch",
 )
 HEAVISIDE = unary(
@@ -193,6 +198,7 @@ HEAVISIDE = unary(
     code=Code("{np}.where({0} >= 0, 1.0, 0.0)"),
     torch=lambda node, x: f"({x[0]} >= 0).to({x[0]}.dtype)",
     cost=lambda *_, **__: 0,
+    native=lambda m, x: m.where(x >= 0.0, m.like(1.0, x), 0.0),
     source="problem 7.8 (i): 0 below 0, 1 from 0 on",
 )
 RECT = unary(
@@ -203,6 +209,7 @@ RECT = unary(
     code=Code("{np}.where(({0} >= 0) & ({0} <= 1), 1.0, 0.0)"),
     torch=lambda node, x: f"(({x[0]} >= 0) & ({x[0]} <= 1)).to({x[0]}.dtype)",
     cost=lambda *_, **__: 0,
+    native=lambda m, x: m.where((x >= 0.0) & (x <= 1.0), m.like(1.0, x), 0.0),
     source="problem 7.8 (ii): 1 on [0, 1], else 0",
 )
 
@@ -214,6 +221,7 @@ SIN = unary(
     latex=_function("sin"),
     moments=Pointwise(odd=True),
     aten={"sin": None},
+    native=lambda m, x: m.sin(x),
     source="DLMF 4.20",
 )
 COS = unary(
@@ -222,6 +230,7 @@ COS = unary(
     derivative=lambda y, x: -apply(SIN, x),
     latex=_function("cos"),
     aten={"cos": None},
+    native=lambda m, x: m.cos(x),
     source="DLMF 4.20",
 )
 TAN = unary(
@@ -231,6 +240,7 @@ TAN = unary(
     domain="unit",
     latex=_function("tan"),
     aten={"tan": None},
+    native=lambda m, x: m.call("tan", x),
     source="DLMF 4.20",
 )
 SINH = unary(
@@ -240,6 +250,7 @@ SINH = unary(
     latex=_function("sinh"),
     moments=Pointwise(odd=True),
     aten={"sinh": None},
+    native=lambda m, x: (m.expm1(x) - m.expm1(-x)) * 0.5,
     source="DLMF 4.34",
 )
 COSH = unary(
@@ -248,6 +259,7 @@ COSH = unary(
     derivative=lambda y, x: apply(SINH, x),
     latex=_function("cosh"),
     aten={"cosh": None},
+    native=lambda m, x: (m.exp(x) + m.exp(-x)) * 0.5,
     source="DLMF 4.34",
 )
 TANH = unary(
@@ -258,6 +270,7 @@ TANH = unary(
     latex=_function("tanh"),
     moments=Pointwise(odd=True),
     aten={"tanh": None},
+    native=lambda m, x: m.tanh(x),
     source="DLMF 4.34",
 )
 ASIN = unary(
@@ -268,6 +281,7 @@ ASIN = unary(
     latex=_function("arcsin"),
     moments=Pointwise(odd=True),
     aten={"asin": None},
+    native=lambda m, x: m.call("asin", x),
     source="DLMF 4.24",
 )
 ACOS = unary(
@@ -277,6 +291,7 @@ ACOS = unary(
     domain="unit",
     latex=_function("arccos"),
     aten={"acos": None},
+    native=lambda m, x: m.call("acos", x),
     source="DLMF 4.24",
 )
 ATAN = unary(
@@ -286,6 +301,7 @@ ATAN = unary(
     latex=_function("arctan"),
     moments=Pointwise(odd=True),
     aten={"atan": None},
+    native=lambda m, x: m.call("atan", x),
     source="DLMF 4.24",
 )
 ERF = unary(
@@ -295,6 +311,7 @@ ERF = unary(
     aten={"erf": None},
     moments=Pointwise(odd=True),
     code=Code("_erf({0})", jax="jax.scipy.special.erf({0})", helper=(_ERF,)),
+    native=lambda m, x: m.erf(x),
     source="DLMF 7.2.1",
 )
 
@@ -309,6 +326,7 @@ SIGMOID = unary(
     names=("sigmoid", "sig"),
     code=Code("_sigmoid({0})", jax="jax.nn.sigmoid({0})", helper=(_SIGMOID,)),
     aten={"sigmoid": None},
+    native=lambda m, x: m.sigmoid(x),
     source="problem 7.7: 1 / (1 + exp(-x)), derivative y(1 - y)",
 )
 RELU = unary(
@@ -329,6 +347,7 @@ RELU = unary(
     cost=lambda *_, **__: 0,
     samples=(Sample((np.array([-1.7, -0.31, 0.27, 1.9]),)), Sample((np.array([0.0, -0.0]),), kink=True)),
     in_place={0: "torch.relu_({0})"},
+    native=lambda m, x: m.where(x <= 0.0, 0.0, x),
     source="problem 7.1: derivative [x > 0]; 0 at 0, as in torch",
 )
 LEAKY_RELU = elementwise(
@@ -351,6 +370,7 @@ LEAKY_RELU = elementwise(
     names=("leaky_relu", "LeakyReLU"),
     build=lambda x, a=0.01: apply(LEAKY_RELU, x, as_node(a, like=x)),
     aten={"leaky_relu": lambda x, a=0.01: apply(LEAKY_RELU, x, as_node(a, like=x))},
+    native=lambda m, x, a: m.where(x > 0.0, x, a * x),
     source="problem 7.10: alpha x below 0, x above; alpha at 0, as in torch",
 )
 SOFTPLUS = unary(
@@ -359,6 +379,7 @@ SOFTPLUS = unary(
     derivative=lambda y, x: apply(SIGMOID, x),
     torch="torch.nn.functional.softplus({0})",
     code=Code("{np}.logaddexp({0}, 0.0)"),
+    native=lambda m, x: m.softplus(x),
     source="log(1 + exp(x)), derivative sigmoid(x)",
 )
 SILU = unary(
@@ -370,6 +391,7 @@ SILU = unary(
     names=("silu", "swish"),
     aten={"silu": None},
     fused_vjp=lambda g, y, x: (apply(SILU_BACKWARD, g, x),),
+    native=lambda m, x: x * m.sigmoid(x),
     source="Elfwing et al. 2018: x sigmoid(x)",
 )
 GELU = unary(
@@ -385,14 +407,9 @@ GELU = unary(
         helper=(_ERF, "def _gelu(x):\n    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))\n"),
     ),
     fused_vjp=lambda g, y, x: (apply(GELU_BACKWARD, g, x),),
-    aten={"gelu": lambda x, approximate="none": apply(GELU, x) if approximate == "none" else _gelu_tanh(x)},
+    native=lambda m, x: 0.5 * x * (1.0 + m.erf(x * math.sqrt(0.5))),
     source="Hendrycks and Gimpel 2016: x Phi(x)",
 )
-
-
-def _gelu_tanh(x: Node) -> Node:
-    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3.0)
-    return 0.5 * x * (1.0 + apply(TANH, inner))
 
 
 ELU = elementwise(
@@ -413,9 +430,7 @@ ELU = elementwise(
         "elu": lambda x, alpha=1.0, scale=1.0, input_scale=1.0: (
             apply(ELU, x * input_scale if input_scale != 1.0 else x, constant(alpha, x.type.dtype)) * scale
         ),
-        "selu": lambda x: (
-            apply(ELU, x, constant(1.6732632423543772848170429916717, x.type.dtype)) * 1.0507009873554804934193349852946
-        ),
     },
+    native=lambda m, x, a: m.where(x > 0.0, x, a * m.expm1(x)),
     source="Clevert et al. 2016; selu's constants from Klambauer et al. 2017",
 )

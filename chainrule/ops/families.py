@@ -15,6 +15,7 @@ back by the differentiation interpreter, not here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,13 @@ _SMOOTH = np.array([-1.7, -0.83, -0.31, 0.27, 0.64, 1.9])
 _POSITIVE = np.array([0.2, 0.45, 0.9, 1.3, 2.1, 3.4])
 _UNIT = np.array([-0.9, -0.55, -0.2, 0.15, 0.6, 0.85])
 DOMAINS = {"real": _SMOOTH, "positive": _POSITIVE, "unit": _UNIT}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The native form of an op with several outputs: ``rule(*xs, **params)`` gives each of them in smaller ops."""
+
+    rule: Callable[..., tuple[Node, ...]]
 
 
 def elementwise_shape(*types: TensorType, dtype: str | None = None, **_: Any) -> TensorType:

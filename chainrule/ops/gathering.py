@@ -21,6 +21,7 @@ from chainrule.ir import (
     TensorType,
     apply,
     constant,
+    lowering,
     register,
     shape_text,
 )
@@ -28,7 +29,6 @@ from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.contraction import permute
 from chainrule.ops.families import indexed, written_as_call, zeros_like
 from chainrule.ops.movement import axis_of, broadcast, expand_dims, reshape, vector
-from chainrule.ops.slicing import leading
 
 _X = np.arange(12.0).reshape(3, 4) / 7 - 0.6
 _I = np.array([2, 0, 2])
@@ -75,6 +75,7 @@ TAKE = indexed(
     },
     samples=(Sample((_X, _I), {"axis": 0}), Sample((_X, _II), {"axis": 1})),
     error_samples=(Sample((_X, _X), {"axis": 0}), Sample((_X, _I), {"axis": 2})),
+    native="take",
     source="numpy.take",
 )
 
@@ -109,12 +110,12 @@ PUT_SUM = indexed(
     value=_put_value,
     transpose=lambda g, y, x, index, *, axis, size: apply(TAKE, g, index, axis=axis),
     torch=_put_torch,
-    aten={"index_add": lambda x, dim, index, source, alpha=1: _index_add(x, dim, index, source, alpha)},
     samples=(
         Sample((_X, _I), {"axis": 0, "size": 5}),
         Sample((_X[:2], _II), {"axis": 0, "size": 3}),
     ),
     error_samples=(Sample((_X, _I), {"axis": 1, "size": 5}),),
+    native="put_sum",
     source="torch.Tensor.index_add of zeros",
 )
 
@@ -130,20 +131,45 @@ def _selected_shape(x: Node, dim: int, index: Node) -> Shape:
     return (*x.shape[:axis], index.type.numel, *x.shape[axis + 1 :])
 
 
-def _index_add(x: Node, dim: int, index: Node, source: Node, alpha: Any) -> Node:
-    whole, axis = vector(x), axis_of(x, dim)
-    values = reshape(source, (*whole.shape[:axis], index.type.numel, *whole.shape[axis + 1 :]))
-    added = apply(PUT_SUM, values, vector(index), axis=axis, size=whole.shape[axis])
-    return reshape(whole + (added if alpha == 1 else added * alpha), x.shape)
-
-
 def _embedding(weight: Node, index: Node, padding_idx: int, scale: bool, sparse: bool) -> Node:
     if scale:
-        raise UnsupportedOpError("embedding whose gradient is scaled by frequency", instead="scale_grad_by_freq=False")
+        weight = apply(PER_USE, weight, index)
     rows = apply(TAKE, weight, index, axis=0)
     if padding_idx < 0:
         return rows
     return apply(PADDED_ROWS, rows, index, padding=padding_idx)
+
+
+def _per_use(g: Node, weight: Node, index: Node) -> Node:
+    """Each row divided by how often it is looked up."""
+    ones = broadcast(constant(1.0, weight.type.dtype), index.shape)
+    counts = apply(PUT_SUM, ones, index, axis=0, size=weight.shape[0])
+    return g / expand_dims(where(compare("eq", counts, 0.0), constant(1.0, weight.type.dtype), counts), (1,))
+
+
+def _rows_shape(weight: TensorType, index: TensorType) -> TensorType:
+    _integers(index)
+    if weight.rank != 2:
+        raise ShapeError("a table has rows and columns", given=str(weight))
+    return weight
+
+
+PER_USE = register(
+    Op(
+        "per_use",
+        "kernel",
+        shape=_rows_shape,
+        value=lambda weight, index: weight,
+        vjp=lambda g, y, weight, index: (_per_use(g, weight, index), None),
+        jvp=lambda t, y, weight, index: None if t[0] is None else _per_use(t[0], weight, index),
+        torch="{0}",
+        aliases=True,
+        samples=(Sample((_X, _I), smooth=False),),
+        error_samples=(Sample((_X, _X)),),
+        **written_as_call("per_use"),
+        source="torch.nn.functional.embedding with scale_grad_by_freq: a row's gradient is a mean over its uses",
+    )
+)
 
 
 def _padded_rows_mask(g: Node, index: Node, padding: int) -> Node:
@@ -161,6 +187,7 @@ PADDED_ROWS = register(
         jvp=lambda t, y, rows, index, *, padding: None if t[0] is None else _padded_rows_mask(t[0], index, padding),
         torch="{0}",
         aliases=True,
+        native=lambda m, rows, index, *, padding: rows,
         samples=(Sample((_X, _I), {"padding": 2}, smooth=False),),
         **written_as_call("padded_rows"),
         source="torch.nn.functional.embedding: the row padding_idx is used, and never gets a gradient",
@@ -213,6 +240,7 @@ GATHER = indexed(
     aten={"gather": lambda x, dim, index, sparse_grad=False: gather(x, dim, index)},
     samples=(Sample((_X, _II), {"axis": 0}), Sample((_X, _II[:, :3]), {"axis": 1})),
     error_samples=(Sample((_X, _I), {"axis": 0}), Sample((_X[:1], _II), {"axis": 1})),
+    native="gather",
     source="torch.gather",
 )
 
@@ -238,9 +266,9 @@ SCATTER_SUM = indexed(
     value=_scatter_value,
     transpose=lambda g, y, x, index, *, axis, shape: apply(GATHER, g, index, axis=axis),
     torch=lambda node, x: f"{x[0]}.new_zeros({tuple(node.shape)}).scatter_add_({node.params['axis']}, {x[1]}, {x[0]})",
-    aten={"scatter_add": lambda x, dim, index, src: _scatter_add(x, dim, index, src)},
     samples=(Sample((_X[:2], _II), {"axis": 0, "shape": (3, 4)}),),
     error_samples=(Sample((_X, _II), {"axis": 0, "shape": (3, 4)}),),
+    native="scatter_sum",
     source="torch.Tensor.scatter_add of zeros",
 )
 
@@ -251,8 +279,11 @@ def gather(x: Node, dim: int, index: Node) -> Node:
     return reshape(found, index.shape)
 
 
-def _scatter_add(x: Node, dim: int, index: Node, src: Node) -> Node:
-    whole, places = vector(x), vector(index)
-    values = leading(vector(src), places.shape)
-    added = apply(SCATTER_SUM, values, places, axis=axis_of(x, dim), shape=whole.shape)
-    return reshape(whole + added, x.shape)
+@lowering("narrow.Tensor")
+def narrowed(x: Node, dim: int, start: Node, length: int) -> Node:
+    """A piece that begins where a tensor says."""
+    axis = axis_of(x, dim)
+    first = reshape(start, (1,))
+    places = first + constant(np.arange(length), start.type.dtype)
+    size = constant(x.shape[axis], start.type.dtype)
+    return apply(TAKE, x, where(compare("lt", first, 0), places + size, places), axis=axis)

@@ -29,8 +29,11 @@ def backward_kernel(
     prelude: str = "",
     choosy: bool = False,
     in_place: Mapping[int, str] | None = None,
+    vjp: Callable[..., Any] | None = None,
+    jvp: Callable[..., Any] | None = None,
+    native: Any = None,
 ) -> Op:
-    """The declaration of a kernel."""
+    """The declaration of a kernel; with ``vjp`` and ``jvp`` it can be differentiated itself."""
     shown = name.replace("_", r"\_")
     return register(
         Op(
@@ -42,7 +45,10 @@ def backward_kernel(
             prelude=prelude,
             choosy=choosy,
             in_place=in_place or {},
-            differentiable=False,
+            vjp=vjp,
+            jvp=jvp,
+            differentiable=vjp is not None,
+            native=native,
             text=lambda p, node: f"{name}({', '.join(p.child(i, 0) for i in node.inputs)})",
             latex=lambda p, node: (
                 rf"\operatorname{{{shown}}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)"
@@ -337,6 +343,7 @@ RELU_BACKWARD = backward_kernel(
     in_place={0: "torch.ops.aten.threshold_backward.grad_input({0}, {1}, 0, grad_input={0})"},
     samples=(Sample((_G, _X)),),
     error_samples=(Sample((_G, _X[:, :2])),),
+    native=lambda m, g, y: m.where(y > 0.0, g, 0.0),
     source="g [y > 0], from the output",
 )
 TANH_BACKWARD = backward_kernel(
@@ -347,6 +354,7 @@ TANH_BACKWARD = backward_kernel(
     in_place={0: "torch.ops.aten.tanh_backward.grad_input({0}, {1}, grad_input={0})"},
     samples=(Sample((_G, np.tanh(_X))),),
     error_samples=(Sample((_G, _X[:, :2])),),
+    native=lambda m, g, y: g * (1.0 - y * y),
     source="g (1 - y^2), from the output",
 )
 SIGMOID_BACKWARD = backward_kernel(
@@ -357,6 +365,7 @@ SIGMOID_BACKWARD = backward_kernel(
     in_place={0: "torch.ops.aten.sigmoid_backward.grad_input({0}, {1}, grad_input={0})"},
     samples=(Sample((_G, _P)),),
     error_samples=(Sample((_G, _X[:, :2])),),
+    native=lambda m, g, y: g * (y * (1.0 - y)),
     source="g y (1 - y), from the output (problem 7.7)",
 )
 GELU_BACKWARD = backward_kernel(
@@ -367,6 +376,9 @@ GELU_BACKWARD = backward_kernel(
     in_place={0: "torch.ops.aten.gelu_backward.grad_input({0}, {1}, grad_input={0})"},
     samples=(Sample((_G, _X)),),
     error_samples=(Sample((_G, _X[:, :2])),),
+    native=lambda m, g, x: (
+        g * (0.5 * (1.0 + m.erf(x * math.sqrt(0.5))) + x * m.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi)))
+    ),
     source="Phi(x) + x phi(x)",
 )
 SILU_BACKWARD = backward_kernel(
@@ -377,5 +389,6 @@ SILU_BACKWARD = backward_kernel(
     in_place={0: "torch.ops.aten.silu_backward.grad_input({0}, {1}, grad_input={0})"},
     samples=(Sample((_G, _X)),),
     error_samples=(Sample((_G, _X[:, :2])),),
+    native=lambda m, g, x: g * (m.sigmoid(x) * (1.0 + x * (1.0 - m.sigmoid(x)))),
     source="s (1 + x (1 - s)) with s = sigmoid(x)",
 )

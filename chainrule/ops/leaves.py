@@ -66,6 +66,7 @@ INPUT = leaf(
     value=lambda **_: (_ for _ in ()).throw(KeyError("an input has no value of its own")),
     text=lambda p, node: p.symbol(node.params["name"]),
     latex=lambda p, node: p.symbol(node.params["name"]),
+    native="input",
     source="a variable of the program",
 )
 
@@ -79,6 +80,7 @@ CONSTANT = leaf(
     code=Code(lambda w, node: w.array(node.params["literal"].array)),
     terms=lambda algebra, node, indices: algebra.number(node, indices),
     samples=(Sample((), {"literal": Literal(2.5, "float64"), "dtype": "float64"}),),
+    native="constant",
     source="a number",
 )
 
@@ -93,6 +95,15 @@ DIM = leaf(
     samples=(Sample((), {"size": 3}),),
     source="a dimension used as a number, such as n in sum(x) / n",
 )
+
+
+def known_numbers(node: Node) -> np.ndarray | None:
+    """The numbers of a constant, also of one number that is broadcast; None of everything else."""
+    literal = node.params.get("literal")
+    if literal is not None:
+        return literal.array
+    inner = node.inputs[0].number if len(node.inputs) == 1 and "shape" in node.params else None
+    return None if inner is None else np.full(tuple(map(int, node.shape)), inner)
 
 
 def _size_strength(size: int | Dim) -> int:
@@ -132,6 +143,7 @@ STOP_GRADIENT = _routed(
     aten={"detach": None},
     differentiable=False,
     moments=ScaleRule(1),
+    native=lambda m, x: x,
     source="detach, .data and no_grad regions: the value passes, the derivative does not",
 )
 

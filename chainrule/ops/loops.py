@@ -26,9 +26,9 @@ from chainrule.ir import (
     item,
     register,
     toposort,
-    variable,
 )
 from chainrule.ops.families import zeros_like
+from chainrule.ops.leaves import INPUT
 
 
 def _groups(items: Sequence[Any], n_consts: int, n_carry: int) -> tuple[list[Any], list[Any], list[Any]]:
@@ -189,7 +189,7 @@ def _scan_code(w: Any, node: Node) -> str:
 
 
 def _sample_body() -> Graph:
-    w, h, x = (variable(n, TensorType((2,))) for n in ("w", "h", "x"))
+    w, h, x = (apply(INPUT, name=n, type=TensorType((2,))) for n in ("w", "h", "x"))
     new = w * h + x * h
     return Graph((w, h, x), (new, new * x))
 

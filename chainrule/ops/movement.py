@@ -97,8 +97,16 @@ BROADCAST = linear(
     },
     samples=(Sample((_X[:, :1],), {"shape": (4, 2, 3)}), Sample((np.array(0.7),), {"shape": (2,)})),
     error_samples=(Sample((_X,), {"shape": (2, 4)}),),
+    native="broadcast",
     source="numpy.broadcast_to",
 )
+
+
+def is_zero(x: Node) -> bool:
+    """Whether a value is zero everywhere by its form: the number, or the number repeated."""
+    while x.op is BROADCAST:
+        (x,) = x.inputs
+    return x.number == 0
 
 
 def _expanded_shape(x: Node, sizes: Sequence[int]) -> Shape:
@@ -184,6 +192,7 @@ RESHAPE = linear(
     },
     samples=(Sample((_X,), {"shape": (3, 2)}), Sample((_X,), {"shape": (6,)})),
     error_samples=(Sample((_X,), {"shape": (4, 2)}),),
+    native="reshape",
     source="numpy.reshape, row-major",
 )
 
@@ -270,6 +279,7 @@ EXPAND_DIMS = linear(
     aten={"unsqueeze": _unsqueeze},
     samples=(Sample((_X,), {"axes": (0, 2)}), Sample((_X,), {"axes": (1,)})),
     error_samples=(Sample((_X,), {"axes": (3,)}), Sample((_X,), {"axes": (1, 0)})),
+    native="expand_dims",
     source="numpy.expand_dims",
 )
 SQUEEZE = linear(
@@ -305,6 +315,7 @@ SQUEEZE = linear(
     },
     samples=(Sample((_X[:, None, :],), {"axes": (1,)}),),
     error_samples=(Sample((_X,), {"axes": (0,)}), Sample((_X[:1],), {"axes": (2,)})),
+    native="squeeze",
     source="numpy.squeeze",
 )
 

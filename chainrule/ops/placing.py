@@ -27,8 +27,10 @@ from chainrule.ir import (
 from chainrule.ir import shape_text as shown
 from chainrule.ops.arithmetic import compare, where
 from chainrule.ops.casts import cast
-from chainrule.ops.families import indexed, written_as_call, zeros_like
-from chainrule.ops.gathering import GATHER, PUT_SUM, SCATTER_SUM, TAKE, places_along
+from chainrule.ops.elements import take_elements
+from chainrule.ops.families import indexed, kernel, written_as_call, zeros_like
+from chainrule.ops.gathering import GATHER, PUT_SUM, TAKE, places_along
+from chainrule.ops.leaves import known_numbers
 from chainrule.ops.movement import axis_of, broadcast, reshape, vector
 from chainrule.ops.scans import CUMSUM
 from chainrule.ops.slicing import leading
@@ -113,8 +115,27 @@ INDEX_SUM = indexed(
 
 
 def _given(indices: Sequence[Any]) -> tuple[tuple[int, ...], list[Node]]:
-    positions = tuple(k for k, index in enumerate(indices) if index is not None)
-    return positions, [cast(i, "int64") if i.type.dtype != "bool" else i for i in indices if i is not None]
+    """(dimension, integers) of each index; a mask that is known stands for the places where it holds."""
+    positions: list[int] = []
+    given: list[Node] = []
+    axis = 0
+    for index in indices:
+        if index is None:
+            axis += 1
+            continue
+        masked = index.type.dtype in ("bool", "uint8")
+        known = known_numbers(index) if masked else None
+        if masked and known is None:
+            raise UnsupportedOpError(
+                "an index that is not of integers: of a mask the size depends on values",
+                given=str(index.type),
+                instead="torch.where(mask, x, other)",
+            )
+        parts = [cast(index, "int64")] if known is None else [constant(k) for k in np.nonzero(known)]
+        given += parts
+        positions += range(axis, axis + len(parts))
+        axis += len(parts)
+    return tuple(positions), given
 
 
 def index_by(x: Node, indices: Sequence[Any]) -> Node:
@@ -174,12 +195,42 @@ INDEX_SET = register(
 )
 
 
+INDEX_ADDED = kernel(
+    "index_added",
+    call="",
+    torch=lambda node, x: f"torch.ops.aten.index_put({x[0]}, {_tensors(node, x[2:])}, {x[1]}, True)",
+    expansion=lambda x, values, *indices, positions: (
+        x + apply(INDEX_SUM, values, *indices, positions=positions, shape=x.shape)
+    ),
+    samples=(Sample((_X, _X[:, :2] + 1.3, np.array([1, 1])), {"positions": (1,)}),),
+    error_samples=(Sample((_X, _X, _I), {"positions": (1,)}),),
+    source="numpy.add.at, in torch's order of summation",
+)
+
+
+def _filled_by_mask(x: Node, indices: Sequence[Any], values: Node, accumulate: bool) -> Node | None:
+    """One value where a mask holds: its size does not matter. None where it is something else."""
+    masks = [(k, i) for k, i in enumerate(indices) if i is not None]
+    if len(masks) != 1 or masks[0][1].type.dtype not in ("bool", "uint8") or values.type.numel != 1:
+        return None
+    axis, mask = masks[0]
+    if mask.shape != x.shape[axis : axis + mask.type.rank]:
+        return None
+    holds = mask if mask.type.dtype == "bool" else compare("ne", mask, constant(0, "uint8"))
+    aligned = reshape(holds, (*(1,) * axis, *mask.shape, *(1,) * (x.type.rank - axis - mask.type.rank)))
+    value = cast(reshape(values, ()), x.type.dtype)
+    return where(broadcast(aligned, x.shape), x + value if accumulate else value, x)
+
+
 def _index_put(x: Node, indices: Sequence[Any], values: Node, accumulate: bool) -> Node:
+    filled = _filled_by_mask(x, indices, values, accumulate)
+    if filled is not None:
+        return filled
     positions, given = _given(indices)
     shape = _indexed_shape(x.shape, [i.type for i in given], positions)
     values = broadcast(cast(values, x.type.dtype), shape)
     if accumulate:
-        return x + apply(INDEX_SUM, values, *given, positions=positions, shape=x.shape)
+        return apply(INDEX_ADDED, x, values, *given, positions=positions)
     return apply(INDEX_SET, x, values, *given, positions=positions)
 
 
@@ -247,6 +298,16 @@ def _scatter(x: Node, dim: int, index: Node, src: Node) -> Node:
     return reshape(apply(SCATTER, vector(x), values, places, axis=axis_of(x, dim)), x.shape)
 
 
+@lowering("masked_select")
+def selected_by_mask(x: Node, mask: Node) -> Node:
+    """The elements where a known mask holds, one after the other."""
+    known = known_numbers(mask)
+    if known is None:
+        raise UnsupportedOpError("masked_select of a mask that depends on the inputs", instead="torch.where")
+    shape = broadcast_shapes(x.shape, mask.shape)
+    return take_elements(broadcast(x, shape), np.flatnonzero(np.broadcast_to(known, tuple(map(int, shape)))))
+
+
 @lowering("masked_scatter")
 def scattered_by_mask(x: Node, mask: Node, source: Node) -> Node:
     """The elements of ``source`` one after the other where the mask holds."""
@@ -257,22 +318,3 @@ def scattered_by_mask(x: Node, mask: Node, source: Node) -> Node:
     place = where(flat, count, constant(0, "int64"))
     taken = apply(TAKE, reshape(source, (source.type.numel,)), place, axis=0)
     return where(mask, reshape(taken, shape), x)
-
-
-@lowering("scatter_reduce.two")
-def scatter_reduced(x: Node, dim: int, index: Node, src: Node, reduce: str, include_self: bool = True) -> Node:
-    """Sums and means of what meets in one place."""
-    if reduce not in ("sum", "mean"):
-        raise UnsupportedOpError(f"scatter_reduce by {reduce!r} is not declared", instead="'sum' or 'mean'")
-    whole, places, axis = vector(x), vector(index), axis_of(x, dim)
-    values = leading(vector(src), places.shape)
-    added = apply(SCATTER_SUM, values, places, axis=axis, shape=whole.shape)
-    ones = broadcast(constant(1.0, x.type.dtype), places.shape)
-    hits = apply(SCATTER_SUM, ones, places, axis=axis, shape=whole.shape)
-    untouched = compare("eq", hits, 0.0)
-    start = whole if include_self else where(untouched, whole, zeros_like(whole))
-    total = start + added
-    if reduce == "mean":
-        counts = hits + 1.0 if include_self else where(untouched, hits + 1.0, hits)
-        total = total / counts
-    return reshape(total, x.shape)

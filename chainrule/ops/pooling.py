@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import Node, Op, Sample, TensorType, apply, constant, product, register, shape_text
+from chainrule.ir import (
+    Node,
+    Op,
+    Sample,
+    TensorType,
+    apply,
+    constant,
+    lowering,
+    product,
+    register,
+    shape_text,
+)
 from chainrule.ops.contraction import einsum
 from chainrule.ops.families import kernel, written_as_call
 from chainrule.ops.gathering import gather
@@ -97,6 +108,7 @@ MAX_PLACE = register(
         samples=(Sample((_X,), _POOL), Sample((_X,), _POOL | {"ceil_mode": True, "dilation": (2, 1)})),
         error_samples=(Sample((_X[0, 0],), _POOL),),
         **written_as_call("max_pool_place"),
+        native="max_pool_place",
         source="torch.nn.functional.max_pool with return_indices",
     )
 )
@@ -147,6 +159,74 @@ MAX_POOL = kernel(
     error_samples=(Sample((_X[0, 0],), _POOL),),
     source="the largest of each window; the derivative goes to its place",
 )
+
+
+# ---- windows at random places ------------------------------------------------------------------------------
+def _fractional_shape(x: TensorType, samples: TensorType, *, kernel_size: Any, output_size: Any) -> TensorType:
+    rank = len(kernel_size)
+    if x.rank not in (rank + 1, rank + 2) or samples.rank != 3 or samples.shape[-1] != rank:
+        raise ShapeError("a pool of shapes that do not fit", given=f"({shape_text(x.shape)}), {samples}")
+    return TensorType((*x.shape[:-rank], *output_size), "int64", None, x.device)
+
+
+def _starts(sample: float, n: int, out: int, k: int) -> list[int]:
+    """Where the windows of one dimension begin."""
+    alpha = (n - k) / (out - 1) if out > 1 else 0.0
+    return [*(int((i + sample) * alpha) - int(sample * alpha) for i in range(out - 1)), n - k]
+
+
+def _fractional_value(x: Any, samples: Any, *, kernel_size: Any, output_size: Any) -> Any:
+    x, rank = np.asarray(x), len(kernel_size)
+    whole = x.reshape((-1, *x.shape[-rank - 1 :]))
+    found = np.zeros((*whole.shape[:2], *output_size), np.int64)
+    for n, c in np.ndindex(whole.shape[:2]):
+        # Samples count from the last dimension.
+        starts = [
+            _starts(float(samples[n, c, rank - 1 - a if rank == 2 else a]), x.shape[-rank + a], o, k)
+            for a, (o, k) in enumerate(zip(output_size, kernel_size, strict=True))
+        ]
+        for at in pairs(*map(range, output_size)):
+            window = [range(s[o], s[o] + k) for s, o, k in zip(starts, at, kernel_size, strict=True)]
+            flat = np.ravel_multi_index(np.ix_(*window), x.shape[-rank:]).ravel()
+            found[(n, c, *at)] = flat[whole[n, c].reshape(-1)[flat].argmax()]
+    return found.reshape(*x.shape[:-rank], *output_size)
+
+
+FRACTIONAL_PLACE = register(
+    Op(
+        "fractional_max_pool_place",
+        "kernel",
+        shape=_fractional_shape,
+        value=_fractional_value,
+        torch=lambda node, x: (
+            f"torch.ops.aten.fractional_max_pool{len(node.params['kernel_size'])}d({x[0]}, "
+            f"{list(node.params['kernel_size'])}, {list(node.params['output_size'])}, {x[1]})[1]"
+        ),
+        differentiable=False,
+        samples=(
+            Sample((_X, np.full((2, 2, 2), 0.3)), {"kernel_size": (2, 2), "output_size": (2, 3)}),
+            Sample((_X[0], np.full((1, 2, 2), 0.8)), {"kernel_size": (2, 3), "output_size": (3, 2)}),
+        ),
+        error_samples=(Sample((_X[0, 0], np.zeros((1, 2, 2))), {"kernel_size": (2, 2), "output_size": (2, 3)}),),
+        **written_as_call("fractional_max_pool_place"),
+        source="Graham 2014, as torch places the windows",
+    )
+)
+
+
+def _fractional(rank: int, x: Node, kernel_size: Any, output_size: Any, samples: Node) -> list[Node]:
+    places = apply(
+        FRACTIONAL_PLACE,
+        x,
+        samples,
+        kernel_size=filled_up(kernel_size, rank),
+        output_size=tuple(int(n) for n in output_size),
+    )
+    return [_at_places(x, places, rank), places]
+
+
+lowering("fractional_max_pool2d")(partial(_fractional, 2))
+lowering("fractional_max_pool3d")(partial(_fractional, 3))
 
 
 # ---- adaptive ----------------------------------------------------------------------------------------------

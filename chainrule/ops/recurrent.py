@@ -34,7 +34,7 @@ from chainrule.ops.arithmetic import where
 from chainrule.ops.contraction import einsum, swap
 from chainrule.ops.elements import take_elements
 from chainrule.ops.families import composite, written_as_call
-from chainrule.ops.leaves import SEVERAL
+from chainrule.ops.leaves import SEVERAL, known_numbers
 from chainrule.ops.loops import scan
 from chainrule.ops.movement import expand_dims
 from chainrule.ops.opaque import by_tape, by_tape_vjp
@@ -391,22 +391,14 @@ def recurrent(
 
 
 def _known_sizes(batch_sizes: Node) -> tuple[int, ...]:
-    literal = batch_sizes.params.get("literal")
-    value = batch_sizes.inputs[0].number if batch_sizes.op is OPS["broadcast"] else None
-    if literal is not None:
-        return tuple(int(n) for n in literal.array)
-    if value is not None:  # equal numbers
-        return (int(value),) * int(batch_sizes.shape[0])
-    raise UnsupportedOpError(
-        "packed sequences whose lengths depend on the inputs",
-        required="lengths that are known when the program is traced",
-        instead="lengths as a list of numbers",
-    )
-
-
-def is_packed(overload: str) -> bool:
-    """Which of torch's two calling conventions an overload is."""
-    return overload == "data"
+    known = known_numbers(batch_sizes)
+    if known is None:
+        raise UnsupportedOpError(
+            "packed sequences whose lengths depend on the inputs",
+            required="lengths that are known when the program is traced",
+            instead="lengths as a list of numbers",
+        )
+    return tuple(int(n) for n in known)
 
 
 def arguments(packed: bool, args: Sequence[Any]) -> tuple[Any, ...]:

@@ -219,6 +219,7 @@ def _reduced_extremum(name: str, spelled: str, value: Any) -> Op:
             ),
             error_samples=_REDUCTION_ERRORS,
             rewrites=(Rewrite(_kept_dimensions),),
+            native=name,
             source="the largest (smallest) element; equal ones share the derivative, as torch.amax does",
         )
     )

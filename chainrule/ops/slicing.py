@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.errors import ShapeError, UnsupportedOpError
+from chainrule.errors import ShapeError
 from chainrule.ir import (
     ATOM,
     Code,
@@ -151,6 +151,7 @@ SLICE = linear(
         Sample((_X,), {"starts": (0, 1), "stops": (2, 9), "steps": (1, 1)}),
         Sample((_X,), {"starts": (0,), "stops": (2,), "steps": (1,)}),
     ),
+    native="slice",
     source="numpy basic slicing with positive steps",
 )
 
@@ -264,6 +265,7 @@ PAD = linear(
     ),
     moments=MovementRule(fills=True),
     rewrites=(Rewrite(_no_padding, exact=True), Rewrite(_padded_twice, exact=True)),
+    native="pad",
     source="zeros around and between elements, as in XLA's pad",
 )
 
@@ -309,9 +311,7 @@ def select(x: Node, dim: int, index: int) -> Node:
     return squeeze(piece, (dim,))
 
 
-def _narrow_end(start: Any, length: int) -> int | None:
-    if not isinstance(start, int):
-        raise UnsupportedOpError("narrow from a position that is a tensor", instead="a whole number, or index_select")
+def _narrow_end(start: int, length: int) -> int | None:
     return None if start < 0 <= start + length else start + length
 
 
@@ -392,6 +392,7 @@ CONCAT = register(
         },
         samples=(Sample((_X, _X[:, :1] + 1), {"axis": 1}),),
         error_samples=(Sample((_X, _X[:, :1]), {"axis": 0}),),
+        native="concat",
         source="numpy.concatenate",
     )
 )

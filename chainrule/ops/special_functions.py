@@ -31,6 +31,7 @@ EXP2 = unary(
     value=np.exp2,
     derivative=lambda y, x: y * math.log(2),
     aten={"exp2": None, "special_exp2": None},
+    native=lambda m, x: m.exp(x * math.log(2)),
     source="2^x",
 )
 EXPM1 = unary(
@@ -38,6 +39,7 @@ EXPM1 = unary(
     value=np.expm1,
     derivative=lambda y, x: y + 1.0,
     aten={"expm1": None, "special_expm1": None},
+    native=lambda m, x: m.expm1(x),
     source="exp(x) - 1",
 )
 LOG1P = unary(
@@ -46,6 +48,7 @@ LOG1P = unary(
     derivative=lambda y, x: 1.0 / (1.0 + x),
     domain="positive",
     aten={"log1p": None, "special_log1p": None},
+    native=lambda m, x: m.log1p(x),
     source="log(1 + x)",
 )
 LOG2 = unary(
@@ -54,6 +57,7 @@ LOG2 = unary(
     derivative=lambda y, x: 1.0 / (x * math.log(2)),
     domain="positive",
     aten={"log2": None},
+    native=lambda m, x: m.log(x) * (1 / math.log(2)),
     source="the logarithm to base 2",
 )
 LOG10 = unary(
@@ -62,6 +66,7 @@ LOG10 = unary(
     derivative=lambda y, x: 1.0 / (x * math.log(10)),
     domain="positive",
     aten={"log10": None},
+    native=lambda m, x: m.log(x) * (1 / math.log(10)),
     source="the logarithm to base 10",
 )
 RSQRT = unary(
@@ -71,6 +76,7 @@ RSQRT = unary(
     domain="positive",
     aten={"rsqrt": None},
     code=Code("(1 / {np}.sqrt({0}))"),
+    native=lambda m, x: 1.0 / m.call("sqrt", x),
     source="1 / sqrt(x)",
 )
 
@@ -112,6 +118,7 @@ def _xlog(name: str, log: Callable[[Node], Node], inverse: Callable[[Node], Node
         code=Code(f"{{np}}.where({{0}} == 0, 0.0, {{0}} * {{np}}.{name[1:-1]}({{np}}.where({{0}} == 0, 1.0, {{1}})))"),
         aten=aten,
         moments=None,
+        native=lambda m, x, y: m.where(m.compare("eq", x, 0.0), 0.0, x * getattr(m, name[1:-1])(y)),
         source=f"torch.special.{name}",
     )
 

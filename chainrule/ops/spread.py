@@ -14,7 +14,7 @@ from chainrule.ops.arithmetic import compare, iverson, where
 from chainrule.ops.casts import cast
 from chainrule.ops.contraction import sum_axes
 from chainrule.ops.families import kernel, zeros_like
-from chainrule.ops.movement import broadcast, expand_dims
+from chainrule.ops.movement import broadcast
 from chainrule.ops.reductions import mean, normal_axes
 
 _X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
@@ -63,18 +63,6 @@ def _moment(op: Any, x: Node, dim: Any, correction: float, keepdim: bool) -> Nod
     return apply(op, x, dim=axes, correction=float(correction), keepdim=keepdim)
 
 
-@lowering("var_mean.correction")
-def variance_and_mean(x: Node, dim: Any = None, correction: float = 1, keepdim: bool = False) -> list[Node]:
-    """Both, over the same dimensions."""
-    return [_moment(VAR, x, dim, correction, keepdim), mean(x, dim, keepdim)]
-
-
-@lowering("std_mean.correction")
-def deviation_and_mean(x: Node, dim: Any = None, correction: float = 1, keepdim: bool = False) -> list[Node]:
-    """Both, over the same dimensions."""
-    return [_moment(STD, x, dim, correction, keepdim), mean(x, dim, keepdim)]
-
-
 # ---- norms -------------------------------------------------------------------------------------------------
 def _vector_norm(x: Node, *, ord: float, dim: tuple[int, ...], keepdim: bool) -> Node:
     axes = normal_axes(dim, x.type.rank) if dim else ()
@@ -102,7 +90,7 @@ def _vector_norm(x: Node, *, ord: float, dim: tuple[int, ...], keepdim: bool) ->
 def vector_norm(x: Node, ord: float = 2, dim: Any = None, keepdim: bool = False, dtype: str | None = None) -> Node:
     """The norm of that order over some dimensions."""
     x = x if dtype is None else cast(x, dtype)
-    if any(n == 0 for n in x.shape):
+    if any(n == 0 for n in x.shape) and not 0 <= ord < math.inf:
         raise UnsupportedOpError("the norm of a value without elements", given=str(x.type))
     return apply(VECTOR_NORM, x, ord=float(ord), dim=normal_axes(dim, x.type.rank), keepdim=keepdim)
 
@@ -130,12 +118,6 @@ VECTOR_NORM = kernel(
 
 
 # ---- distances ---------------------------------------------------------------------------------------------
-@lowering("cdist", "_cdist_forward")
-def distances(a: Node, b: Node, p: float = 2, compute_mode: int | None = None) -> Node:
-    """The distance of every row of one to every row of the other."""
-    return vector_norm(expand_dims(a, (a.type.rank - 1,)) - expand_dims(b, (b.type.rank - 2,)), p, (-1,))
-
-
 @lowering("pdist", "_pdist_forward")
 def distances_within(x: Node, p: float = 2) -> Node:
     """The distance of each pair of rows once."""

@@ -60,6 +60,7 @@ FLIP = linear(
     aten={"flip": lambda x, dims: apply(FLIP, x, axes=tuple(sorted(d % x.type.rank for d in dims)))},
     samples=(Sample((np.arange(6.0).reshape(2, 3) / 7,), {"axes": (1,)}),),
     error_samples=(Sample((np.arange(6.0).reshape(2, 3),), {"axes": (2,)}),),
+    native="flip",
     source="numpy.flip",
 )
 
@@ -315,6 +316,7 @@ CONV = register(
             Sample((_X2, _W2), _options(2, stride=2, padding=1)),
         ),
         error_samples=(Sample((_X1, _W1[:, :1]), _options(1)), Sample((_X1[..., :2], _W1), _options(1))),
+        native="conv",
         source="cross-correlation, torch.nn.functional.conv1d and conv2d and conv3d",
     )
 )

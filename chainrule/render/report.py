@@ -23,6 +23,7 @@ import chainrule
 from chainrule.errors import ChainruleError, MissingExtraError, ModelError
 from chainrule.interpreters.mathml import mathml
 from chainrule.render import terminal
+from chainrule.render.depth_strip import depth_strip
 from chainrule.render.plots import Signal, loss_figure, moments_figure
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def _page(case: Case, chain: Chain, fit: FitResult | None, facts: Sequence[tuple
         "ok": case.diagnosis.ok,
         "findings": case.diagnosis.findings,
         "checked": case.diagnosis.checked,
+        "notes": case.diagnosis.notes,
+        "strip": depth_strip(case.diagnosis.strip, _bands(case)),
         "rows": [_row(link, equations, reach if k else 0) for k, link in enumerate(chain.links)],
         "reach": f"{reach:g}",
         "product": chain.product,
@@ -155,6 +158,11 @@ def _page(case: Case, chain: Chain, fit: FitResult | None, facts: Sequence[tuple
         "versions": _versions(),
         "number": terminal.number,
     }
+
+
+def _bands(case: Case) -> dict[str, tuple[float, float]]:
+    """Layer -> predicted band of its rms, where the moments are known."""
+    return {row.name: (row.band[0] ** 0.5, row.band[1] ** 0.5) for row in case.moments.rows if row.band}
 
 
 def _layers(case: Case) -> str:

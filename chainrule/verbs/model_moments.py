@@ -1,92 +1,69 @@
-"""Predicted moments of a model, module by module, without running it; and measured ones, over redrawn weights.
+"""Predicted moments of a model, module by module and weight by weight, without running it; and measured ones.
 
-The expectation is over redraws of the weights with each tensor's own mean and variance; the data are as given.
-Constant tensors (zero biases) stay what they are.
+The expectation is over redraws of the weights with each tensor's own mean and mean square (or declared ones); the data
+are as given. Constant tensors (zero biases) stay what they are. On the meta device, matrices without values are taken
+as drawn with variance 1 / fan_in, and data as standard normal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from chainrule.backends.torch import compile
 from chainrule.errors import ModelError
-from chainrule.interpreters import moments as propagation
-from chainrule.ir import Graph, Node
-from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments
+from chainrule.frontends.torch import trace_case
+from chainrule.ir import TensorType
+from chainrule.ir.field import Field, worst
 from chainrule.verbs.case import Case, as_case
-from chainrule.verbs.moments import MomentsResult, Row
+from chainrule.verbs.field_samples import sample
+from chainrule.verbs.fields import Program, Propagation
+from chainrule.verbs.moments import MomentsResult, ParameterRow, Row
+from chainrule.verbs.moments_audit import audited
 
-
-def weight_moments(name: str, tensor: torch.Tensor) -> Moments:
-    """The law of a tensor redrawn with its own mean and variance: constant tensors are given, others normal."""
-    values = tensor.detach().to(torch.float64)
-    mean, second = float(values.mean()), float((values * values).mean())
-    one = (1,) * tensor.dim()
-    if tensor.numel() < 2 or float(values.var(unbiased=False)) == 0.0:
-        return Moments(np.full(one, mean), np.full(one, mean**2), law="given")
-    # A sample mean within four standard errors of zero is that of a zero-mean law.
-    centred = abs(mean) <= 4 * np.sqrt(second / tensor.numel())
-    mean = 0.0 if centred else mean
-    source = frozenset({name})
-    return Moments(
-        np.full(one, mean),
-        np.full(one, second),
-        law="normal",
-        sources=source,
-        odd=source if centred else frozenset(),
-        fresh=True,
-    )
-
-
-def given_moments(case: Case) -> dict[Node, Moments]:
-    """The moments of every leaf of a case: weights by their statistics, data and buffers as they are."""
-    traced = case.trace
-    random = {leaf: name for name, leaf in traced.parameters.items()}
-    states: dict[Node, Moments] = {}
-    for leaf, tensor in traced.values.items():
-        if leaf in random:
-            states[leaf] = weight_moments(random[leaf], tensor)
-        else:
-            array = tensor.detach().to(torch.float64).cpu().numpy()
-            finite = bool(np.isfinite(array).all())
-            given = Moments(array, array**2, law="given", kurtosis=1.0)
-            states[leaf] = given if finite else replace(UNKNOWN, why="the data hold nan or inf")
-    return states
+_NINE_OF_TEN = 1.645  # standard deviations of a normal law on either side
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Forward moments and cotangent moments by name of the graph."""
+    """Fields of values and of cotangents by name of the graph."""
 
-    forward: Mapping[str, Moments]
-    backward: Mapping[str, CotangentMoments]
+    forward: Mapping[str, Field]
+    backward: Mapping[str, Field]
+
+
+def traced(case: Case) -> Any:
+    """The trace of a case; of a model without values (meta) without comparing what it computes."""
+    if "trace" in case.__dict__ or not _without_values(case.model):
+        return case.trace
+    return trace_case(case.model, case.batch, case.loss, case.objective)
+
+
+def _without_values(model: Any) -> bool:
+    tensors = list(model.parameters()) if hasattr(model, "parameters") else []
+    return any(t.is_meta for t in tensors)
 
 
 def predict(case: Case) -> Predicted:
-    """The moments of every named value of a case, both ways."""
-    traced = case.trace
-    named = {**traced.graph.names, **{leaf.params["name"]: leaf for leaf in traced.batch_inputs.values()}}
-    roots = [traced.loss] if traced.loss is not None else list(traced.outputs)
-    image = propagation.expanded([*roots, *named.values()])
-    states = propagation.forward([image[r] for r in roots], given_moments(case))
-    states = propagation.forward([image[n] for n in named.values()], states)
-    forward = {name: states[image[node]] for name, node in named.items()}
-    backward: dict[str, CotangentMoments] = {}
-    if traced.loss is not None:
-        leaves = [image[leaf] for leaf in traced.batch_inputs.values() if leaf.type.is_float]
-        found = propagation.backward(image[traced.loss], states, leaves)
-        backward = {name: found[image[node]] for name, node in named.items() if image[node] in found}
-    return Predicted(forward, backward)
+    """The fields of every named value of a case, both ways."""
+    trace = traced(case)
+    run = Program.of(trace).run()
+    named = {**trace.graph.names, **{leaf.params["name"]: leaf for leaf in trace.batch_inputs.values()}}
+    forward = {name: run.value(node) for name, node in named.items() if isinstance(node.type, TensorType)}
+    backward = {name: run.cotangent(node) for name, node in named.items()}
+    return Predicted(
+        {n: f for n, f in forward.items() if f is not None}, {n: f for n, f in backward.items() if f is not None}
+    )
 
 
 def mean_of(array: Any) -> float | None:
     """The mean over all elements, None where unknown."""
-    return None if array is None else float(np.mean(array))
+    if array is None:
+        return None
+    found = float(np.mean(array))
+    return found if np.isfinite(found) else None
 
 
 # ---- measured ----------------------------------------------------------------------------------------------
@@ -99,92 +76,126 @@ class Measured:
     seeds: int
 
 
-def redraw(case: Case, seed: int) -> dict[str, torch.Tensor]:
-    """New parameters with each tensor's own mean and variance, by dotted name; the model is not touched."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn: dict[Node, torch.Tensor] = {}
-    result = {}
-    for name, leaf in case.trace.parameters.items():
-        if leaf not in drawn:
-            own = case.trace.values[leaf].detach()
-            state = weight_moments(name, own)
-            if state.law == "given":
-                drawn[leaf] = own
-            else:
-                noise = torch.randn(own.shape, generator=generator, dtype=torch.float64)
-                std = float(np.sqrt(max(state.variance.item(), 0.0)))
-                drawn[leaf] = (noise * std + float(state.mean.item())).to(own.dtype).to(own.device)
-        result[name] = drawn[leaf]
-    return result
-
-
-def measure(case: Case, seeds: int = 16, first_seed: int = 0) -> Measured:
+def measure(case: Case, seeds: int = 16) -> Measured:
     """Mean squares of every named value and cotangent over ``seeds`` redraws of the weights."""
-    traced = case.trace
-    cotangents, _ = case.cotangents() if traced.loss is not None else ({}, None)
-    names = [n for n, node in traced.graph.names.items() if node.inputs and node.type.is_float]
-    values = Graph(traced.graph.inputs, (*(traced.graph.names[n] for n in names), *cotangents.values()))
-    compiled = compile(values)
-    rows = []
-    for seed in range(first_seed, first_seed + seeds):
-        tensors = case.tensors(redraw(case, seed))
-        outputs = compiled(*(tensors[i] for i in values.inputs))
-        rows.append([float((o.to(torch.float64) ** 2).mean()) for o in outputs])
-    table = np.array(rows).reshape(seeds, len(values.outputs))
-    forward = {n: table[:, k] for k, n in enumerate(names)}
-    backward = {n: table[:, len(names) + k] for k, n in enumerate(cotangents)}
+    trace = case.trace
+    named = {n: node for n, node in trace.graph.names.items() if node.type.is_float}
+    found = sample(trace, seeds, [n for n in named.values() if n.inputs])
+    leaves = {leaf.params["name"]: leaf for leaf in [*trace.parameters.values(), *trace.batch_inputs.values()]}
+    forward = {name: found.forward[node] for name, node in named.items() if node in found.forward}
+    backward = {name: found.backward[n] for name, n in {**named, **leaves}.items() if n in found.backward}
     return Measured(forward, backward, seeds)
 
 
 # ---- the verb on models ------------------------------------------------------------------------------------
-def model_moments(model: Any, batch: Any = None, loss: Any = None, optimizer: Any = None) -> MomentsResult:
+def model_moments(
+    model: Any,
+    batch: Any = None,
+    loss: Any = None,
+    optimizer: Any = None,
+    source: str | Mapping[str, tuple[float, float]] = "weights",
+) -> MomentsResult:
     """Rows of predicted moments, one per module call, in execution order; the model itself last.
 
+    Args:
+        source: ``"weights"``, each tensor redrawn with its own mean and mean square, or a mapping from names of
+            parameters to other ``(mean, mean square)``.
+
     Raises:
-        ModelError: no batch. UnsupportedOpError: an op that cannot be traced.
+        ModelError: no batch, or a name that is no parameter. UnsupportedOpError: an op that cannot be traced.
     """
     case = as_case(model, batch, loss, optimizer)
-    traced, predicted = case.trace, predict(case)
-    names = traced.graph.name_of()
+    trace = traced(case)
+    weights = {} if isinstance(source, str) else dict(source)
+    if isinstance(source, str) and source != "weights":
+        raise ModelError(
+            "the source of the moments is not understood",
+            given=repr(source),
+            required='"weights", or {parameter: (mean, mean square)}',
+        )
+    for name in weights:
+        if name not in trace.parameters:
+            raise ModelError(f"the model has no parameter {name!r}", required=f"one of {', '.join(trace.parameters)}")
+    run = Program.of(trace).run(weights)
+    rows = tuple(_rows(trace, run))
+    if not rows:
+        raise ModelError("the model has no module calls to report on", given=type(case.model).__name__)
+    parameters = tuple(_parameters(trace, run))
+    return MomentsResult(
+        rows=rows,
+        given=(),
+        steps=(),
+        values={},
+        parameters=parameters,
+        findings=audited(case, trace, run, rows, parameters),
+    )
+
+
+def _rows(trace: Any, run: Propagation) -> Sequence[Row]:
     rows = []
-    for call in traced.calls:
-        node = next((o for o in call.outputs if o.type.is_float), None)
-        name = names.get(node) if node is not None else None
-        if name is None or call.path == "loss":
+    for call in trace.calls:
+        node = next((o for o in call.outputs if isinstance(o.type, TensorType) and o.type.is_float), None)
+        state = run.value(node) if node is not None else None
+        if node is None or state is None or call.path == "loss":
             continue
-        state = predicted.forward[name]
-        back = predicted.backward.get(name)
+        back = run.cotangent(node)
+        batched, placed = _places(state)
         rows.append(
             Row(
                 name=call.path,
                 module=call.kind,
-                op=node.op.name,  # type: ignore[union-attr]
-                mean=mean_of(state.mean),
-                second=mean_of(state.second),
-                grad_second=mean_of(back.second) if back is not None else None,
-                band=_band(state, node),  # type: ignore[arg-type]
-                kind=state.kind if back is None else max((state.kind, back.kind), key=_KIND_ORDER.index),
+                op=node.op.name,
+                mean=mean_of(state.mean) if state.known else None,
+                second=mean_of(state.second) if state.known else None,
+                grad_second=mean_of(back.second) if back is not None and back.known else None,
+                band=band(state),
+                kind=state.kind if back is None else worst(state.kind, back.kind),
+                samples=state.correlation(*batched) if state.known and batched else None,
+                positions=state.correlation(*placed) if state.known and placed else None,
+                grad_band=None if back is None else band(back),
+                why=state.why,
             )
         )
-    if not rows:
-        raise ModelError("the model has no module calls to report on", given=type(case.model).__name__)
-    return MomentsResult(rows=tuple(rows), given=(), steps=(), values={})
+    return rows
 
 
-_KIND_ORDER = ("exact", "approximate", "probe", "unknown")
+def _places(state: Field) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(the dimension of samples, those of positions): channels are the second of four and more, else the last."""
+    rank = len(state.dims)
+    if rank < 2:
+        return (), ()
+    positions = tuple(range(2, rank)) if rank > 3 else tuple(range(1, rank - 1))
+    return (0,), positions
 
 
-def _band(state: Moments, node: Node) -> tuple[float, float] | None:
-    """Where the mean square of one draw of the weights lies in nine draws of ten (log-normal around the median)."""
-    if state.second is None or state.kind in ("approximate", "unknown"):
-        return None
-    mean, spread = float(np.mean(state.second)), float(np.mean(state.unit_spread))
-    units = node.type.shape[-1] if node.type.shape else 1
-    within = (float(np.mean(state.kurtosis)) - 1.0) / max(int(units), 1) if state.law != "given" else 0.0
-    variance = np.log(max(spread * (1 + within), 1.0))
-    width = 1.645 * np.sqrt(variance)
-    centre = np.log(mean) - variance / 2 if mean > 0 else -np.inf
+def band(state: Field) -> tuple[float, float] | None:
+    """Where the mean square of one draw of the weights lies in nine draws of ten (log-normal)."""
+    if not state.known or not state.mean_square > 0:
+        return None if not state.known else (state.mean_square, state.mean_square)
+    variance = state.log_spread
+    centre, width = np.log(state.mean_square) - variance / 2, _NINE_OF_TEN * np.sqrt(variance)
     return (float(np.exp(centre - width)), float(np.exp(centre + width)))
+
+
+def _parameters(trace: Any, run: Propagation) -> Sequence[ParameterRow]:
+    rows = []
+    for name, leaf in trace.parameters.items():
+        state, back = run.forward.get(leaf), run.backward.get(leaf)
+        if not isinstance(state, Field):
+            continue
+        known = isinstance(back, Field) and back.known
+        rows.append(
+            ParameterRow(
+                name=name,
+                shape=state.shape,
+                mean=mean_of(state.mean) if state.known else None,
+                second=mean_of(state.second) if state.known else None,
+                grad_second=mean_of(back.second) if known else None,  # type: ignore[union-attr]
+                grad_band=band(back) if known else None,  # type: ignore[arg-type]
+                kind=worst(state.kind, back.kind) if isinstance(back, Field) else state.kind,
+            )
+        )
+    return rows
 
 
 def gains(backward: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> list[float | None]:
@@ -194,3 +205,5 @@ def gains(backward: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> list
         a, b = (mean_of(backward[n].second) if n in backward else None for n in (to, of))
         result.append(float(np.sqrt(a / b)) if a is not None and b else None)
     return result
+
+

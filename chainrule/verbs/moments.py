@@ -31,7 +31,9 @@ class Row:
     Attributes:
         name: in ``named_modules()``. module: class and sizes. op: what computes the output.
         mean, second: of the output's elements. grad_second: of their cotangents; None where unknown or no loss.
-        band: interval for ``second`` in one draw of the weights (nine draws of ten). kind: exact ... unknown.
+        band: interval for ``second`` in one draw of the weights (nine draws of ten); grad_band: for ``grad_second``.
+        kind: exact ... unknown. why: the assumption of the last step.
+        samples, positions: E[x x'] / E[x^2] of two samples at one position, and of two positions of one sample.
     """
 
     name: str
@@ -42,6 +44,58 @@ class Row:
     grad_second: float | None
     band: tuple[float, float] | None
     kind: str
+    samples: float | None = None
+    positions: float | None = None
+    grad_band: tuple[float, float] | None = None
+    why: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """Predicted moments of one parameter and of its gradient.
+
+    Attributes:
+        name, shape: of the parameter. mean, second: of its elements. grad_second: of its gradient's elements.
+        grad_band: nine draws of ten. kind: exact, approximate, probe or unknown.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    mean: float | None
+    second: float | None
+    grad_second: float | None
+    grad_band: tuple[float, float] | None
+    kind: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**self.__dict__, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class Departure:
+    """What an audit found: where a pass leaves its band, or a start that does not do what it should.
+
+    Attributes:
+        kind: vanishing, exploding, gain, logits, overflow, duplicate, residual. severity: error or warning.
+        where: the first module or parameter. way: forward or backward.
+        measured: the figures. formula: the law that explains them. fix: what to write instead.
+    """
+
+    kind: str
+    severity: str
+    where: str
+    way: str
+    measured: str
+    formula: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.kind} ({self.way}) at {self.where}: {self.measured}\n    {self.formula}\n    fix: {self.fix}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -76,12 +130,17 @@ class Quantity:
 
 @dataclass(frozen=True, eq=False)
 class MomentsResult:
-    """``m["b"]`` is a quantity of a formula or a row of a model; ``m.steps`` the proof; ``m.rows`` a model's table."""
+    """``m["b"]`` is a quantity of a formula or a row of a model; ``m.steps`` the proof; ``m.rows`` a model's table.
+
+    Of a model also ``m.parameters`` (every weight and its gradient) and ``m.findings`` (what an audit finds).
+    """
 
     rows: tuple[Row, ...]
     given: tuple[str, ...]
     steps: tuple[str, ...]
     values: Mapping[str, Quantity] = field(repr=False)
+    parameters: tuple[ParameterRow, ...] = ()
+    findings: tuple[Departure, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         if name in self.values:
@@ -95,6 +154,18 @@ class MomentsResult:
     def calls(self, name: str) -> tuple[Row, ...]:
         """All calls of one module, in order."""
         return tuple(r for r in self.rows if r.name == name)
+
+    def parameter(self, name: str) -> ParameterRow:
+        """The row of one parameter.
+
+        Raises:
+            ChainruleError: no parameter of this name.
+        """
+        for row in self.parameters:
+            if row.name == name:
+                return row
+        known = ", ".join(r.name for r in self.parameters)
+        raise ChainruleError(f"no parameter {name!r}", given=name, required=f"one of {known}")
 
     def __str__(self) -> str:
         if self.values:
@@ -115,9 +186,8 @@ class MomentsResult:
             for r in self.rows
         ]
         widths = [max(len(row[k]) for row in [head, *body]) for k in range(len(head))]
-        return "\n".join(
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
-        )
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]]
+        return "\n".join([*lines, *map(str, self.findings)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what ``--json`` prints."""
@@ -127,6 +197,8 @@ class MomentsResult:
             "steps": list(self.steps),
             "values": {n: q.to_dict() for n, q in self.values.items()},
             "rows": [r.to_dict() for r in self.rows],
+            "parameters": [r.to_dict() for r in self.parameters],
+            "findings": [f.to_dict() for f in self.findings],
         }
 
 
@@ -142,6 +214,7 @@ def moments(
     *,
     given: Mapping[str, str] | None = None,
     shapes: Mapping[str, Any] | None = None,
+    weights: Mapping[str, tuple[float, float]] | None = None,
 ) -> MomentsResult:
     """First and second moments of a formula's quantities, or of every module of a model, without running it.
 
@@ -150,6 +223,7 @@ def moments(
         given: variable -> law: ``symmetric(0, sigma^2)``, ``normal(mu, sigma^2)``, ``uniform(a, b)``, or for weights
             ``iid(0, s^2)``. Variables without a law are given numbers.
         shapes: dimensions of variables, as in :func:`chainrule.derive`.
+        weights: of a model, parameter -> (mean, mean square) to assume in place of the tensor's own.
 
     Returns:
         MomentsResult.
@@ -167,7 +241,7 @@ def moments(
             from chainrule.verbs.model_moments import model_moments
         except ModuleNotFoundError as error:
             raise MissingExtraError("moments of a model", error.name or "torch", "torch") from error
-        return model_moments(source, batch, loss, optimizer)
+        return model_moments(source, batch, loss, optimizer, weights or "weights")
     program = parse_program(source, shapes)
     refuse_division_by_zero(program)
     refuse_unused(program, shapes or {})

@@ -11,17 +11,18 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._C import _functorch as functorch  # type: ignore[attr-defined]
 from torch._C._functorch import maybe_current_level  # type: ignore[import]
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from chainrule.backends.torch import Compiled, compile
 from chainrule.errors import ModelError, UnsupportedOpError
-from chainrule.frontends.torch import Trace, active, autocast, fingerprint, modules_of
+from chainrule.frontends.torch import Trace, active, autocast, fingerprint, modules_of, wants_gradient
 from chainrule.frontends.torch import trace as trace_function
 from chainrule.interpreters.kernels import selected
 from chainrule.interpreters.partition import halves
@@ -46,6 +47,8 @@ class Program:
         self._positions = [k for k, v in enumerate(flat) if isinstance(v, torch.Tensor)]
         self._func, self.has_aux = func, has_aux
         self.seed_leaves: list[Node] = []
+        self.plan: Any = None  # how a transform puts together what it has computed,
+        self.plan_nodes: list[Node] = []  # and of which nodes
         modules = modules_of(func)
         self.trace: Trace = trace_function(
             self._flat,
@@ -140,8 +143,8 @@ class Program:
 
     def tensors(self, args: Any, argnums: Argnums) -> list[torch.Tensor]:
         """The tensors of these arguments, flat."""
-        numbers = (argnums,) if isinstance(argnums, int) else argnums
-        return [t for number in numbers for t in tree_flatten(args[number])[0]]
+        held = [args[number] for number in ((argnums,) if isinstance(argnums, int) else argnums)]
+        return held if all(isinstance(h, torch.Tensor) for h in held) else [t for h in held for t in tree_flatten(h)[0]]
 
     def seeds(self, of: Sequence[Node]) -> list[Node]:
         """Leaves for cotangents or tangents of these nodes: inputs that are given after the others."""
@@ -174,13 +177,18 @@ class Run:
     def __init__(self, compiled: Pair, values: Sequence[Any], tracked: bool) -> None:
         self.program, self._compiled, self._tracked = compiled.program, compiled, tracked
         program = self.program
-        count = program.output_tree.num_leaves
-        self.output = tree_unflatten(list(values[:count]), program.output_tree)
-        rest = list(program.aux_static)
-        for position, value in zip(program.aux_positions, values[count:], strict=False):
-            rest[position] = value
-        self.aux = tree_unflatten(rest, program.aux_tree)
-        start = count + len(program.aux_positions)
+        start = 0
+        if compiled.values:
+            count = program.output_tree.num_leaves
+            leaf = program.output_tree.is_leaf()
+            self.output = values[0] if leaf else tree_unflatten(list(values[:count]), program.output_tree)
+            self.aux: Any = None
+            if program.has_aux:
+                rest = list(program.aux_static)
+                for position, value in zip(program.aux_positions, values[count:], strict=False):
+                    rest[position] = value
+                self.aux = tree_unflatten(rest, program.aux_tree)
+            start = count + len(program.aux_positions)
         self.derived = list(values[start : start + compiled.early])
         self.residuals = list(values[start + compiled.early + len(program.trace.updates) :])
 
@@ -195,22 +203,27 @@ class Run:
 
     def by_argument(self, derived: Sequence[torch.Tensor], argnums: Argnums) -> Any:
         """Derivatives in the trees of the arguments."""
+        specs = self.program.argument_trees(argnums)
+        if isinstance(argnums, int) and specs[0].is_leaf():
+            return derived[0]
         remaining = iter(derived)
-        trees = [
-            tree_unflatten([next(remaining) for _ in range(spec.num_leaves)], spec)
-            for spec in self.program.argument_trees(argnums)
-        ]
+        trees = [tree_unflatten([next(remaining) for _ in range(spec.num_leaves)], spec) for spec in specs]
         return trees[0] if isinstance(argnums, int) else tuple(trees)
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A compiled program: what needs no seed, and the rest. ``early``: derivatives among what needs none."""
+    """A compiled program: what needs no seed, and the rest.
+
+    Attributes:
+        early: derivatives among what needs no seed. values: whether the function's own results are computed too.
+    """
 
     program: Program
     first: Compiled
     second: Compiled
     early: int
+    values: bool = True
 
 
 class Programs:
@@ -219,49 +232,73 @@ class Programs:
     Args:
         func: the function. name: of the transform. derive: ``(program, whole) -> the derivative's nodes``.
         inductor: whether what needs no seed is handed to ``torch.compile``.
+        values: whether the function's own results are wanted.
     """
 
     def __init__(
-        self, func: Callable[..., Any], name: str, derive: Derive, has_aux: bool, inductor: bool = False
+        self,
+        func: Callable[..., Any],
+        name: str,
+        derive: Derive,
+        has_aux: bool,
+        inductor: bool = False,
+        values: bool = True,
     ) -> None:
         if not callable(func):
             raise ModelError(f"{name} takes a function", given=type(func).__name__)
         self.func, self.name, self.derive, self.has_aux = func, name, derive, has_aux
-        self.inductor = inductor
+        self.inductor, self.values = inductor, values
         self._kept: dict[Any, Pair] = {}
 
     def __call__(self, args: Any, kwargs: Any) -> Run:
         """The results for these arguments, and what their derivatives need."""
-        flat, spec = tree_flatten((tuple(args), dict(kwargs)))
         recorder = active()
-        tensors = [v for v in flat if isinstance(v, torch.Tensor)]
-        tracked = torch.is_grad_enabled() and (recorder is not None or any(t.requires_grad for t in tensors))
+        if not kwargs and all(isinstance(a, torch.Tensor) for a in args):
+            flat, spec = args, len(args)  # the common case, without walking trees
+            tensors = args
+        else:
+            flat, spec = tree_flatten((tuple(args), dict(kwargs)))
+            tensors = [v for v in flat if isinstance(v, torch.Tensor)]
+        reads = fingerprint(self.func)
+        tracked = torch.is_grad_enabled() and (
+            recorder is not None or any(t.requires_grad for t in tensors) or any(map(wants_gradient, reads))
+        )
         mapped = maybe_current_level() is not None  # under vmap or a transform of torch.func
-        key = (spec, tuple(map(_signature, flat)), tracked, mapped, autocast.state(), *fingerprint(self.func))
+        tracked = tracked or mapped
+        key = (spec, tuple(map(_signature, flat)), tracked, mapped, autocast.state(), *reads)
         if key not in self._kept:
             self._report(flat)
-            with recorder.outside() if recorder is not None else nullcontext():
-                self._kept[key] = self._compiled(args, kwargs, tracked, alone=not tracked and not mapped)
+            if mapped:
+                args, kwargs = tree_map(_one_of, (tuple(args), dict(kwargs)))
+            with recorder.outside() if recorder is not None else temporarily_clear_interpreter_stack():
+                self._kept[key] = self._compiled(args, kwargs, tracked)
         pair = self._kept[key]
         traced = pair.program.trace
         given = dict(zip(pair.program.inputs, tensors, strict=True))
         values = [given[i] if i in given else traced.values[i] for i in pair.first.graph.inputs]
         found = pair.first.tracked(*values) if tracked else pair.first(*values)
         run = Run(pair, found, tracked)
+        if not pair.values and not run.derived and not run.residuals:
+            return run  # nothing was asked of it: whatever answers instead writes
         written = found[len(found) - len(run.residuals) - len(traced.updates) :]
         with torch.no_grad():
             for path, new in zip(traced.updates, written, strict=False):
                 traced.values[traced.buffers[path]].copy_(new)
         return run
 
-    def _compiled(self, args: Any, kwargs: Any, tracked: bool, alone: bool) -> Pair:
+    @staticmethod
+    def nested() -> bool:
+        """Whether a call now would be part of a program that is being traced, or of torch.func's."""
+        return active() is not None or maybe_current_level() is not None
+
+    def _compiled(self, args: Any, kwargs: Any, tracked: bool) -> Pair:
         program = Program(self.func, args, kwargs, self.has_aux, inside=tracked)
         # Code that is differentiated again keeps to ops that have derivatives.
         derived = list(self.derive(program, not tracked))
         graph, seeds = program.trace.graph, program.seed_leaves
         waits = bool(seeds)
         now, later = ((), derived) if waits else (derived, ())
-        results = (*program.results, *program.aux)
+        results = (*program.results, *program.aux) if self.values else ()
         joint = simplify(
             Graph(
                 inputs=(*graph.inputs, *seeds),
@@ -275,10 +312,10 @@ class Programs:
         name = self.name.replace(" ", "_")
         if not waits:
             empty = compile(Graph((), ()), name)
-            ready = compile(joint, name, reuse=alone, inductor=alone and self.inductor)
-            return Pair(program, ready, empty, len(derived))
+            ready = compile(joint, name, reuse=not tracked, inductor=self.inductor and not tracked)
+            return Pair(program, ready, empty, len(derived), self.values)
         first, second = halves(selected(joint), seeds, len(derived))
-        return Pair(program, compile(first, name, reuse=alone), compile(second, f"{name}_back"), 0)
+        return Pair(program, compile(first, name, reuse=not tracked), compile(second, f"{name}_back"), 0, self.values)
 
     def _report(self, flat: Sequence[Any]) -> None:
         if os.environ.get("CHAINRULE_LOG"):
@@ -294,6 +331,15 @@ def described(transformed: Callable[..., Any], func: Callable[..., Any], what: s
     functools.update_wrapper(transformed, func, updated=())
     transformed.__doc__ = f"The {what} of {name}."
     return transformed
+
+
+def _one_of(value: Any) -> Any:
+    """A plain tensor in place of one that vmap or torch.func has wrapped: its first sample."""
+    while isinstance(value, torch.Tensor) and functorch.is_functorch_wrapped_tensor(value):
+        batch = functorch.maybe_get_bdim(value)
+        value = functorch.get_unwrapped(value)
+        value = value.select(batch, 0) if batch >= 0 else value
+    return value
 
 
 def _joined(modules: Sequence[torch.nn.Module]) -> torch.nn.Module:

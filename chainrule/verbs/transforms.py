@@ -1,4 +1,4 @@
-"""``grad, grad_and_value, vjp, jvp, jacrev, jacfwd, hessian``: torch.func's transforms, derived and compiled.
+"""``grad, grad_and_value, vjp, jvp, jacrev, jacfwd``: torch.func's transforms, derived and compiled.
 
 Each takes a function of tensors (or trees of them) and returns one. At the first call with arguments of new shapes,
 dtypes or devices the function is traced, its derivative is derived as a graph and emitted as straight-line torch;
@@ -9,7 +9,7 @@ once, as eager execution would.
 Inside another program that is being traced, or where autograd is to differentiate the result, the emitted code runs
 under autograd like code written by hand: transforms nest.
 
-Neighbours: ``program`` traces and keeps; ``interpreters.differentiate`` derives.
+Neighbours: ``program`` traces and keeps; ``interpreters.differentiate`` derives; ``hessian`` is a file of its own.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def jacrev(
         run = programs(args, kwargs)
         outputs = tree_flatten(run.output)[0]
         rows = batched(run.at, basis(outputs), chunk_size)  # per argument: every element of every output, argument
-        blocks = [[_split(r, outputs)[k] for r in rows] for k in range(len(outputs))]
+        blocks = [[split(r, outputs)[k] for r in rows] for k in range(len(outputs))]
         tree = tree_unflatten([run.by_argument(b, argnums) for b in blocks], run.program.output_tree)
         return (tree, run.aux) if has_aux else tree
 
@@ -219,52 +219,11 @@ def jacfwd(
         run = programs(args, kwargs)
         inputs = run.program.tensors(args, argnums)
         columns = batched(run.at, basis(inputs), chunk_size)  # per output: every element of every argument, output
-        blocks = [[_last(c, x) for c, x in zip(_split(col, inputs), inputs, strict=True)] for col in columns]
+        blocks = [[columns_last(c, x) for c, x in zip(split(col, inputs), inputs, strict=True)] for col in columns]
         tree = tree_unflatten([run.by_argument(b, argnums) for b in blocks], run.program.output_tree)
         return (tree, run.aux) if has_aux else tree
 
     return described(transformed, func, "Jacobian")
-
-
-def hessian(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Any]:
-    """The Hessian, as ``torch.func.hessian``: output shape, then twice the argument's. Forward mode over reverse.
-
-    >>> import torch, chainrule as cr
-    >>> cr.hessian(lambda x: (x**3).sum())(torch.tensor([1.0, 2.0]))
-    tensor([[ 6.,  0.],
-            [ 0., 12.]])
-    """
-
-    def derived(program: Program, whole: bool) -> list[Node]:
-        leaves = program.leaves(argnums)
-        back, _ = vjp_all(program.results, program.seeds(program.results), leaves)
-        gradients = [zeros_like(x) if g is None else g for g, x in zip(back, leaves, strict=True)]
-        found = forward_mode(gradients, leaves, program.seeds(leaves))
-        return [zeros_like(g) if t is None else t for t, g in zip(found, gradients, strict=True)]
-
-    programs = Programs(func, "hessian", derived, has_aux=False)
-
-    def transformed(*args: Any, **kwargs: Any) -> Any:
-        run = programs(args, kwargs)
-        outputs, inputs = tree_flatten(run.output)[0], run.program.tensors(args, argnums)
-
-        def columns(tangents: list[torch.Tensor]) -> list[torch.Tensor]:
-            return batched(lambda cotangents: run.at([*cotangents, *tangents]), basis(outputs))
-
-        found = batched(columns, basis(inputs))  # per argument: elements of arguments, elements of outputs, argument
-        blocks = []
-        for k in range(len(outputs)):
-            by_first = [
-                run.by_argument(
-                    [_last(_split(c, outputs, z.dim())[k], z) for c, z in zip(_split(f, inputs), inputs, strict=True)],
-                    argnums,
-                )
-                for f in found
-            ]
-            blocks.append(run.by_argument(by_first, argnums))
-        return tree_unflatten(blocks, run.program.output_tree)
-
-    return described(transformed, func, "Hessian")
 
 
 def basis(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -293,12 +252,12 @@ def batched(function: Callable[..., list[torch.Tensor]], seeds: list[torch.Tenso
     return torch.vmap(lambda *s: function(list(s)), chunk_size=chunk)(*seeds)
 
 
-def _split(rows: torch.Tensor, tensors: Sequence[torch.Tensor], axis: int = 0) -> list[torch.Tensor]:
+def split(rows: torch.Tensor, tensors: Sequence[torch.Tensor], axis: int = 0) -> list[torch.Tensor]:
     """Rows for the elements of several tensors, taken apart: each with the shape of its tensor in that place."""
     parts = rows.split([t.numel() for t in tensors], axis)
     return [p.reshape(*p.shape[:axis], *t.shape, *p.shape[axis + 1 :]) for p, t in zip(parts, tensors, strict=True)]
 
 
-def _last(block: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def columns_last(block: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The leading dimensions, those of ``x``, moved to the end."""
     return block.permute(*range(x.dim(), block.dim()), *range(x.dim()))

@@ -500,12 +500,12 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "no op": (lambda self, x: Reversed.apply(x * self.weight), "custom autograd.Function 'Reversed'"),
     "undeclared": (lambda self, x: torch.special.bessel_j0(x * self.weight), "bessel_j0.* is not declared"),
     "undeclared arguments": (lambda self, x: torch.special.zeta(x * self.weight, 2), "zeta.* is not declared"),
-    "backward": (
-        lambda self, x: torch.autograd.grad((x * self.weight).sum(), self.weight)[0],
-        "autograd.grad",
+    "backward": (lambda self, x: torch.autograd.backward((x * self.weight).sum()) or x, "autograd.backward"),
+    "batched derivative": (
+        lambda self, x: torch.autograd.grad(x * self.weight, self.weight, torch.eye(3), is_grads_batched=True)[0],
+        "is_grads_batched",
     ),
-    "functorch": (lambda self, x: torch.func.grad(lambda z: (z**2).sum())(x), "torch.func transform"),
-    "vmap": (lambda self, x: torch.vmap(lambda z: z * 2)(x), "torch.func transform"),
+    "functorch": (lambda self, x: torch.func.jvp(torch.sin, (x,), (x,))[1], "torch.func transform"),
     "gradient hook": (lambda self, x: (x * self.weight).register_hook(lambda g: g) and x, "hook on a tensor"),
     "freezing": (
         lambda self, x: (self.weight * x).detach_() + self.weight.requires_grad_(False),

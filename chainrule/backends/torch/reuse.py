@@ -56,17 +56,19 @@ def _overwritten(nodes: Sequence[Node], kept: Collection[Node], memory: dict[Nod
     for place, node in enumerate(nodes):
         for position in node.op.in_place:
             operand = node.inputs[position]
+            held = memory.get(operand)
             # The operand's memory dies here, and no other operand lies in it.
             if (
-                end.get(memory.get(operand)) == place
+                held is not None
+                and end.get(held) == place
                 and operand.type == node.type
-                and sum(memory.get(i) is memory[operand] for i in node.inputs) == 1
-                and _made_here(operand)
+                and sum(memory.get(i) is held for i in node.inputs) == 1
+                and made_here(operand)
                 and _in_order(node, position)
             ):
                 found[node] = position
                 # From now on the result lies there: whoever reads it keeps the memory.
-                taken, given = memory[operand], memory[node]
+                taken, given = held, memory[node]
                 for other, held in memory.items():
                     if held is given:
                         memory[other] = taken
@@ -98,9 +100,9 @@ def aliases(node: Node) -> bool:
     return node.op.aliases(node) if callable(node.op.aliases) else node.op.aliases
 
 
-def _ends(nodes: Sequence[Node], kept: Collection[Node], memory: Mapping[Node, Node]) -> dict[Node | None, int]:
+def _ends(nodes: Sequence[Node], kept: Collection[Node], memory: Mapping[Node, Node]) -> dict[Node, int]:
     """memory -> place of the last node that reads anything in it; memory that must stay has none."""
-    end: dict[Node | None, int] = {}
+    end: dict[Node, int] = {}
     for place, node in enumerate(nodes):
         for i in (node, *node.inputs):
             end[memory[i]] = place
@@ -110,7 +112,7 @@ def _ends(nodes: Sequence[Node], kept: Collection[Node], memory: Mapping[Node, N
     return end
 
 
-def _made_here(operand: Node) -> bool:
+def made_here(operand: Node) -> bool:
     """Whether the operand is all of some memory that an op made, in an order of its own: no slice, no broadcast."""
     while True:
         if not isinstance(operand.type, TensorType) or not operand.inputs:

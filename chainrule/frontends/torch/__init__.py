@@ -12,8 +12,11 @@ from chainrule.frontends.torch.modules import ModuleCall as ModuleCall
 from chainrule.frontends.torch.record import active as active
 from chainrule.frontends.torch.surroundings import fingerprint as fingerprint
 from chainrule.frontends.torch.surroundings import modules_of as modules_of
+from chainrule.frontends.torch.surroundings import wants_gradient as wants_gradient
 from chainrule.frontends.torch.trace import Trace as Trace
 from chainrule.frontends.torch.trace import eager as eager
+from chainrule.frontends.torch.trace import loss_value as loss_value
+from chainrule.frontends.torch.trace import run_case as run_case
 from chainrule.frontends.torch.trace import trace as trace
 from chainrule.frontends.torch.trace import trace_case as trace_case
 from chainrule.frontends.torch.untouched import untouched as untouched

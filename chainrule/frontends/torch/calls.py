@@ -27,20 +27,29 @@ def opaque_call(
     Raises:
         UnsupportedOpError: it writes into its arguments, or has arguments or results that cannot be written.
     """
-    written = _functional(func)
+    text, operands = call_text(func, args, kwargs)
     outputs = list(out) if isinstance(out, (list, tuple)) else [out]
     if not outputs or not all(isinstance(o, torch.Tensor) for o in outputs):
         raise UnsupportedOpError(f"{func} does not return tensors alone", required="a tensor or a list of them")
-    operands: list[torch.Tensor] = []
-    parts = [_text(a, operands) for a in args]
-    parts += [f"{key}={_text(value, operands)}" for key, value in kwargs.items()]
     call = Call(
         name=f"{func}",
-        text=f"{written}({', '.join(parts)})",
+        text=text,
         types=tuple(type_of(o) for o in outputs),
         reason=reason,
     )
     return opaque(call, *(node_of(t) for t in operands), stream=stream)
+
+
+def call_text(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, list[torch.Tensor]]:
+    """A call as Python, with ``{0}``, ``{1}`` for its tensors, and these tensors.
+
+    Raises:
+        UnsupportedOpError: it writes into its arguments, or has one that cannot be written.
+    """
+    operands: list[torch.Tensor] = []
+    parts = [_text(a, operands) for a in args]
+    parts += [f"{key}={_text(value, operands)}" for key, value in kwargs.items()]
+    return f"{_functional(func)}({', '.join(parts)})", operands
 
 
 def opaque_function(

@@ -17,7 +17,7 @@ from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch.aliases import elements
 from chainrule.frontends.torch.calls import opaque_function
 from chainrule.frontends.torch.lower import is_in_place
-from chainrule.ir import Node
+from chainrule.ir import OPS, Node, apply
 
 
 class Deferred:
@@ -54,6 +54,8 @@ def deferred_call(func: Any, args: Any, kwargs: Any, out: Any) -> list[Deferred]
     several = not isinstance(out, torch.Tensor)
     count = len(list(_tensors(out)))
     cut = not torch.is_grad_enabled()
+    if cut:
+        args, kwargs = _stopped(args), _stopped(kwargs)
     return [Deferred(function, args, kwargs, k if several else None, cut) for k in range(count)]
 
 
@@ -109,6 +111,14 @@ def _order(last: Deferred) -> Iterator[Deferred]:
             seen.add(id(found))
             stack.append((found, True))
             stack += [(d, False) for d in _leaves((found.args, found.kwargs)) if isinstance(d, Deferred)]
+
+
+def _stopped(value: Any) -> Any:
+    if isinstance(value, Node):
+        return apply(OPS["stop_gradient"], value) if value.type.is_float else value
+    if isinstance(value, (list, tuple)):
+        return [_stopped(v) for v in value]
+    return {k: _stopped(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _leaves(value: Any) -> Iterator[Any]:

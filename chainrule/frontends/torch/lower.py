@@ -19,19 +19,18 @@ import torch
 from chainrule.errors import UnsupportedOpError
 from chainrule.ir import LOWERINGS, OPS, Node, Op, TensorType, apply, as_node, constant
 from chainrule.ops.casts import cast
+from chainrule.ops.contraction import swap
 from chainrule.ops.movement import broadcast
 
 Lowered = "Node | list[Node]"
 
 
 def _dropout(x: Node, p: float, train: bool) -> Node:
-    if train and p > 0:
-        raise UnsupportedOpError(
-            "dropout in training mode draws random numbers, which is not supported yet",
-            given=f"p={p}",
-            instead="model.eval(), or p=0",
-        )
-    return x
+    if not train or p == 0 or not x.type.numel:
+        return x
+    if p == 1:
+        return x * constant(0.0, x.type.dtype)
+    raise UnsupportedOpError("dropout in training mode draws random numbers", given=f"p={p}", instead="model.eval()")
 
 
 def _same(x: Node, *_: Any, **__: Any) -> Node:
@@ -50,6 +49,9 @@ _WRITES: dict[str, Callable[..., Any]] = {
     "fill_.Scalar": lambda x, value: broadcast(constant(value, x.type.dtype), x.shape),
     "fill_.Tensor": lambda x, value: broadcast(cast(value, x.type.dtype), x.shape),
     "zero_": lambda x: broadcast(constant(0, x.type.dtype), x.shape),
+    "transpose_": swap,
+    "swapaxes_": swap,
+    "swapdims_": swap,
 }
 
 # Only shape, dtype and device of the argument matter: the result is a constant.
@@ -95,7 +97,7 @@ def rule_for(func: Any) -> Callable[..., Any] | None:
             return _WRITES[key]
     if is_in_place(func):
         base, name = full.replace(name, name[:-1], 1), name[:-1]
-    elif func._schema.is_mutable:
+    elif func._schema.is_mutable and full not in _table((len(OPS), len(LOWERINGS))):
         return None  # out= variants
     else:
         base = full
@@ -120,6 +122,8 @@ def decomposes(func: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | 
         # With dropout there is no kernel on the CPU: torch runs the formula, op by op, with its draw in the middle.
         dropout = args[4] if len(args) > 4 else (kwargs or {}).get("dropout_p", 0.0)
         return dropout > 0 and args[0].device.type == "cpu"
+    if name == "instance_norm" and args[3] is not None:  # by batch_norm, whose running statistics it then averages
+        return True
     if rule_for(func) is not None or torch.Tag.nondeterministic_seeded in func.tags:
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")

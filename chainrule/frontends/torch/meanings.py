@@ -21,7 +21,7 @@ from chainrule.frontends.torch import deferred
 from chainrule.frontends.torch import lower as lowering
 from chainrule.frontends.torch.aliases import after_write
 from chainrule.frontends.torch.deferred import Deferred
-from chainrule.ir import Node, Origin
+from chainrule.ir import OPS, Node, Origin, apply
 
 FOLDED = object()
 LONGEST = 50_000  # calls on values that depend on the inputs; a 100-layer transformer has a tenth of it
@@ -69,7 +69,7 @@ class Meanings:
                 instead="torch's op for the whole loop (cumsum, nn.GRU), or a shorter example",
             )
 
-    def originated(self, found: list[Node], origin: Origin) -> list[Node]:
+    def originated(self, found: list[Node], origin: Origin, cut: bool = True) -> list[Node]:
         """The nodes of a call, with the place they come from."""
         raise NotImplementedError
 
@@ -172,7 +172,11 @@ class Meanings:
             except (UnsupportedOpError, ShapeError) as error:
                 self._meaning[tensor] = Refused(UnsupportedOpError(error.what).located(str(origin)))
                 continue
-            if now is not None:
+            if now is not None and tensor.requires_grad and not torch.is_grad_enabled():
+                # Written behind autograd's back: another value, and the derivative that it had.
+                now = apply(OPS["straight_through"], now, meant)
+                (self._meaning[tensor],) = self.originated([now], origin, cut=False)
+            elif now is not None:
                 (self._meaning[tensor],) = self.originated([now], origin)
 
 

@@ -124,3 +124,5 @@ class ModuleStack:
         finally:
             before.remove()
             after.remove()
+            # torch forgets this one: it would grow with every trace.
+            torch.nn.modules.module._global_forward_hooks_with_kwargs.pop(after.id, None)

@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch.overrides import TorchFunctionMode
 
+from chainrule.frontends.torch.inner_gradients import Recording, inner_gradient
 
-class Watcher(Protocol):
+
+class Watcher(Recording, Protocol):
     """What is asked of the recorder."""
 
     def depends(self, tensor: torch.Tensor) -> bool:
@@ -55,6 +57,8 @@ class PythonSide(TorchFunctionMode):
             self.recorder.read_out(args[0])
         if func in _FREEZING and args[0].requires_grad and not {*args[1:], *(kwargs or {}).values()} <= {True}:
             self.recorder.fail("requires_grad is switched off inside the traced program", instead=".detach()")
+        if func is torch.autograd.grad:
+            return inner_gradient(self.recorder, *args, **(kwargs or {}))
         if func in _REFUSED:
             self.recorder.fail(f"{_REFUSED[func]} inside the traced program")
         return func(*args, **(kwargs or {}))
@@ -88,7 +92,6 @@ _REFUSED: dict[Any, str] = {
     _DATA.__set__: "assignment to .data",
     torch.Tensor.grad.__set__: "assignment to .grad",  # type: ignore[attr-defined]
     torch.Tensor.backward: "backward()",
-    torch.autograd.grad: "torch.autograd.grad",
     torch.autograd.backward: "torch.autograd.backward",
     torch.Tensor.register_hook: "a hook on a tensor's gradient",
     torch.Tensor.set_: "set_()",

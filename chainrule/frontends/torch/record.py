@@ -15,29 +15,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch._C._functorch import maybe_current_level  # type: ignore[import]
-from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from chainrule.errors import ChainruleError, ShapeError, UnsupportedOpError
-from chainrule.frontends.torch import autocast, deferred, guards
+from chainrule.frontends.torch import autocast, deferred, guards, inner_transforms
 from chainrule.frontends.torch import lower as lowering
 from chainrule.frontends.torch.calls import opaque_call, opaque_function
+from chainrule.frontends.torch.complex_calls import ComplexCalls
 from chainrule.frontends.torch.draws import drawn, generator_state
 from chainrule.frontends.torch.meanings import FOLDED, Meanings, Refused, memory_of
-from chainrule.frontends.torch.memory import of_the_same_bits
+from chainrule.frontends.torch.memory import of_the_same_bits, strided
 from chainrule.frontends.torch.modules import ModuleStack
+from chainrule.frontends.torch.nesting import flat, mapped, tensors
 from chainrule.frontends.torch.python_side import PythonSide, custom_calls
+from chainrule.frontends.torch.readings import KNOWN_THEN, READS, VERDICTS, deciding_operands
 from chainrule.frontends.torch.source import custom_function, here
-from chainrule.ir import OPS, Node, Origin, apply, item, toposort
+from chainrule.ir import OPS, Node, Origin, apply, item, rebuild, toposort
 from chainrule.ops.batch_normalization import running_statistics
 
 
-class Recorder(Meanings, ProxyTorchDispatchMode):
+class Recorder(ComplexCalls, ProxyTorchDispatchMode):
     """Records the graph of everything that runs while it is active.
 
     A subclass of torch's proxy mode because torch admits no other class at the PreDispatch key; nothing of
@@ -88,6 +93,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             if not self.strict:
                 stack.enter_context(custom_calls(self))
             stack.enter_context(autocast.unshared())
+            stack.enter_context(inner_transforms.taken_over(active))
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(self)
             yield
@@ -99,10 +105,15 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload) or func.namespace == "prim" or self._suspended:
             return func(*args, **kwargs)
-        if maybe_current_level() is not None:
-            self.fail("a torch.func transform inside the traced program", instead="chainrule's own, outside of it")
         name, _ = lowering.key_of(func)
-        operands = list(_tensors((*args, *kwargs.values())))
+        operands = list(tensors((*args, *kwargs.values())))
+        if maybe_current_level() is not None:
+            if not inner_transforms.only_vmap():
+                self.fail("a torch.func transform inside the traced program", instead="grad, grad_and_value or vmap")
+            below = inner_transforms.physical(operands)
+            if below is not None:  # vmap's own kernel: the calls that it makes come back here, one by one
+                with self:
+                    return func.redispatch(below, *args, **kwargs)
         casting = autocast.key_for(func, operands)
         if casting is not None:  # autocast's own kernel: its casts and the op behind them come back here, one by one
             with self:
@@ -115,33 +126,35 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         self._refuse_writes(func, args, kwargs)
         if depends and any(t.is_complex() for t in operands):
             return self._complex(func, args, kwargs, operands, origin)
-        if depends and func._schema.is_mutable and not lowering.is_in_place(func):
+        if depends and func._schema.is_mutable and not lowering.is_in_place(func) and name not in _HIDDEN_WRITES:
             return self._written_out(func, args, kwargs)
-        if depends and name not in _READS and lowering.decomposes(func, args, kwargs):
+        deciding = [t for t in deciding_operands(func, args) if self.depends(t)] if depends else []
+        if depends and name not in READS and lowering.decomposes(func, args, kwargs):
+            if deciding:  # read by pointers inside
+                self._refuse_reads(func, name, deciding)
+                self._guard(func, "", operands, deciding, None, origin)
             return self._decomposed(func, args, kwargs, origin)
         if depends:
-            self._refuse_reads(func, name, operands)
+            self._refuse_reads(func, name, deciding)
         seeded = torch.Tag.nondeterministic_seeded in func.tags
         recorded = depends or seeded
         if recorded:
             self.count()
         # Before the call: it may write into a constant, or move a generator.
-        prepared = self._prepared(args, kwargs, meanings) if recorded else None
-        if depends and name in _KNOWN_LENGTHS and not isinstance(prepared, (Refused, type(None))):
-            prepared[0][_KNOWN_LENGTHS[name]] = lowering.constant_of(operands[_KNOWN_LENGTHS[name]])
+        prepared = self._prepared(args, kwargs, meanings, deciding) if recorded else None
         state = generator_state() if seeded else None
         in_place = recorded and lowering.is_in_place(func)
         before = self.on_memory_of(args[0]) if in_place else []
         # Written under no_grad, a tensor keeps the derivative that it had.
         kept = self.known_node(args[0]) if in_place and args[0].requires_grad and not torch.is_grad_enabled() else None
-        with no_python_dispatcher():  # the kernels that eager execution runs, not torch's Python versions of them
+        with inner_transforms.without_python_kernels():  # what eager execution runs
             out = func(*args, **kwargs)
         if depends:
-            self._guard(func, name, operands, meanings, out, origin)
-        outputs = list(_tensors((out,)))
+            self._guard(func, name, operands, deciding, out, origin)
+        outputs = list(tensors((out,)))
         if any(out is t for t in operands) and not lowering.is_in_place(func):
             return out  # nothing was done (contiguous() of what is so): the tensor means what it meant
-        if prepared is None or name in _KNOWN_THEN:
+        if prepared is None or (name in KNOWN_THEN and len(deciding) == len(operands)):
             results: Sequence[Any] = [FOLDED] * len(outputs)
         else:
             drew = state is not None and (generator_state() != state or _would_draw(func, prepared, outputs))
@@ -151,9 +164,9 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             results = self.originated([apply(OPS["straight_through"], results[0], kept)], origin, cut=False)
         for tensor, result in zip(outputs, results, strict=True):
             self._meaning[tensor] = result
-        if in_place and outputs and results[0] is not FOLDED:
+        if in_place and outputs and results[0] is not FOLDED and name not in _TURNS:
             self.renew(before, outputs[0], origin)
-        if name in _HIDDEN_WRITES and args[5] and args[3] is not None:
+        if name in _HIDDEN_WRITES and isinstance(args[3], torch.Tensor) and args[5] and args[0].numel():
             self._new_statistics(name, args, results[0], origin)
         return out
 
@@ -161,61 +174,14 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         """torch's own composition of smaller ops, which is what eager execution runs, recorded op by op."""
         with self:
             out = func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        outputs = list(_tensors((out,)))
+        outputs = list(tensors((out,)))
         if any(t.is_floating_point() and self.meaning(t) is FOLDED for t in outputs):
             # Filled by pointers, without torch's ops: nothing was recorded. The call as a whole is.
-            prepared = self._prepared(args, kwargs, [self.meaning(t) for t in _tensors((*args, *kwargs.values()))])
+            prepared = self._prepared(args, kwargs, [self.meaning(t) for t in tensors((*args, *kwargs.values()))])
             results = self._results(func, (args, kwargs), prepared, out, origin, None)
             for tensor, result in zip(outputs, results, strict=True):
                 self._meaning[tensor] = result
         return out
-
-    def _complex(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: Sequence[torch.Tensor], origin: Origin
-    ) -> Any:
-        """A call with complex operands: it waits for the real numbers that come out in the end."""
-        if func._schema.is_mutable and not lowering.is_in_place(func):
-            self.fail(f"{func} writes complex numbers", required="an op that returns new tensors")
-        if torch.Tag.data_dependent_output in func.tags or lowering.key_of(func)[0] in _READS:
-            self.fail_read()
-        self.count()
-        problem: ChainruleError | None = None
-        given: Any = ((), {})
-        try:
-            given = [_mapped(a, self._part) for a in args], {k: _mapped(a, self._part) for k, a in kwargs.items()}
-            if self.strict:
-                problem = self.refusal(f"{func} of complex numbers", required="real numbers")
-        except ChainruleError as error:
-            problem = error
-        in_place = lowering.is_in_place(func)
-        before = self.on_memory_of(args[0]) if in_place else []
-        state = generator_state() if torch.Tag.nondeterministic_seeded in func.tags else None
-        with no_python_dispatcher():
-            out = func(*args, **kwargs)
-        outputs = list(_tensors((out,)))
-        if any(out is t for t in operands) and not in_place:
-            return out
-        if state is not None and generator_state() != state:
-            problem = self.refusal(f"{func} draws complex random numbers", required="real numbers")
-        if problem is not None:
-            found: list[Any] = [Refused(problem)] * len(outputs)
-        else:
-            found = self._settled(deferred.deferred_call(func, *given, out), outputs, origin)
-        for tensor, meaning in zip(outputs, found, strict=True):
-            self._meaning[tensor] = meaning
-        if in_place and outputs:
-            self.renew(before, outputs[0], origin)
-        return out
-
-    def _settled(self, found: Sequence[Any], outputs: Sequence[torch.Tensor], origin: Origin) -> list[Any]:
-        """Complex outputs wait; a real one is a node."""
-        return [
-            d if t.is_complex() else self.originated([deferred.real_node(d, t)], origin)[0]
-            for d, t in zip(found, outputs, strict=True)
-        ]
-
-    def _part(self, value: Any) -> Any:
-        return self.part_of(value) if isinstance(value, torch.Tensor) else value
 
     def _written_out(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An ``out=`` variant: the same op without it, and its results copied to where they belong."""
@@ -227,7 +193,7 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         packet = getattr(getattr(torch.ops, func.namespace), lowering.key_of(func)[0].split("::")[-1])
         with self:
             found = packet(*args, **{key: value for key, value in kwargs.items() if key not in places})
-            for place, result in zip((kwargs[key] for key in places), _tensors((found,)), strict=True):
+            for place, result in zip((kwargs[key] for key in places), tensors((found,)), strict=True):
                 if place.shape != result.shape:
                     self.fail(
                         f"{func} changes the size of what it writes into",
@@ -237,30 +203,38 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
         outs = tuple(kwargs[key] for key in places)
         return outs[0] if len(outs) == 1 else outs
 
-    def _prepared(self, args: Any, kwargs: Mapping[str, Any], meanings: Sequence[Any]) -> Any:
-        """Arguments with nodes for tensors, or the Refused among them."""
+    def _prepared(
+        self, args: Any, kwargs: Mapping[str, Any], meanings: Sequence[Any], known: Sequence[torch.Tensor] = ()
+    ) -> Any:
+        """Arguments with nodes for tensors, constants for those that are ``known``, or the Refused among them."""
         refused = next((m for m in meanings if isinstance(m, Refused)), None)
         if refused is not None:
             return refused
-        return [_mapped(a, self._operand) for a in args], {k: _mapped(a, self._operand) for k, a in kwargs.items()}
+
+        def operand(value: Any) -> Any:
+            guarded = any(value is t for t in known)
+            return lowering.constant_of(value) if guarded else self._operand(value)
+
+        return [mapped(a, operand) for a in args], {k: mapped(a, operand) for k, a in kwargs.items()}
 
     def _results(
         self, func: Any, given: Any, prepared: Any, out: Any, origin: Origin, stream: int | None
     ) -> Sequence[Any]:
         """What the outputs of one call mean."""
-        outputs = list(_tensors((out,)))
+        outputs = list(tensors((out,)))
         if isinstance(prepared, Refused) or not outputs:
             return [prepared] * len(outputs)
         args, kwargs = prepared
         if any(t.is_complex() for t in outputs):  # made of real ones
             if self.strict or stream is not None:
                 return [Refused(self.refusal(f"{func} gives complex numbers", required="real numbers"))] * len(outputs)
-            parts = [_mapped(a, self._part) for a in given[0]], {k: _mapped(a, self._part) for k, a in given[1].items()}
+            parts = [mapped(a, self._part) for a in given[0]], {k: mapped(a, self._part) for k, a in given[1].items()}
             return self._settled(deferred.deferred_call(func, *parts, out), outputs, origin)
         found: list[Node] | None = None
         try:
             if stream is None:
-                found = _lowered(func, args, kwargs, outputs)
+                found = strided(lowering.key_of(func)[0], given[0], args, outputs[0])
+                found = _lowered(func, args, kwargs, outputs) if found is None else found
                 found = of_the_same_bits(lowering.key_of(func)[0], given[0], args, found, outputs[0])
             else:
                 found = drawn(func, given[0], given[1], args, outputs[0], stream)
@@ -282,6 +256,10 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
                 problem = error if isinstance(error, UnsupportedOpError) else UnsupportedOpError(error.what)
         if found is None:
             return [Refused(problem.located(str(origin)))] * len(outputs)
+        if None in found:  # what a kernel keeps for its own backward: no program reads it
+            rest = Refused(UnsupportedOpError(f"a by-product of {func} is not declared").located(str(origin)))
+            known = iter(self.originated([n for n in found if n is not None], origin))
+            return [rest if n is None else next(known) for n in found]
         if stream is not None:
             self.draws += [n for n in toposort(found) if not n.op.pure and n not in self.draws]
         return self.originated(found, origin)
@@ -297,9 +275,9 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
 
     def _node_before(self, given: Any, args: Any, kwargs: Any) -> Callable[[torch.Tensor], Node]:
         """tensor -> its node as it was before the call."""
-        tensors = list(_tensors((*given[0], *given[1].values())))
-        nodes = [n for n in _flat((*args, *kwargs.values())) if isinstance(n, Node)]
-        table = {id(t): n for t, n in zip(tensors, nodes, strict=True)}
+        own = tensors((*given[0], *given[1].values()))
+        nodes = [n for n in flat((*args, *kwargs.values())) if isinstance(n, Node)]
+        table = {id(t): n for t, n in zip(own, nodes, strict=True)}
         return lambda tensor: table[id(tensor)]
 
     def _operand(self, value: Any) -> Any:
@@ -307,29 +285,33 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
 
     def _new_statistics(self, name: str, args: Sequence[Any], result: Any, origin: Origin) -> None:
         """What the running mean and variance mean after a batch."""
-        if name != "batch_norm":
-            self.fail(f"{name} that updates running statistics", instead="track_running_stats=False")
         new: Sequence[Any] = [result] * 2
         if isinstance(result, Node):
-            new = self.originated(list(running_statistics(result)), origin)
+            try:
+                new = self.originated(list(running_statistics(result)), origin)
+            except UnsupportedOpError as error:
+                new = [Refused(error.located(str(origin)))] * 2
         for tensor, node in zip(args[3:5], new, strict=True):
             self._meaning[tensor] = node
 
     # ---- what Python reads ---------------------------------------------------------------------------------
     def _guard(
-        self, func: Any, name: str, operands: Sequence[Any], meanings: Sequence[Any], out: Any, origin: Origin
+        self,
+        func: Any,
+        name: str,
+        operands: Sequence[Any],
+        deciding: Sequence[torch.Tensor],
+        out: Any,
+        origin: Origin,
     ) -> None:
-        read = _READS.get(name)
+        read = READS.get(name)
         if read is None and torch.Tag.data_dependent_output in func.tags:
             read = guards.number
         if read is not None:
-            expected = out if name in _VERDICTS else read(*operands)
+            expected = out if name in VERDICTS else read(*operands)
             self.guards.append(guards.Guard(tuple(map(self.node_of, operands)), read, expected, str(origin)))
-        masks = [operands[_SIZED_BY_VALUES[name]]] if name in _SIZED_BY_VALUES else []
-        if name == "index":
-            masks = [t for t in operands[1:] if t.dtype in (torch.bool, torch.uint8)]
-        for mask in masks:
-            self.guards.append(guards.Guard((self.node_of(mask),), guards.numbers, mask.tolist(), str(origin)))
+        for tensor in deciding:
+            self.guards.append(guards.Guard((self.node_of(tensor),), guards.numbers, tensor.tolist(), str(origin)))
 
     def read_out(self, tensor: torch.Tensor) -> None:
         """Python takes the numbers of a tensor out of torch: refused, or a guard.
@@ -345,23 +327,26 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
     # ---- custom autograd.Functions -------------------------------------------------------------------------
     def custom(self, cls: Any, apply_: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A call of a custom autograd.Function: one opaque node, whose backward is the Function's own."""
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        if self._suspended or all(self.meaning(t) is FOLDED for t in tensors):
-            return self._unrecorded(apply_, args, kwargs)
+        own = [a for a in args if isinstance(a, torch.Tensor)]
+        if cls is CheckpointFunction and not self._suspended:  # its backward is that of what it calls
+            with torch.set_grad_enabled(torch.is_grad_enabled() and any(t.requires_grad for t in own)):
+                return args[0](*args[2:])
+        if self._suspended or all(self.meaning(t) is FOLDED for t in own):
+            return self.unrecorded(apply_, args, kwargs)
         origin = self._origin(None)
-        nodes = [self.node_of(t) for t in tensors]
-        state, versions = generator_state(), [t._version for t in tensors]
+        nodes = [self.node_of(t) for t in own]
+        state, versions = generator_state(), [t._version for t in own]
         casting = autocast.current()
-        out = self._unrecorded(apply_, args, kwargs)
-        if [t._version for t in tensors] != versions:
+        out = self.unrecorded(apply_, args, kwargs)
+        if [t._version for t in own] != versions:
             self.fail(f"autograd.Function {cls.__name__!r} writes into its arguments", instead="a copy (.clone())")
-        flat = list(_tensors((out,)))
+        flat = list(tensors((out,)))
 
         def call(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
             rest = iter(operands)
             given = [next(rest) if isinstance(a, torch.Tensor) else a for a in args]
             with casting():
-                return tuple(_tensors((apply_(*given, **kwargs),)))
+                return tuple(tensors((apply_(*given, **kwargs),)))
 
         stream = len(self.draws) if generator_state() != state else None
         single = len(flat) == 1
@@ -374,9 +359,32 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             self._meaning[tensor] = node
         return out
 
-    def _unrecorded(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    # ---- derivatives inside of the program -----------------------------------------------------------------
+    def unrecorded(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Calls a function that is not part of the program."""
         with self.paused():
             return function(*args, **kwargs)
+
+    def substitute(self, image: Mapping[Node, Node]) -> None:
+        """Puts nodes in the place of leaves that stood for them, in everything that is known by now."""
+        known = [(t, m) for t, m in self._meaning.items() if isinstance(m, Node)]
+        calls, read = self.modules.calls, [n for g in self.guards for n in g.nodes]
+        nodes = [*(m for _, m in known), *(n for c in calls for n in (*c.inputs, *c.outputs)), *self.draws, *read]
+        done = rebuild(nodes, image=image)
+        for tensor, node in known:
+            self._meaning[tensor] = done[node]
+        calls[:] = [
+            replace(c, inputs=tuple(done[n] for n in c.inputs), outputs=tuple(done[n] for n in c.outputs))
+            for c in calls
+        ]
+        self.draws[:] = [done[n] for n in self.draws]
+        self.guards[:] = [replace(g, nodes=tuple(done[n] for n in g.nodes)) for g in self.guards]
+        for node, origin in list(self.origins.items()):
+            self.origins.setdefault(done.get(node, node), origin)
+
+    def means(self, tensor: torch.Tensor, node: Node) -> None:
+        """Declares what a tensor means, with the place where the program is."""
+        (self._meaning[tensor],) = self.originated([node], self._origin(None))
 
     @contextmanager
     def outside(self) -> Iterator[None]:
@@ -409,12 +417,12 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
             t
             for k, a in enumerate(func._schema.arguments)
             if a.alias_info is not None and a.alias_info.is_write
-            for t in _tensors((args[k],) if k < len(args) else (kwargs.get(a.name),))
+            for t in tensors((args[k],) if k < len(args) else (kwargs.get(a.name),))
         ]
         name, _ = lowering.key_of(func)
         if name == "detach_":  # no number changes
             return
-        if name in _HIDDEN_WRITES and args[5]:  # batch statistics: the running ones are updated
+        if name in _HIDDEN_WRITES and isinstance(args[3], torch.Tensor) and args[5]:  # running statistics are updated
             written = [t for t in args[3:5] if t is not None]
         for tensor in written:
             owner = self._owners.get(memory_of(tensor))
@@ -425,12 +433,11 @@ class Recorder(Meanings, ProxyTorchDispatchMode):
                     instead="a copy (.clone()) before the write",
                 )
 
-    def _refuse_reads(self, func: Any, name: str, operands: Sequence[torch.Tensor]) -> None:
-        """Refuses what a graph cannot hold: numbers that Python reads, derivatives cut in place."""
-        if not self.follow and (torch.Tag.data_dependent_output in func.tags or name in _READS):
+    def _refuse_reads(self, func: Any, name: str, deciding: Sequence[torch.Tensor]) -> None:
+        """Refuses what a graph cannot hold: numbers that Python reads, sizes that depend on values."""
+        if not self.follow and (torch.Tag.data_dependent_output in func.tags or name in READS):
             self.fail_read()
-        masked = name == "index" and any(t.dtype in (torch.bool, torch.uint8) for t in operands[1:])
-        if not self.follow and (name in _SIZED_BY_VALUES or masked):
+        if not self.follow and deciding:
             self.fail(f"{func} gives a tensor whose size depends on values", required="sizes that do not")
         # An op that may write or alias and is not declared cannot be run on trust.
         if torch.Tag.maybe_aliasing_or_mutating in func.tags and lowering.rule_for(func) is None:
@@ -482,61 +489,22 @@ def active() -> Recorder | None:
     return mode if isinstance(mode, Recorder) and not mode.suspended else None
 
 
-# Ops whose result Python sees as a number -> how their operands are read again.
-_READS: dict[str, Callable[..., Any]] = {
-    "item": guards.number,
-    "_local_scalar_dense": guards.number,
-    "is_nonzero": guards.truth,
-    "equal": torch.equal,
-    "allclose": torch.allclose,
-}
-_VERDICTS = ("equal", "allclose")
-# Ops whose result is a number known now once it is guarded that their operand is what it is.
-_KNOWN_THEN = ("nonzero", "nonzero_numpy")
-# Ops that are declared for one known value of an operand, which is then guarded: which one.
-_KNOWN_LENGTHS = {"_pack_padded_sequence": 1}
-# Ops whose result has a size that depends on values -> which operand decides.
-_SIZED_BY_VALUES = {
-    "nonzero": 0,
-    "nonzero_numpy": 0,
-    "masked_select": 1,
-    "unique_dim": 0,
-    "_unique2": 0,
-    "unique_consecutive": 0,
-    "bincount": 0,
-    "_pack_padded_sequence": 1,
-}
+# In-place ops that change how a tensor reads its memory, and write nothing.
+_TURNS = frozenset(("transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_"))
 
 # Ops that update running statistics (arguments 3 and 4, if argument 5 is true) without saying so in their
 # schema.
-_HIDDEN_WRITES = frozenset(("batch_norm", "instance_norm", "native_batch_norm"))
-
-
-def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
-
-
-def _flat(values: Sequence[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            yield from _flat(value)
-        else:
-            yield value
-
-
-def _mapped(value: Any, one: Callable[[Any], Any]) -> Any:
-    return [_mapped(v, one) for v in value] if isinstance(value, (list, tuple)) else one(value)
+_HIDDEN_WRITES = frozenset(
+    ("batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
+)
 
 
 def _lowered(func: Any, args: Any, kwargs: Any, outputs: Sequence[torch.Tensor]) -> list[Node]:
     found = lowering.lower(func, args, kwargs, lowering.dtype_name(outputs[0].dtype))
     found = [found] if isinstance(found, Node) else list(found)
     for tensor, node in zip(outputs, found, strict=True):
-        _check_type(func, tensor, node)
+        if node is not None:
+            _check_type(func, tensor, node)
     return found
 
 

@@ -25,6 +25,11 @@ def fingerprint(function: Any) -> tuple[Any, ...]:
     return tuple(_parts(function, set()))
 
 
+def wants_gradient(part: Any) -> bool:
+    """Whether a part of a fingerprint is a tensor by which autograd differentiates."""
+    return isinstance(part, tuple) and isinstance(part[0], _Same) and part[-1] is True
+
+
 def modules_of(function: Any) -> list[nn.Module]:
     """The outermost modules that a function is or reads."""
     found = [held.value for held in _parts(function, set()) if isinstance(held, _Same) and _is_module(held.value)]
@@ -57,7 +62,7 @@ def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
         return
     if isinstance(value, torch.Tensor):
         yield (_Same(value), tuple(value.shape), value.dtype, value.device, value.requires_grad)
-        return
+        return  # see wants_gradient
     yield _Same(value)
     if id(value) in seen:
         return

@@ -8,8 +8,9 @@ attributes at that moment.
 
 from __future__ import annotations
 
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -34,6 +35,9 @@ from chainrule.ir import Graph, Node, constant, shape_text
 from chainrule.ops.opaque import Call
 
 assert chainrule.ops  # the registry is filled by importing it
+
+# torch has one place for pre-dispatch modes, which all threads share. Traces nest within a thread.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +108,7 @@ class Trace:
     def repeats(self) -> tuple[tuple[str, ...], ...]:
         """Paths of modules that do the same with weights of their own, the largest first; no part of another group."""
         found: list[tuple[str, ...]] = []
-        kinds: dict[str, dict[str, Part]] = {}
+        kinds: dict[str, dict[Hashable, Part]] = {}
         for call in self.calls:
             kinds.setdefault(call.class_name, {}).setdefault(call.path, (call.outputs, call.inputs))
         groups = [g for parts in kinds.values() for g in repeated(parts)]
@@ -207,7 +211,24 @@ def eager(traced: Trace) -> list[torch.Tensor]:
     return traced.rerun()
 
 
+def loss_value(model: Any, batch: Any, loss: Any = None, objective: Any = None) -> torch.Tensor:
+    """The loss of a batch, computed as the traced program would, by torch itself.
+
+    Raises:
+        ModelError: the batch or the loss is not as described.
+    """
+    value, _ = _call(model, batch, loss, objective, _mode(model, loss, objective))
+    if value is None:
+        raise ModelError("there is no loss to compute", required="loss=..., or objective=...")
+    return value
+
+
 # ---- calling -----------------------------------------------------------------------------------------------
+def run_case(model: Any, batch: Any, loss: Any = None, objective: Any = None) -> tuple[Any, Any]:
+    """(loss or None, what the model returned) of one batch by the convention of all verbs, run as it is."""
+    return _call(model, batch, loss, objective, _mode(model, loss, objective))
+
+
 def _mode(model: Any, loss: Any, objective: Any) -> str:
     if not callable(model):
         raise ModelError("the model cannot be called", given=type(model).__name__, required="a torch.nn.Module")
@@ -302,6 +323,20 @@ def _trace(
     strict: bool,
     follow: bool,
     inside: bool = False,
+) -> Trace:
+    with _ONE_AT_A_TIME:
+        return _traced(call, batch, named, names_of, roots, strict, follow, inside)
+
+
+def _traced(
+    call: Callable[[Any], tuple[Any, Any]],
+    batch: Any,
+    named: convention.Named,
+    names_of: Callable[[Any], convention.Named],
+    roots: Mapping[str, Any],
+    strict: bool,
+    follow: bool,
+    inside: bool,
 ) -> Trace:
     modules = {name: root for name, root in roots.items() if isinstance(root, nn.Module)}
     leaves = Leaves(modules)

@@ -1,0 +1,336 @@
+"""Sums and extrema over extra indices: matrix products, convolutions, reductions, with what follows from them.
+
+A block of results is kept in registers: rows along one result index times columns of vectors along another, or along a
+summed index with a horizontal sum at the end. Every operand of a block is loaded once per term.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from chainrule.backends.native import access
+from chainrule.backends.native.access import ZERO, Index
+from chainrule.backends.native.layout import vector_axis
+from chainrule.backends.native.memory import View
+from chainrule.backends.native.plan import Kernel, Root
+from chainrule.backends.native.values import Affine, LoopVar, Scope, Value
+from chainrule.backends.native.write import Writer
+from chainrule.ir import Node
+
+_PANEL = 16 * 1024  # bytes: half of the first cache
+
+
+class Accumulating(Writer):
+    """A writer that knows blocks of accumulators."""
+
+    def accumulate(self, kernel: Kernel) -> None:
+        """Writes a kernel whose core is an accumulation."""
+        core = kernel.core
+        assert core is not None
+        found = access.accumulation(core)
+        assert found is not None
+        choice = vector_axis(core, self.plan, self.layout)
+        if choice is not None and choice[0] == "extra":
+            self._reduce_lanes(kernel, found, choice[1])
+        else:
+            self._keep_lanes(kernel, found, None if choice is None else choice[1])
+
+    def _start(self, core: Node, found: access.Accumulation, lanes: int) -> Value:
+        number = 0.0 if found.combine == "add" else -math.inf if found.combine == "max" else math.inf
+        return self.e.constant(number, self.kind(core), lanes)
+
+    def _combine(
+        self, found: access.Accumulation, core: Node, acc: Value, index: Index, more: Index, mask: int = 0
+    ) -> Value:
+        """One more term in an accumulator; ``mask``: how many lanes count, where fewer than all do."""
+        e = self.e
+        xs = [self.value(x, at) for x, at in zip(core.inputs, found.read(index, more), strict=True)]
+        xs = [x if x.kind == acc.kind else e.convert(x, acc.kind) for x in xs]
+        if found.combine != "add":
+            x = xs[0]
+            if mask:
+                x = e.tail(e.vector(x), mask, -math.inf if found.combine == "max" else math.inf)
+            x = e.vector(x, acc.lanes) if x.lanes != acc.lanes else x
+            return e.maximum(acc, x) if found.combine == "max" else e.minimum(acc, x)
+        if mask:
+            xs = [e.tail(x, mask) if x.lanes > 1 else x for x in xs]
+            if all(x.lanes == 1 for x in xs):
+                xs = [e.tail(e.vector(xs[0]), mask), *xs[1:]]
+        if len(xs) == 1:
+            return acc + xs[0]
+        first = xs[0]
+        for x in xs[1:-1]:
+            first = first * x
+        return e.fma(first, xs[-1], acc)
+
+    def _sum(
+        self,
+        found: access.Accumulation,
+        accs: list[Value],
+        term: Callable[[list[Value], Index], list[Value]],
+        skip: int | None = None,
+    ) -> list[Value]:
+        """Loops over the summed indices (but ``skip``), the accumulators carried from turn to turn."""
+        sizes = found.sizes
+        more: list[Affine] = [ZERO] * len(sizes)
+        axes = [a for a, n in enumerate(sizes) if n > 1 and a != skip]
+
+        def nest(k: int, accs: list[Value]) -> list[Value]:
+            if k == len(axes):
+                return term(accs, tuple(more))
+            a = axes[k]
+            if k == len(axes) - 1 and sizes[a] <= 5 and len(accs) * sizes[a] <= 80:
+                for i in range(sizes[a]):
+                    more[a] = Affine((), i)
+                    accs = nest(k + 1, accs)
+                return accs
+
+            def turn(var: LoopVar, carried: list[Value]) -> list[Value]:
+                self.e.scopes[-1].values = {}
+                more[a] = Affine(((var, 1),))
+                return nest(k + 1, carried)
+
+            return self.e.loop(sizes[a], turn, accs)
+
+        return nest(0, accs)
+
+    def _keep_lanes(self, kernel: Kernel, found: access.Accumulation, vector: int | None) -> None:
+        """The vector index is one of the result's: accumulators are rows x columns of vectors."""
+        e, core = self.e, kernel.core
+        assert core is not None
+        lanes = e.lanes
+        shape = core.shape
+        target = self.destination(kernel.roots[0])
+        index: list[Affine] = [ZERO] * len(shape)
+        rest = [a for a, n in enumerate(shape) if n > 1 and a != vector]
+        rest.sort(key=lambda a: -target.strides[a])
+        row_axis = self._row_axis(core, found, vector, rest)
+        outer = [a for a in rest if a != row_axis]
+        vectors = 1 if vector is None else -(-shape[vector] // lanes)
+        rows_total = 1 if row_axis is None else shape[row_axis]
+        rows, columns = self._block(rows_total, vectors, len(core.inputs), math.prod(found.sizes))
+
+        def block(m: Affine, mr: int, v: Affine, nr: int, tail: int) -> None:
+            """One block of results: mr rows from m, nr vectors from v, the last of which has ``tail`` lanes."""
+            where: list[tuple[Index, int]] = []
+            for r in range(mr):
+                for c in range(nr):
+                    at = list(index)
+                    if row_axis is not None:
+                        at[row_axis] = m + r
+                    if vector is not None:
+                        at[vector] = replace(v + c * lanes, lane=1)
+                    where.append((tuple(at), tail if tail and c == nr - 1 else lanes))
+            width = 1 if vector is None else lanes
+
+            def term(accs: list[Value], more: Index) -> list[Value]:
+                out = []
+                for acc, (at, valid) in zip(accs, where, strict=True):
+                    with self.counting(valid):
+                        out.append(self._combine(found, core, acc, at, more))
+                return out
+
+            accs = self._sum(found, [self._start(core, found, width)] * len(where), term)
+            for acc, (at, valid) in zip(accs, where, strict=True):
+                with self.counting(valid):
+                    self.remember(core, at, acc)
+                    self.roots(kernel.roots, at)
+
+        def all_rows(v: Affine, nr: int, tail: int) -> None:
+            full = rows_total // rows * rows
+            self.loop(full, lambda m: block(m, rows, v, nr, tail), step=rows)
+            if full < rows_total:
+                self.loop(1, lambda _: block(Affine((), full), rows_total - full, v, nr, tail))
+
+        def all_columns() -> None:
+            if vector is None:
+                all_rows(ZERO, 1, 0)
+                return
+            size = shape[vector]
+            tail = size % lanes
+            whole = size // lanes // columns * columns
+            if tail == 0 or size // lanes % columns or whole * lanes == size:
+                pass
+            self.loop(whole * lanes, lambda v: all_rows(v, columns, 0), step=columns * lanes)
+            left = vectors - whole
+            if left:
+                self.loop(1, lambda _: all_rows(Affine((), whole * lanes), left, tail))
+
+        def nest(k: int) -> None:
+            if k == len(outer):
+                all_columns()
+                return
+            a = outer[k]
+
+            def body(i: Affine) -> None:
+                index[a] = i
+                nest(k + 1)
+
+            self.loop(shape[a], body)
+
+        nest(0)
+
+    def _row_axis(self, core: Node, found: access.Accumulation, vector: int | None, rest: Sequence[int]) -> int | None:
+        """The result index whose block shares what is loaded along the vector index."""
+        if not rest:
+            return None
+        marks = [LoopVar(f"o{a}", a) for a in range(core.type.rank)]
+        extra = tuple(ZERO for _ in found.sizes)
+        reads = found.read(tuple(Affine(((v, 1),)) for v in marks), extra)
+        depends = [{v for i in at for v, _ in i.terms} for at in reads]
+
+        def score(a: int) -> tuple[int, int]:
+            shared = sum(marks[a] not in d for d in depends if vector is not None and marks[vector] in d)
+            return (min(shared, 1), core.shape[a])
+
+        return max(rest, key=score)
+
+    def _block(self, rows: int, vectors: int, operands: int, terms: int = 0) -> tuple[int, int]:
+        """The block with the least estimated time: multiply-adds, loads, latency and turns that do less.
+
+        A block streams ``terms`` x ``columns`` vectors; where they do not fit into half of the first cache, each load
+        of one takes longer.
+        """
+        budget = 10 if self.registers <= 16 else 16
+        if operands == 1:
+            budget = 4
+        best: tuple[float, int, int] | None = None
+        for r in range(1, min(rows, 10) + 1):
+            for c in range(1, min(vectors, 10) + 1):
+                if r * c > budget:
+                    continue
+                load = 0.5 if terms * c * self.width <= _PANEL else 2.2
+                time = 0.0
+                for br, count_r in ((r, rows // r), (rows % r, 1 if rows % r else 0)):
+                    for bc, count_c in ((c, vectors // c), (vectors % c, 1 if vectors % c else 0)):
+                        time += count_r * count_c * max(br * bc / 2, br / 2 + bc * load, 5)
+                if best is None or time < best[0] * 0.999:
+                    best = (time, r, c)
+        assert best is not None
+        return best[1], best[2]
+
+    def _reduce_lanes(self, kernel: Kernel, found: access.Accumulation, vector: int) -> None:
+        """The vector index is summed over: accumulators hold partial sums that are added at the end."""
+        e, core = self.e, kernel.core
+        assert core is not None
+        lanes = e.lanes
+        shape = core.shape
+        size = found.sizes[vector]
+        roots = list(kernel.roots)
+        later: list[Root] = []
+        results = math.prod(shape)
+        if results > lanes and any(r.node is not core for r in roots):
+            later = [r for r in roots if r.node is not core]
+            roots = [r for r in roots if r.node is core]
+            if not roots:
+                self._scratch(core, later[0])
+                roots = [Root(core)]
+        axes = [a for a, n in enumerate(shape) if n > 1]
+        first, second = self._pair(core, found, axes)
+        outer = [a for a in axes if a not in (first, second)]
+        rows_total = 1 if first is None else shape[first]
+        columns_total = 1 if second is None else shape[second]
+        rows, columns = self._block(rows_total, columns_total, 2)
+        index: list[Affine] = [ZERO] * len(shape)
+
+        def block(m: Affine, mr: int, n: Affine, nr: int) -> None:
+            where: list[Index] = []
+            for r in range(mr):
+                for c in range(nr):
+                    at = list(index)
+                    if first is not None:
+                        at[first] = m + r
+                    if second is not None:
+                        at[second] = n + c
+                    where.append(tuple(at))
+
+            def term(accs: list[Value], more: Index) -> list[Value]:
+                full = size // lanes * lanes
+
+                def turn(i: Affine, accs: list[Value], mask: int) -> list[Value]:
+                    at = list(more)
+                    at[vector] = i
+                    with self.counting(mask or lanes):
+                        return [
+                            self._combine(found, core, a, w, tuple(at), mask) for a, w in zip(accs, where, strict=True)
+                        ]
+
+                if full:
+                    if full == lanes:
+                        accs = turn(Affine((), 0, 1), accs, 0)
+                    else:
+
+                        def body(var: LoopVar, carried: list[Value]) -> list[Value]:
+                            e.scopes[-1].values = {}
+                            return turn(Affine(((var, 1),), 0, 1), carried, 0)
+
+                        accs = e.loop(full, body, accs, step=lanes)
+                if full < size:
+                    accs = turn(Affine((), full, 1), accs, size - full)
+                return accs
+
+            accs = self._sum(found, [self._start(core, found, lanes)] * len(where), term, skip=vector)
+            for acc, at in zip(accs, where, strict=True):
+                self.remember(core, at, e.total(acc, found.combine))
+                self.roots(roots, at)
+
+        def nest(k: int) -> None:
+            if k < len(outer):
+                a = outer[k]
+
+                def body(i: Affine) -> None:
+                    index[a] = i
+                    nest(k + 1)
+
+                self.loop(shape[a], body)
+                return
+
+            def all_columns(m: Affine, mr: int) -> None:
+                full = columns_total // columns * columns
+                self.loop(full, lambda n: block(m, mr, n, columns), step=columns)
+                if full < columns_total:
+                    self.loop(1, lambda _: block(m, mr, Affine((), full), columns_total - full))
+
+            full = rows_total // rows * rows
+            self.loop(full, lambda m: all_columns(m, rows), step=rows)
+            if full < rows_total:
+                self.loop(1, lambda _: all_columns(Affine((), full), rows_total - full))
+
+        nest(0)
+        if later:
+            scope = Scope()
+            scope.values = {}
+            e.scopes[-1].body.append(scope)
+            e.scopes.append(scope)
+            before = self.ground
+            self.ground = len(e.scopes) - 1
+            held = core in self.plan.stored
+            self.plan.stored.add(core)
+            self.map(later)
+            if not held:
+                self.plan.stored.discard(core)
+            self.ground = before
+            e.scopes.pop()
+
+    def _scratch(self, core: Node, like: Root) -> None:
+        """Room for the sums where only what follows from them is stored."""
+        if core in self.layout.views:
+            return
+        view = self.destination(like)
+        count = 1 + sum((n - 1) * s for n, s in zip(core.shape, view.strides, strict=True)) + self.e.lanes
+        start = self.layout.arena.take(count, self.kind(core))
+        self.layout.views[core] = View(start, self.kind(core), 0, view.strides, view.innermost, view.room)
+
+    def _pair(self, core: Node, found: access.Accumulation, axes: Sequence[int]) -> tuple[int | None, int | None]:
+        """Two result indices of which each operand has one: their block shares loads both ways."""
+        marks = [LoopVar(f"o{a}", a) for a in range(core.type.rank)]
+        reads = found.read(tuple(Affine(((v, 1),)) for v in marks), tuple(ZERO for _ in found.sizes))
+        depends = [{v for i in at for v, _ in i.terms} for at in reads]
+        if len(depends) < 2:
+            return (max(axes, key=lambda a: core.shape[a]), None) if axes else (None, None)
+        only_first = [a for a in axes if marks[a] in depends[0] and marks[a] not in depends[1]]
+        only_second = [a for a in axes if marks[a] in depends[1] and marks[a] not in depends[0]]
+        pick = lambda found_axes: max(found_axes, key=lambda a: core.shape[a]) if found_axes else None  # noqa: E731
+        return pick(only_first), pick(only_second)

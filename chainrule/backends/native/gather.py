@@ -1,0 +1,125 @@
+"""The start of a step: the samples of the batch are copied into the arena, in the layout that was chosen for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from chainrule.backends.native.access import ZERO
+from chainrule.backends.native.emitter import Emitter
+from chainrule.backends.native.memory import View
+from chainrule.backends.native.values import BYTES, LLVM, Affine, Scope, Value
+from chainrule.backends.native.write import Writer
+from chainrule.ir import Node
+
+
+def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
+    """Copies the samples of this step into the arena."""
+    e, view = w.e, w.layout.views[leaf]
+    scope = Scope()
+    e.scopes[-1].body.append(scope)
+    e.scopes.append(scope)
+    w.ground = len(e.scopes) - 1
+    sample = leaf.shape[1:]
+    count = math.prod(sample)
+    size = BYTES[view.kind]
+    dense = [math.prod(sample[k + 1 :]) for k in range(len(sample))]
+
+    def row(b: Affine) -> str:
+        """Where sample number ``b`` of this step begins."""
+        at = e.index(b)
+        at = e.let(f"add nuw nsw i64 {position}, {at.text}")
+        slot = e.let(f"getelementptr inbounds i64, ptr %order, i64 {at}")
+        number = e.let(f"load i64, ptr {slot}, align 8")
+        offset = e.let(f"mul nsw i64 {number}, {count}")
+        return e.let(f"getelementptr inbounds {LLVM[view.kind]}, ptr {source}, i64 {offset}")
+
+    if view.strides and view.strides[0] == 1 and leaf.shape[0] > 1 and count > 1:
+        _gather_lanes(w, leaf, view, row, dense)
+    else:
+        # The longest run of elements that lie one after the other in both.
+        run, axis = 1, len(sample)
+        while axis and view.strides[axis] == run:
+            axis -= 1
+            run *= sample[axis]
+
+        def copy(b: Affine) -> None:
+            begin = row(b)
+            index: list[Affine] = [b, *[ZERO] * len(sample)]
+
+            def nest(k: int) -> None:
+                if k < axis:
+
+                    def inner(i: Affine) -> None:
+                        index[1 + k] = i
+                        nest(k + 1)
+
+                    w.loop(sample[k], inner)
+                    return
+                to = e.pointer(w.base(view), view.kind, view.address(tuple(index)))
+                at = ZERO
+                for k2 in range(axis):
+                    at = at + index[1 + k2] * dense[k2]
+                start = e.let(f"getelementptr inbounds {LLVM[view.kind]}, ptr {begin}, i64 {e.index(at).text}")
+                if run * size <= 16 * 32:
+                    _copy_run(e, to, start, view.kind, run)
+                else:
+                    target = e.intrinsic("llvm.memcpy.p0.p0.i64", "void", ["ptr", "ptr", "i64", "i1"])
+                    given = f"ptr align {size} {to}, ptr align {size} {start}, i64 {run * size}, i1 false"
+                    e.line(f"call void {target}({given})")
+
+            nest(0)
+
+        w.loop(leaf.shape[0], copy)
+    e.scopes.pop()
+
+
+def _copy_run(e: Emitter, to: str, start: str, kind: str, count: int) -> None:
+    """Exactly ``count`` elements, by the widest loads that fit: nothing behind them is touched."""
+    done = 0
+    width = e.lanes
+    while done < count:
+        while width > count - done:
+            width //= 2
+        kind_text = LLVM[kind] if width == 1 else f"<{width} x {LLVM[kind]}>"
+        source = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr {start}, i64 {done}")
+        value = e.let(f"load {kind_text}, ptr {source}, align {BYTES[kind]}")
+        target = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr {to}, i64 {done}")
+        e.line(f"store {kind_text} {value}, ptr {target}, align {BYTES[kind]}")
+        done += width
+
+
+def _gather_lanes(w: Writer, leaf: Node, view: View, row: Callable[[Affine], str], dense: Sequence[int]) -> None:
+    """Samples side by side in the lanes: one load per element, one store per vector."""
+    e = w.e
+    sample = leaf.shape[1:]
+
+    def block(b: Affine) -> None:
+        rows = [row(replace(b, lane=0) + k) for k in range(e.valid)]
+        index: list[Affine] = [b, *[ZERO] * len(sample)]
+
+        def nest(k: int) -> None:
+            if k < len(sample):
+
+                def inner(i: Affine) -> None:
+                    index[1 + k] = i
+                    nest(k + 1)
+
+                w.loop(sample[k], inner)
+                return
+            at = ZERO
+            for i, s in zip(index[1:], dense, strict=True):
+                at = at + i * s
+            where = e.index(at)
+            parts = []
+            for begin in rows:
+                slot = e.let(f"getelementptr inbounds {LLVM[view.kind]}, ptr {begin}, i64 {where.text}")
+                parts.append(
+                    Value(e, view.kind, 1, e.let(f"load {LLVM[view.kind]}, ptr {slot}, align {BYTES[view.kind]}"))
+                )
+            w.store(e.gathered(parts), view, tuple(index))
+
+        nest(0)
+
+    w.along(leaf.shape[0], block)

@@ -1,0 +1,270 @@
+"""A step graph as one function: a loop over steps that gathers a batch, runs the kernels and refreshes copies.
+
+``Program`` holds the machine code and says where in the arena everything is. The same program serves every model of
+the same architecture: it holds no tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from chainrule.backends.native import jit
+from chainrule.backends.native.copies import copy_weights
+from chainrule.backends.native.draws import STEP_COUNTER, drawing
+from chainrule.backends.native.emitter import Emitter
+from chainrule.backends.native.forms import KINDS
+from chainrule.backends.native.gather import gather
+from chainrule.backends.native.kernels import KernelWriter
+from chainrule.backends.native.layout import choose
+from chainrule.backends.native.memory import Arena, Layout, View
+from chainrule.backends.native.plan import Kernel
+from chainrule.backends.native.prepare import StepGraph, weight
+from chainrule.backends.native.schedule import schedule
+from chainrule.backends.native.values import BYTES, LLVM, LoopVar, Value
+from chainrule.errors import UnsupportedOpError
+from chainrule.ir import Node, digest, toposort
+
+_NUMPY = {"f32": np.float32, "f64": np.float64, "i64": np.int64, "i32": np.int32, "i8": np.int8, "i1": np.int8}
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A compiled step.
+
+    Attributes:
+        graph: what it computes. layout: where. code: ``run(arguments)``, the address of seven numbers: arena, data,
+            order, steps, rates, losses, tensors (see :func:`emit`).
+        batch: leaves of the batch in order. rates: leaves of the learning rates.
+        draws: whether it needs a counter for random numbers. cached: whether it came from the cache.
+        engine: what owns the machine code. key: of its entry in the cache.
+    """
+
+    graph: StepGraph
+    layout: Layout
+    code: Any
+    batch: tuple[Node, ...]
+    rates: tuple[Node, ...]
+    draws: bool
+    cached: bool
+    engine: Any
+    key: str
+
+    def array(self, arena: np.ndarray, leaf: Node, view: View | None = None) -> np.ndarray:
+        """The memory of a stored node, in its logical shape."""
+        view = view or self.layout.views[leaf]
+        kind = _NUMPY[view.kind]
+        flat = arena[view.start :].view(np.uint8)
+        room = (len(flat) // BYTES[view.kind]) * BYTES[view.kind]
+        typed = flat[:room].view(kind)[view.offset :]
+        strides = tuple(s * BYTES[view.kind] for s in view.strides)
+        return np.lib.stride_tricks.as_strided(typed, leaf.shape, strides)
+
+
+def lanes_of(graph: StepGraph, target: jit.Target) -> int:
+    """Elements per vector: of the widest float among tensors."""
+    kinds = {n.type.dtype for n in graph.order if hasattr(n.type, "dtype") and n.type.is_float and n.shape != ()}
+    kinds = kinds or {n.type.dtype for n in graph.results}
+    for dtype in kinds:
+        if dtype not in KINDS:
+            raise UnsupportedOpError(f"tensors of dtype {dtype} in native code", instead='backend="torch"')
+    return target.bytes // (8 if "float64" in kinds else 4)
+
+
+def build(
+    graph: StepGraph,
+    batch: Sequence[Node],
+    rates: Sequence[Node],
+    fixed: Layout | None = None,
+    external: Sequence[Node] = (),
+    target: jit.Target | None = None,
+) -> Program:
+    """The program of a step graph, from the cache where it is there.
+
+    Args:
+        batch: leaves that are gathered for every step, samples first. rates: learning rate leaves.
+        fixed: the layout of the same step for another batch size, whose leaves and arena it shares.
+        external: nodes whose memory is torch's, in the order of their addresses at a call.
+    Raises:
+        UnsupportedOpError: a dtype or op without a native form.
+    """
+    target = target or jit.host()
+    key = _key(graph, batch, rates, fixed, external, target)
+    entry = jit.read(key)
+    if entry is None:
+        text, layout, used, draws = emit(graph, batch, rates, fixed, external, target)
+        code, cached = jit.compiled(text, target), False
+        jit.write(key, _described(graph, layout, used, draws), code)
+    else:
+        description, code = entry
+        layout, used, draws = _restored(graph, description, fixed)
+        cached = True
+    engine = jit.loaded(code, target)
+    return Program(graph, layout, jit.function(engine, "call", 1), used, tuple(rates), draws, cached, engine, key)
+
+
+def _key(
+    graph: StepGraph,
+    batch: Sequence[Node],
+    rates: Sequence[Node],
+    fixed: Layout | None,
+    external: Sequence[Node],
+    target: jit.Target,
+) -> str:
+    state = hashlib.blake2b(digest_size=20)
+    updates = [digest(n) for pair in graph.updates.items() for n in pair]
+    for part in (
+        jit.version().encode(),
+        repr(target).encode(),
+        *(digest(n) for n in graph.results),
+        *updates,
+        b"/",
+        *(digest(n) for n in [*batch, *rates, *graph.parameters]),
+        b"/",
+        *(digest(n) for n in external),
+    ):
+        state.update(part + b"\0")
+    if fixed is not None:
+        state.update(repr((fixed.arena.size, sorted(fixed.views.values(), key=repr))).encode())
+    return state.hexdigest()
+
+
+def _numbered(graph: StepGraph) -> dict[Node, int]:
+    return {node: k for k, node in enumerate(toposort([*graph.roots, *graph.updates]))}
+
+
+def _described(graph: StepGraph, layout: Layout, batch: Sequence[Node], draws: bool) -> dict[str, Any]:
+    """What the object code does not say: where leaves and results are."""
+    number = _numbered(graph)
+    wanted = {n for n in number if n.is_leaf} | set(graph.results)
+    return {
+        "lanes": layout.lanes,
+        "size": layout.arena.size,
+        "views": {number[n]: astuple(v) for n, v in layout.views.items() if n in wanted},
+        "copies": {number[n]: {a: astuple(v) for a, v in c.items()} for n, c in layout.copies.items()},
+        "batch": [number[n] for n in batch],
+        "counter": astuple(layout.views[STEP_COUNTER]) if draws else None,
+    }
+
+
+def _restored(
+    graph: StepGraph, description: dict[str, Any], fixed: Layout | None
+) -> tuple[Layout, tuple[Node, ...], bool]:
+    nodes = list(_numbered(graph))
+
+    def view(held: list[Any]) -> View:
+        start, kind, offset, strides, innermost, room = held
+        return View(start, kind, offset, tuple(strides), innermost, room)
+
+    layout = Layout(description["lanes"], fixed.arena if fixed is not None else Arena())
+    layout.arena.size = description["size"]
+    layout.views = {nodes[int(k)]: view(v) for k, v in description["views"].items()}
+    layout.copies = {nodes[int(k)]: {int(a): view(v) for a, v in c.items()} for k, c in description["copies"].items()}
+    draws = description["counter"] is not None
+    if draws:
+        layout.views[STEP_COUNTER] = view(description["counter"])
+    return layout, tuple(nodes[k] for k in description["batch"]), draws
+
+
+def emit(
+    graph: StepGraph,
+    batch: Sequence[Node],
+    rates: Sequence[Node],
+    fixed: Layout | None,
+    external: Sequence[Node],
+    target: jit.Target,
+    only: Callable[[Kernel], bool] | None = None,
+) -> tuple[str, Layout, tuple[Node, ...], bool]:
+    """(LLVM text, layout, leaves of the batch that are read, whether it draws random numbers) of a step.
+
+    The function ``run`` takes the arena, the addresses of the data, the sample numbers, how many steps, the learning
+    rates (float64, one row per step), where the losses go (float64; in their own dtype where there are external
+    tensors), and the addresses of external tensors; ``call`` takes the address of these seven.
+
+    Args:
+        only: which kernels are written: to measure them one by one.
+    """
+    lanes = lanes_of(graph, target)
+    plan = schedule(graph.results, graph.updates, weight)
+    order = graph.order
+    batch = [b for b in batch if b in plan.stored]
+    layout = choose(plan, order, lanes, batch, graph.parameters, graph.results, fixed, external)
+    draws = any(n.op.native == "draw" for n in order)
+    if draws and STEP_COUNTER not in layout.views:
+        layout.views[STEP_COUNTER] = layout.dense((), "i64", (), False)
+    for leaf in rates:
+        if leaf not in layout.views:
+            layout.views[leaf] = layout.dense((), "f64", (), False)
+    e = Emitter(lanes)
+
+    def body() -> None:
+        sources = []
+        for k in range(len(batch)):
+            slot = e.let(f"getelementptr inbounds ptr, ptr %data, i64 {k}")
+            sources.append(e.let(f"load ptr, ptr {slot}, align 8"))
+
+        def step(s: LoopVar, _: list[Value]) -> list[Value]:
+            writer = KernelWriter(e, plan, layout, "%arena", target.registers)
+            writer.draw = drawing(writer)
+            for k, leaf in enumerate(batch):
+                size = leaf.shape[0]
+                position = e.let(f"mul nuw nsw i64 {s.ssa}, {size}")
+                gather(writer, leaf, sources[k], position)
+            for g, leaf in enumerate(rates):
+                if leaf in plan.stored:
+                    at = e.let(f"mul nuw nsw i64 {s.ssa}, {len(rates)}")
+                    at = e.let(f"add nuw nsw i64 {at}, {g}")
+                    slot = e.let(f"getelementptr inbounds double, ptr %rates, i64 {at}")
+                    rate = Value(e, "f64", 1, e.let(f"load double, ptr {slot}, align 8"))
+                    writer.ground = len(e.scopes) - 1
+                    writer.store(rate, layout.views[leaf], ())
+            copy_weights(writer, graph, external=True)
+            for kernel in plan.kernels:
+                if only is None or only(kernel):
+                    writer.kernel(kernel)
+            if only is None:
+                copy_weights(writer, graph, external=False)
+            writer.ground = len(e.scopes) - 1
+            e.scopes[-1].values = {}
+            if graph.loss is not None:
+                view = layout.views[graph.loss]
+                kind = view.kind if external else "f64"
+                loss = e.convert(e.load(writer.base(view), view.kind, view.address(())), kind)
+                slot = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr %losses, i64 {s.ssa}")
+                e.line(f"store {LLVM[kind]} {loss.text}, ptr {slot}, align {BYTES[kind]}")
+            if draws:
+                view = layout.views[STEP_COUNTER]
+                count = e.load(writer.base(view), "i64", view.address(()))
+                e.store(count + 1, writer.base(view), view.address(()))
+            return []
+
+        e.loop("%steps", step)
+
+    pointers = ("arena", "data", "order", "steps", "rates", "losses", "tensors")
+    e.function("run", ", ".join(_ARGUMENTS[n] for n in pointers), body)
+
+    def call() -> None:
+        given = []
+        for k, name in enumerate(pointers):
+            kind = _ARGUMENTS[name].split()[0]
+            slot = e.let(f"getelementptr inbounds i64, ptr %arguments, i64 {k}")
+            given.append(f"{kind} {e.let(f'load {kind}, ptr {slot}, align 8')}")
+        e.line(f"call void @run({', '.join(given)})")
+
+    e.function("call", "ptr %arguments", call)
+    return e.module(), layout, tuple(batch), draws
+
+
+_ARGUMENTS = {
+    "arena": "ptr noalias %arena",
+    "data": "ptr noalias %data",
+    "order": "ptr noalias %order",
+    "steps": "i64 %steps",
+    "rates": "ptr noalias %rates",
+    "losses": "ptr noalias %losses",
+    "tensors": "ptr noalias %tensors",
+}

@@ -1,0 +1,74 @@
+"""What engines of one architecture share in a process, and what each has looked through."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+
+from chainrule.backends.native.prepare import Limit
+from chainrule.backends.native.program import Program, build
+from chainrule.backends.native.traced import Traced
+from chainrule.errors import ModelError
+from chainrule.ir import Node
+
+
+class Checked:
+    """Integer tensors whose numbers were found to be allowed: looked through once, and again after a write."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Node, tuple[int, int, int]] = {}
+
+    def check(self, leaf: Node, tensor: torch.Tensor, limit: Limit) -> None:
+        """Raises ModelError for a position or class number outside of its range."""
+        state = (id(tensor), tensor._version, tensor.numel())
+        if self._seen.get(leaf) == state or not tensor.numel():
+            return
+        wrong = (tensor < 0) | (tensor >= limit.size)
+        for number in limit.ignored:
+            wrong &= tensor != number
+        if bool(wrong.any()):
+            raise ModelError(
+                f"{leaf.params['name']} holds a number outside of its range",
+                given=str(int(tensor[wrong].flatten()[0])),
+                required=f"0 to {limit.size - 1}",
+            )
+        self._seen[leaf] = state
+
+
+class Compiled:
+    """The programs of one architecture, by batch size. Holds no tensor of a model, so that models share it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.programs: dict[int, tuple[Program, Traced]] = {}
+        self.lock = threading.RLock()
+
+    def program(self, size: int, trace: Callable[[int], Traced]) -> tuple[Program, Traced]:
+        """The program for batches of a size; the first one made decides where parameters lie."""
+        with self.lock:
+            if size not in self.programs:
+                traced = trace(size)
+                fixed = self.programs[self.size][0].layout if self.programs else None
+                rates = traced.rule.rates if traced.rule is not None else ()
+                self.programs[size] = build(traced.graph, traced.batch, rates, fixed), traced
+            return self.programs[size]
+
+
+_KEPT = 64
+_COMPILED: OrderedDict[Hashable, Compiled] = OrderedDict()
+_LOCK = threading.Lock()
+
+
+def shared(key: Hashable | None, size: int) -> Compiled:
+    """What was compiled for this architecture in this process; a new one where there is no key."""
+    if key is None:
+        return Compiled(size)
+    with _LOCK:
+        found = _COMPILED.pop(key, None) or Compiled(size)
+        _COMPILED[key] = found
+        while len(_COMPILED) > _KEPT:
+            _COMPILED.popitem(last=False)
+    return found

@@ -1,0 +1,68 @@
+"""The first step of freshly compiled code held against the torch back end: another machine may have another LLVM bug.
+
+Done once per compiled program, before anything is trained with it. What the cache holds has passed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from chainrule.backends.torch import step as torch_step
+from chainrule.errors import BackendError, ChainruleError
+from chainrule.frontends.torch import Trace, untouched
+
+# Relative to the largest entry. Adaptive rules divide rounding by rounding: single entries may differ by a step.
+_TOLERANCE = {"float32": 1e-3, "float64": 1e-8}
+_FEW = 0.02
+
+
+def expected_step(
+    case: Trace, model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Any
+) -> tuple[float, dict[str, torch.Tensor]] | None:
+    """(loss, parameters after one step) by the torch back end; None where that cannot run the case.
+
+    The user's model and optimizer stay as they are.
+    """
+    named = dict(model.named_parameters())
+    try:
+        step = torch_step(case)
+        with untouched(()):
+            loss, grads = step({n: p.detach() for n, p in named.items()}, batch, update=False)
+    except ChainruleError:
+        return None
+    copies = {id(p): p.detach().clone().requires_grad_(p.requires_grad) for p in named.values()}
+    twin = copy.deepcopy(optimizer, dict(copies))  # its parameters are the copies, its state is one of its own
+    for name, parameter in named.items():
+        copies[id(parameter)].grad = grads.get(name)
+    twin.step()
+    return float(loss), {name: copies[id(p)].detach() for name, p in named.items()}
+
+
+def compare(
+    loss: float, parameters: Mapping[str, torch.Tensor], expected: tuple[float, Mapping[str, torch.Tensor]]
+) -> None:
+    """Raises BackendError where a native step gave something else than torch."""
+    right, after = expected
+    dtype = next((str(p.dtype).removeprefix("torch.") for p in parameters.values()), "float32")
+    tolerance = _TOLERANCE.get(dtype, 1e-3)
+    if not abs(loss - right) <= tolerance * max(abs(right), 1e-6) and right == right:
+        raise _other(f"loss {loss!r}, torch {right!r}")
+    for name, value in parameters.items():
+        theirs = after[name]
+        scale = max(theirs.abs().max().item(), 1e-6) if theirs.numel() else 1.0
+        wrong = ((value - theirs).abs() > tolerance * scale).float().mean().item() if theirs.numel() else 0.0
+        if wrong > _FEW + 1 / max(theirs.numel(), 1):
+            raise _other(f"{wrong:.0%} of the entries of {name} after one step differ")
+
+
+def _other(given: str) -> BackendError:
+    return BackendError(
+        "native code computes something else than torch on this machine",
+        given=given,
+        required="equal results up to rounding",
+        instead='backend="torch", and a report of this: it is a fault',
+    )

@@ -1,0 +1,439 @@
+"""A training script as it is: run up to its optimizer's step, with model, batch, loss and optimizer taken from it.
+
+Nothing in the script is edited. Global hooks of torch see every call of a module and every step of an optimizer, a
+function mode sees every torch function outside of modules and ``backward`` itself. Between two backward passes that is
+a short program: calls of models, then what becomes of their outputs until the loss. It can be run again on the same
+objects (:class:`Segment`), which is what the verbs need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import runpy
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from chainrule.errors import ModelError
+from chainrule.frontends.torch.batch import leaves
+from chainrule.frontends.torch.places import Place, here, of_traceback, skipped
+
+
+@dataclass(eq=False)
+class Event:
+    """One call outside of modules: a module (``module``) or a torch function, its arguments, what came out, where."""
+
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    place: Place
+    module: nn.Module | None = None
+    autocast: tuple[str, torch.dtype] | None = None
+    rng: torch.Tensor | None = None
+
+
+@dataclass(eq=False)
+class Segment:
+    """What led to one call of ``backward``: the events that the loss depends on, in order, and the loss."""
+
+    events: list[Event]
+    loss: torch.Tensor
+    scale: float = 1.0
+    rng: torch.Tensor | None = None  # before its first model ran: with it, dropout draws the same again
+
+    @property
+    def models(self) -> list[Event]:
+        """The calls of modules that have parameters."""
+        return [e for e in self.events if e.module is not None and any(True for _ in e.module.parameters())]
+
+    @property
+    def roots(self) -> list[nn.Module]:
+        """The modules with parameters, each once."""
+        return list({id(e.module): e.module for e in self.models if e.module is not None}.values())
+
+    def outside(self) -> list[torch.Tensor]:
+        """The tensors that events read and no event made, in order: batch, targets, learned tensors without module."""
+        made = {id(t) for e in self.events for _, t in leaves(e.out)}
+        found: dict[int, torch.Tensor] = {}
+        for event in self.events:
+            for _, t in leaves((event.args, event.kwargs)):
+                if id(t) not in made:
+                    found.setdefault(id(t), t)
+        return list(found.values())
+
+    def replay(self, given: Mapping[int, Any], events: Sequence[Event] | None = None) -> torch.Tensor:
+        """The loss, computed again; ``given``: identity of a tensor -> the value in its place."""
+        values = dict(given)
+
+        def now(t: torch.Tensor) -> Any:
+            return values.get(id(t), t)
+
+        for event in self.events if events is None else events:
+            place = event.place  # noqa: F841  (read by places.here from this frame)
+            out = event.call(*mapped(event.args, now), **mapped(event.kwargs, now))
+            for (_, before), (_, after) in zip(leaves(event.out), leaves(out), strict=False):
+                values[id(before)] = after
+        return values[id(self.loss)]
+
+
+@dataclass(eq=False)
+class Captured:
+    """What a script was about to do at an optimizer's step.
+
+    Attributes:
+        segments: since the last step of any optimizer, those whose loss depends on what it moves (several where
+            gradients are accumulated). optimizer, step: which, and its how-manieth step. gradients: of its parameters
+            at that moment, by identity. autocast: device and dtype, if a model ran under it. names: module or tensor
+            -> variable of the script. others: the optimizers that exist besides.
+    """
+
+    segments: list[Segment]
+    optimizer: torch.optim.Optimizer
+    step: int
+    gradients: dict[int, torch.Tensor]
+    autocast: tuple[str, torch.dtype] | None
+    names: Mapping[int, str]
+    others: list[torch.optim.Optimizer] = field(default_factory=list)
+
+
+class Stop(BaseException):
+    """Ends the script: everything has been seen."""
+
+
+def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """The same structure with each tensor changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        made = {k: mapped(v, change) for k, v in value.items()}
+        if type(value) is dict:
+            return made
+        try:
+            return type(value)(made)
+        except TypeError:
+            return made
+    if hasattr(value, "_fields"):
+        return type(value)(*(mapped(v, change) for v in value))  # type: ignore[call-arg]
+    if type(value) in (list, tuple):
+        return type(value)(mapped(v, change) for v in value)
+    return value
+
+
+# ---- watching ------------------------------------------------------------------------------------------------
+class Watch(TorchFunctionMode):
+    """Sees what a script does with torch while it runs.
+
+    Args:
+        at_step: which step of each optimizer to stop at. seen: called with each capture, before the step is made.
+        leftovers: whether to run on until the next backward pass, to see whether gradients were left over.
+    """
+
+    def __init__(self, at_step: int, seen: Callable[[Captured], None], leftovers: bool) -> None:
+        super().__init__()
+        self.at_step, self.seen, self.leftovers = at_step, seen, leftovers
+        self.events: list[Event] = []
+        self.segments: list[Segment] = []
+        self.steps: dict[int, int] = {}
+        self.captured: list[Captured] = []
+        self.left: list[bool] = []
+        self._dependent: set[int] = set()
+        self._running: list[nn.Module] = []
+        self._paused = False
+        self._scaled: dict[int, tuple[torch.Tensor, float]] = {}
+        self._stepped: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.stopping = False
+        self._rng: torch.Tensor | None = None
+        self._kept: list[torch.Tensor] = []
+        self._round: set[int] = set()
+        self._known: set[int] | None = None
+        self._older = weakref.WeakSet(_optimizers())  # not the script's
+        self.failure: ModelError | None = None
+        self.backwards = 0
+
+    # ---- functions -----------------------------------------------------------------------------------------
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._paused or self._running:
+            return func(*args, **kwargs)
+        if func is torch.Tensor.backward:
+            self._backward(args[0])
+            with self.quiet():
+                return func(*args, **kwargs)
+        if not any(self._depends(t) for _, t in leaves((args, kwargs))):
+            return func(*args, **kwargs)
+        place = here()
+        with self.quiet():
+            out = func(*args, **kwargs)
+        if any(True for _ in leaves(out)):
+            self._add(Event(func, args, dict(kwargs), out, place))
+        return out
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Nothing is recorded in the block."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def _depends(self, t: torch.Tensor) -> bool:
+        return id(t) in self._dependent or (t.requires_grad and t.is_leaf)
+
+    def _add(self, event: Event) -> None:
+        self.events.append(event)
+        self._dependent |= {id(t) for _, t in leaves(event.out)}
+
+    def forget(self) -> None:
+        """Drops what led to the last steps."""
+        self.events, self.segments, self._dependent = [], [], set()
+
+    # ---- modules -------------------------------------------------------------------------------------------
+    def before(self, module: nn.Module, args: Any) -> None:
+        """A module is called."""
+        if not self._paused:
+            if not self._running:
+                self._rng = torch.get_rng_state()
+            self._running.append(module)
+
+    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """A module has ended; only outermost calls count."""
+        if self._paused or module not in self._running:
+            return
+        while self._running.pop() is not module:
+            pass
+        if self._running:
+            return
+        learned = any(True for _ in module.parameters())
+        if learned or any(self._depends(t) for _, t in leaves((args, kwargs))):
+            device = next((t.device.type for _, t in leaves((args, kwargs))), "cpu")
+            casts = torch.is_autocast_enabled(device)
+            autocast = (device, torch.get_autocast_dtype(device)) if casts else None
+            self._add(Event(module, args, dict(kwargs), output, here(), module, autocast, self._rng))
+
+    # ---- backward and steps ---------------------------------------------------------------------------------
+    def _backward(self, loss: torch.Tensor) -> None:
+        self.backwards += 1
+        if self._stepped:  # the first backward after a step: are its gradients still there?
+            left = [p.grad is not None and torch.equal(p.grad, g) and bool(g.any()) for p, g in self._stepped]
+            self.left.append(bool(left) and all(left))
+            self._stepped = []
+            self._finish_if_done(after_backward=True)
+        own, scale = self._scaled.get(id(loss), (loss, 1.0))
+        events = slice_of(self.events, own)
+        rng = next((e.rng for e in events if e.rng is not None), None)
+        self.segments.append(Segment(events, own, scale, rng))
+
+    def scale(self, scaler: Any, original: Callable[..., Any], outputs: Any) -> Any:
+        """``GradScaler.scale``: remembers what the loss was before."""
+        with self.quiet():
+            out = original(scaler, outputs)
+        if isinstance(outputs, torch.Tensor) and isinstance(out, torch.Tensor):
+            self._scaled[id(out)] = (outputs, float(scaler.get_scale()))
+            self._kept = [*self._kept[-4:], out]  # so that its identity is not given to another
+        return out
+
+    def step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """An optimizer is about to step."""
+        if self._paused:
+            return
+        if self.stopping:
+            raise Stop
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not self.segments and callable(closure):
+            closure()
+        count = self.steps[id(optimizer)] = self.steps.get(id(optimizer), 0) + 1
+        moved = {id(p) for g in optimizer.param_groups for p in g["params"]}
+        if count == self.at_step:
+            mine = [s for s in self.segments if not moved or moved & _learned(s)] or self.segments
+            if not mine:
+                raise ModelError(
+                    "the optimizer steps, and no loss.backward() was seen before",
+                    given=type(optimizer).__name__,
+                    required="loss.backward() in this process, by Tensor.backward",
+                    instead="file.py:function that returns cr.case(model, batch, loss, optimizer)",
+                )
+            others = [o for o in _optimizers() if o is not optimizer and o not in self._older]
+            autocast = next((e.autocast for s in mine for e in s.models if e.autocast is not None), None)
+            grads = {id(p): p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None}
+            for s in mine:
+                for root in s.roots:
+                    grads |= {id(p): p.grad for p in root.parameters() if p.grad is not None}
+            with self.quiet():
+                grads = {k: g.detach().clone() for k, g in grads.items()}
+                names = _names(mine)
+                captured = Captured(mine, optimizer, count, grads, autocast, names, others)
+                self.captured.append(captured)
+                try:
+                    self.seen(captured)
+                except ModelError as error:
+                    self.failure = error
+                    raise
+                self._stepped = [
+                    (p, p.grad.detach().clone())
+                    for g in optimizer.param_groups
+                    for p in g["params"]
+                    if p.grad is not None
+                ][:20]
+        self._finish_if_done(after_backward=False)
+        # Later losses may be made of earlier values (a GAN's sample), until each optimizer has had its turn.
+        self._round.add(id(optimizer))
+        self.segments = [s for s in self.segments if not (moved & _learned(s))] if moved else []
+        if self._known is None or id(optimizer) not in self._known:
+            self._known = {id(o) for o in _optimizers() if o not in self._older} | {id(optimizer)}
+        if len(self._round) >= len(self._known):
+            self.forget()
+            self._round = set()
+
+    def _finish_if_done(self, after_backward: bool) -> None:
+        if not self.captured:
+            return
+        known = {id(c.optimizer) for c in self.captured}
+        waiting = [o for o in self.captured[0].others if id(o) not in known and self.steps.get(id(o), 0) < self.at_step]
+        again = max(self.steps.values()) > self.at_step
+        if (not waiting and (after_backward or not self.leftovers)) or again:
+            self.stopping = True
+            raise Stop
+
+
+def slice_of(events: Sequence[Event], loss: torch.Tensor) -> list[Event]:
+    """The events that a loss depends on, in order."""
+    needed, kept = {id(loss)}, []
+    for event in reversed(events):
+        if any(id(t) in needed for _, t in leaves(event.out)):
+            kept.append(event)
+            needed |= {id(t) for _, t in leaves((event.args, event.kwargs))}
+    return kept[::-1]
+
+
+def _learned(segment: Segment) -> set[int]:
+    own = {id(p) for root in segment.roots for p in root.parameters()}
+    return own | {id(t) for t in segment.outside() if t.requires_grad}
+
+
+def _optimizers() -> list[torch.optim.Optimizer]:
+    """The optimizers that exist; wrappers of one (Accelerate's) do not count."""
+    found = []
+    for o in gc.get_objects():
+        try:
+            if (
+                issubclass(type(o), torch.optim.Optimizer)
+                and not hasattr(o, "optimizer")
+                and hasattr(o, "param_groups")
+            ):
+                found.append(o)
+        except ReferenceError:
+            continue
+    return found
+
+
+def _names(segments: Sequence[Segment]) -> dict[int, str]:
+    """What modules and learned tensors are called in the script, from the variables of the frames that run."""
+    wanted = {id(r) for s in segments for r in s.roots} | {id(t) for s in segments for t in s.outside()}
+    found: dict[int, str] = {}
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not skipped(frame.f_code):
+            for scope in (frame.f_locals, frame.f_globals):
+                for name, value in list(scope.items()):
+                    if id(value) in wanted and not name.startswith("_"):
+                        found.setdefault(id(value), name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return found
+
+
+# ---- running -------------------------------------------------------------------------------------------------
+def run_script(
+    path: Path, arguments: Sequence[str], seen: Callable[[Captured], None], at_step: int = 1, leftovers: bool = False
+) -> Watch:
+    """Runs a script as ``python path arguments`` would, until everything has been seen.
+
+    Args:
+        path, arguments: the script and its own arguments. seen: called with each capture, while the script waits.
+        at_step: which step of each optimizer. leftovers: run on until the next backward pass.
+
+    Raises:
+        ModelError: the script raised, ended before an optimizer stepped, or trains in a way that was not seen.
+    """
+    watch = Watch(at_step, seen, leftovers)
+    argv, search = list(sys.argv), list(sys.path)
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(path.resolve().parent))
+    scale = torch.amp.GradScaler.scale
+
+    def scaled(self: Any, outputs: Any) -> Any:
+        return watch.scale(self, scale, outputs)
+
+    with contextlib.ExitStack() as stack:
+        for handle in (
+            register_module_forward_pre_hook(watch.before),
+            register_module_forward_hook(watch.after, with_kwargs=True),
+            register_optimizer_step_pre_hook(watch.step),
+        ):
+            stack.callback(handle.remove)
+        torch.amp.GradScaler.scale = scaled  # type: ignore[method-assign]
+        stack.callback(setattr, torch.amp.GradScaler, "scale", scale)
+        torch.compiler.set_stance("force_eager")  # compiled models run as they were written
+        stack.callback(torch.compiler.set_stance, "default")
+        stack.enter_context(watch)
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except Stop:
+            pass
+        except SystemExit as error:
+            if not watch.captured and error.code not in (0, None):
+                raise _ended(path, f"it exited with {error.code!r}", watch) from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if isinstance(error, ModelError) and watch.failure is None:
+                raise
+            if not watch.captured:
+                raise _raised(path, error) from error
+        finally:
+            sys.argv, sys.path[:] = argv, search
+    if watch.failure is not None:
+        raise watch.failure
+    if not watch.captured:
+        raise _ended(path, "it ended", watch)
+    return watch
+
+
+def _raised(path: Path, error: BaseException) -> ModelError:
+    place = of_traceback(error)
+    said = " ".join(str(error).split())
+    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    return ModelError(
+        f"running {path.name} raised {type(error).__name__}{f': {said}' if said else ''}",
+        given=f"{place.text}: {place.segment.text.splitlines()[0]}" if place.segment is not None else place.text,
+        required=f"the package {missing}" if missing else "a script that runs until its first optimizer step",
+        instead=f"install what provides {missing}"
+        if missing
+        else f"python {path} alone; --debug shows the whole traceback",
+    )
+
+
+def _ended(path: Path, how: str, watch: Watch) -> ModelError:
+    if watch.steps:
+        what = f"{how} after {max(watch.steps.values())} optimizer steps"
+    elif watch.backwards:
+        what = f"{how} after backward() and before any optimizer step (steps of torch.optim are what is seen)"
+    else:
+        what = f"{how} before its first optimizer step"
+    return ModelError(
+        f"{path.name} was run as a training script, and {what}",
+        given=str(path),
+        required="a script that trains: loss.backward(), then step() of a torch.optim optimizer",
+        instead=f"{path}:build, a function that returns cr.case(model, batch, loss, optimizer)",
+    )

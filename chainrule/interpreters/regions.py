@@ -1,0 +1,272 @@
+"""Maximal elementwise regions: however many ops a function is written with, it is integrated as one.
+
+``x * sigmoid(x)`` is no product of independent factors. A region goes from a node back to the values that all of it
+depends on: one normal value, or several that are independent of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from chainrule.ir import Node, toposort
+from chainrule.ir import pairs as pair
+from chainrule.ir.field import Field, unknown, with_factor, without_ones, worst
+from chainrule.ir.pairs import Axis
+from chainrule.ops.fields.align import broadcasted
+from chainrule.ops.fields.elementwise import applied, average_law, correlations, multiplied, passed
+from chainrule.ops.fields.integrals import breaks_of, hermite, nodes
+from chainrule.ops.fields.layers import fitted
+from chainrule.ops.fields.registry import sizes
+
+_MOST_OPS = 200
+_REACH = 9.0
+
+
+@dataclass(frozen=True)
+class Region:
+    """``node`` as a function of the values ``leaves``; ``numbers`` are what it reads besides."""
+
+    node: Node
+    leaves: tuple[Node, ...]
+    ops: tuple[Node, ...]
+    numbers: Mapping[Node, float]
+    states: Mapping[Node, Any]
+
+    def function(self, *values: Any) -> np.ndarray:
+        """The node's value where the leaves have these values."""
+        return np.asarray(self._table(values)[self.node], dtype=float)
+
+    def _table(self, values: Sequence[Any]) -> dict[Node, Any]:
+        table: dict[Node, Any] = {**self.numbers, **dict(zip(self.leaves, values, strict=True))}
+        with np.errstate(all="ignore"):
+            for n in self.ops:
+                table[n] = n.op.value(*(table[i] for i in n.inputs), **n.params)
+        return table
+
+    def breaks(self) -> list[float]:
+        """Where an operand changes sign, meets a declared kink, or meets another operand."""
+        u = self.states[self.leaves[0]]
+        m, s = average_law(u)
+        deviation = float(np.sqrt(np.max(u.variance)))
+        if deviation == 0 or all(_smooth(n) for n in self.ops):
+            return []
+        if len(self.ops) == 1 and len(self.node.inputs) == 1:
+            return [k.at for k in self.node.op.kinks]
+
+        def arguments(x: np.ndarray) -> list[np.ndarray]:
+            table, found = self._table([x]), []
+            for n in self.ops:
+                if _smooth(n):
+                    continue
+                operands = [np.broadcast_to(np.asarray(table[i], dtype=float), x.shape) for i in n.inputs]
+                found += operands
+                found += [operands[0] - kink.at for kink in n.op.kinks if kink.at]
+                found += [a - b for k, a in enumerate(operands) for b in operands[k + 1 :]]
+            return found
+
+        low = min(float(np.min(u.mean)), m) - _REACH * deviation
+        high = max(float(np.max(u.mean)), m) + _REACH * deviation
+        return breaks_of(arguments, low, high)
+
+    def applied(self) -> Field:
+        """The field of the node."""
+        if len(self.leaves) == 1:
+            u = self.states[self.leaves[0]]
+            found = applied(self.function, replace(u, array=None), self.breaks())
+            return found if found.shape == sizes(self.node.shape) else _stretched(found, sizes(self.node.shape))
+        return _of_two(self)
+
+    def inside(self, g: Field) -> dict[Node, Field]:
+        """What this use of the region adds to the cotangents of its own values."""
+        shape = sizes(self.node.shape)
+        inner = [n for n in self.ops if n is not self.node and n.type.is_float and n.shape == self.node.shape]
+        if len(self.leaves) != 1:
+            return {n: multiplied([g, _of_two(self, slope=n)], shape) for n in inner}
+        u = replace(self.states[self.leaves[0]], array=None)
+        u = u if u.shape == shape else _stretched(u, shape)
+        breaks, found = self.breaks(), {}
+        for n in inner:
+
+            def slope(x: np.ndarray, n: Node = n) -> np.ndarray:
+                level = np.asarray(self._table([x])[n], dtype=float)
+                step = 1e-6 * (1e-3 + np.abs(level))
+                return (self.moved((x,), n, step) - self.moved((x,), n, -step)) / (2 * step)
+
+            found[n] = replace(multiplied([g, applied(slope, u, breaks)], shape), normal=False)
+        return found
+
+    def moved(self, values: Sequence[Any], inner: Node, step: Any) -> np.ndarray:
+        """The node's value where an inner value is changed by a step."""
+        table: dict[Node, Any] = {**self.numbers, **dict(zip(self.leaves, values, strict=True))}
+        with np.errstate(all="ignore"):
+            for n in self.ops:
+                table[n] = n.op.value(*(table[i] for i in n.inputs), **n.params)
+                if n is inner:
+                    table[n] = table[n] + step
+        return np.asarray(table[self.node], dtype=float)
+
+    def back(self, g: Field) -> list[tuple[Node, Field]]:
+        """The cotangent of each leaf."""
+        shape = sizes(self.node.shape)
+        if len(self.leaves) == 1:
+            leaf = self.leaves[0]
+            u = replace(self.states[leaf], array=None)
+            u = u if u.shape == shape else _stretched(u, shape)
+            part = passed(g, self.function, u, self.breaks(), shape)
+            return [(leaf, fitted(part, sizes(leaf.shape)))]
+        found = []
+        for leaf in self.leaves:
+            slope = _of_two(self, slope=leaf)
+            part = multiplied([g, slope], shape)
+            found.append((leaf, fitted(part, sizes(leaf.shape))))
+        return found
+
+
+def _smooth(node: Node) -> bool:
+    """Whether an op neither declares a kink nor makes or reads a truth value."""
+    return not node.op.kinks and all(t.type.dtype != "bool" for t in (node, *node.inputs))
+
+
+def region_of(
+    node: Node,
+    states: Mapping[Node, Any],
+    roots: Callable[[Node], frozenset[Node]],
+    direct: bool = False,
+    active: Collection[Node] = (),
+) -> Region | None:
+    """The region of a node; None where it depends on more than two values, or on one that is not known.
+
+    ``direct``: the node alone, of its operands. ``active``: values that are leaves even where they are given numbers.
+    """
+
+    def number(n: Node) -> bool:
+        return n not in active and _number(states[n])
+
+    order = {n: k for k, n in enumerate(toposort([node], stop=lambda n: n is not node and not _elementwise(n)))}
+    frontier: set[Node] = {node}
+    leaves: list[Node] = []
+    seen = 0
+    while frontier:
+        last = max(frontier, key=order.__getitem__)
+        frontier.discard(last)
+        whole = last is not node and (direct or not _elementwise(last) or (_as_leaf(states[last]) and _apart(last, frontier, leaves, roots)))
+        if whole or seen > _MOST_OPS:
+            leaves.append(last)
+            continue
+        seen += 1
+        frontier |= {i for i in last.inputs if not number(i)}
+    if len(leaves) > 2 and not direct:
+        random = [i for i in dict.fromkeys(node.inputs) if not number(i)]
+        return region_of(node, states, roots, direct=True, active=active) if len(random) <= 2 else None
+    if not 1 <= len(leaves) <= 2 or any(not states[leaf].known for leaf in leaves):
+        return None
+    inside = set(leaves)
+    ops = [n for n in toposort([node], stop=lambda n: n in inside or (n is not node and number(n))) if n not in inside and not (n is not node and number(n))]
+    numbers = {i: float(states[i].array.ravel()[0]) for n in ops for i in n.inputs if i not in inside and number(i)}
+    return Region(node, tuple(leaves), tuple(ops), numbers, states)
+
+
+def _as_leaf(value: Any) -> bool:
+    return value.normal or not value.known
+
+
+def _apart(node: Node, frontier: set[Node], leaves: Sequence[Node], roots: Callable[[Node], frozenset[Node]]) -> bool:
+    """Whether no other path reaches what this node is made of."""
+    own = roots(node)
+    return all(not own & roots(n) for n in (*frontier, *leaves))
+
+
+def _number(value: Any) -> bool:
+    return value.array is not None and value.array.size == 1
+
+
+def _elementwise(node: Node) -> bool:
+    return node.op.family == "elementwise" and bool(node.inputs)
+
+
+def _stretched(value: Field, shape: Sequence[int]) -> Field:
+    """A field broadcast to a shape."""
+    flat = Field((), np.array(0.0), np.array(0.0), np.array(0.0), array=np.array(0.0))
+    (found, _), dims = broadcasted([value, replace(flat, dims=((),) * len(shape))], len(shape), shape)
+    del dims
+    if found.shape == tuple(shape):
+        return found
+    for d, n in enumerate(shape):
+        if found.shape[d] != n:
+            found = with_factor(without_ones(found, d), d, Axis(n))
+    return found
+
+
+# ---- functions of two independent values -------------------------------------------------------------------
+_TERMS = 12
+
+
+def _of_two(region: Region, slope: Node | None = None) -> Field:
+    """f(u, v) of two independent values by a product quadrature; ``slope``: its derivative by one of them."""
+    shape = sizes(region.node.shape)
+    states = [replace(region.states[leaf], array=None) for leaf in region.leaves]
+    full, dims = broadcasted([s if s.shape == shape else _stretched(s, shape) for s in states], len(shape), shape)
+    a, b = full
+    axes = [x for dim in dims for x in dim]
+    means = np.broadcast_arrays(a.mean, b.mean, a.variance, b.variance)
+    laws = np.stack([m.ravel() for m in means])
+    unique, back = np.unique(laws, axis=1, return_inverse=True)
+    if unique.shape[1] > 16:
+        unique, back = laws.mean(axis=1, keepdims=True), np.zeros(laws.shape[1], dtype=int)
+    first, second = np.empty(unique.shape[1]), np.empty(unique.shape[1])
+    for k, (ma, mb, va, vb) in enumerate(unique.T):
+        values, _, weight = _grid(region, ma, np.sqrt(va), mb, np.sqrt(vb), slope)
+        first[k], second[k] = np.sum(weight * values), np.sum(weight * values**2)
+    if not np.all(np.isfinite(second)):
+        return unknown(shape, "the function has no value on part of a normal law")
+    first, second = first[back.ravel()].reshape(means[0].shape), second[back.ravel()].reshape(means[0].shape)
+    ma, sa = average_law(a)
+    mb, sb = average_law(b)
+    values, (za, zb), weight = _grid(region, ma, sa, mb, sb, slope)
+    coefficients = np.einsum("ki,lj,ij->kl", hermite(za, _TERMS), hermite(zb, _TERMS), weight * values, optimize=True)
+    squares = coefficients**2
+    at_one = float(np.sum(weight * values**2))
+    ca, cb = correlations(a), correlations(b)
+    ca, cb = np.broadcast_arrays(ca, cb)
+    series = np.polynomial.polynomial.polyval2d(ca, cb, squares)
+    base, top = squares[0, 0], float(squares.sum())
+    rho = (series - base) / (top - base) if top - base > 1e-12 * max(top, 1e-300) else np.zeros_like(series)
+    std = np.sqrt(np.maximum(second - first**2, 0.0))
+    pairs = pair.outer(first, first, axes) + rho * pair.outer(std, std, axes)
+    fourth = float(np.sum(weight * values**4))
+    return Field(
+        dims,
+        first,
+        second,
+        pairs,
+        kurtosis=fourth / at_one**2 if at_one > 0 else 1.0,
+        scale={},
+        sources=a.sources | b.sources,
+        kind=worst(a.kind, b.kind, "exact" if a.normal and b.normal and unique.shape[1] == 1 else "approximate"),
+        why="quadrature under two normal laws",
+    )
+
+
+def _grid(region: Region, ma: float, sa: float, mb: float, sb: float, slope: Node | None) -> tuple[np.ndarray, Any, np.ndarray]:
+    ua, za, wa = (x[0] for x in nodes(np.array([ma]), np.array([sa]), [0.0]))
+    ub, zb, wb = (x[0] for x in nodes(np.array([mb]), np.array([sb]), [0.0]))
+    grid = (ua[:, None], ub[None, :])
+    if slope is None:
+        values = np.broadcast_to(region.function(*grid), (ua.size, ub.size))
+    elif slope in region.leaves:
+        k = region.leaves.index(slope)
+        step = 1e-5 * ((sa, sb)[k] or 0.1)
+        up = [u + step * (j == k) for j, u in enumerate(grid)]
+        down = [u - step * (j == k) for j, u in enumerate(grid)]
+        values = (region.function(*up) - region.function(*down)) / (2 * step)
+        values = np.broadcast_to(values, (ua.size, ub.size))
+    else:
+        step = 1e-6 * ((sa + sb) or 1.0)
+        values = (region.moved(grid, slope, step) - region.moved(grid, slope, -step)) / (2 * step)
+        values = np.broadcast_to(values, (ua.size, ub.size))
+    return values, (za, zb), wa[:, None] * wb[None, :]
+

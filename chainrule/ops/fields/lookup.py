@@ -1,0 +1,145 @@
+"""Fields of embeddings and other lookups by integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from chainrule.ir import Node
+from chainrule.ir import pairs as pair
+from chainrule.ir.field import Dims, Field, unknown, within_budget, worst
+from chainrule.ir.pairs import Axis
+from chainrule.ops.fields.align import aligned
+from chainrule.ops.fields.movement import picked
+from chainrule.ops.fields.registry import rule, sizes
+
+_MOST_TOKENS = 4096
+
+
+def index_dims(index: Field) -> Dims:
+    """How pairs of places of an index are told apart."""
+    return index.dims
+
+
+def alike(index: Field, dims: Dims, rows: int) -> np.ndarray:
+    """How often two places of an index hold the same number, by class of pair."""
+    axes = [a for dim in dims for a in dim]
+    if index.array is None or index.array.size > _MOST_TOKENS:
+        table = np.full([a.classes for a in axes], 1.0 / max(rows, 1))
+        for position in np.ndindex(*[len(a.same) for a in axes]):
+            table[tuple(a.same[p] for a, p in zip(axes, position, strict=True))] = 1.0
+        return table
+    values = np.broadcast_to(index.array, [a.size for a in axes])
+    found, back = np.unique(values, return_inverse=True)
+    hot = np.zeros((values.size, found.size))
+    hot[np.arange(values.size), back.ravel()] = 1.0
+    hot = hot.reshape(*values.shape, found.size)
+    extra = Axis(found.size, 0)
+    table = pair.outer(hot, hot, [*axes, extra])
+    return pair.traced(table, len(axes), extra)[..., 0]
+
+
+def _take_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
+    x, index = inputs
+    axis = int(node.params["axis"])
+    if not wanted[0]:
+        return [None, None]
+    if not g.known:
+        return [unknown(x.shape, g.why), None]
+    places = list(range(axis, axis + len(index.dims)))
+    rows = x.shape[axis]
+    shown = replace(index, mean=np.zeros_like(index.mean), second=np.zeros_like(index.second), pairs=alike(index, index.dims, rows), array=None)
+    labels = [list(range(len(g.dims))), places]
+    g, shown = aligned([g, shown], labels)
+    table = g.pairs
+    start = np.cumsum([0, *(len(d) for d in g.dims)])
+    factors = [k for d in places for k in range(start[d], start[d + 1])]
+    shape = [1] * table.ndim
+    if factors:
+        both = shown.pairs
+        shape[factors[0] : factors[-1] + 1] = list(both.shape)
+        table = table * both.reshape(shape)
+    for k in factors:
+        table = pair.total(table, k, g.axes[k])
+    table = np.squeeze(table, tuple(factors)) / rows
+    dims = (*g.dims[:axis], (Axis(rows, 0),), *g.dims[axis + len(index.dims) :])
+    where = sum(len(d) for d in g.dims[:axis])
+    axes = [a for dim in dims for a in dim]
+    table = np.expand_dims(table, where)
+    second = pair.resolved(table, axes)
+    return [
+        Field(dims, np.zeros((1,) * len(axes)), np.maximum(second, 0.0), table, kind=g.kind, scale=g.scale, why="summed over equal numbers"),
+        None,
+    ]
+
+
+@rule("take", backward=_take_back)
+def _take(node: Node, inputs: Sequence[Field]) -> Any:
+    x, index = inputs
+    axis = int(node.params["axis"])
+    if not x.known:
+        return unknown(sizes(node.shape), "what is looked up is unknown", x.sources)
+    if not x.fresh:
+        if index.array is not None and len(index.dims) == 1:
+            return picked(x, axis, np.broadcast_to(index.array, index.shape).astype(int))
+        return _exchangeable(node, x, index, axis)
+    return _exchangeable(node, x, index, axis)
+
+
+def _exchangeable(node: Node, x: Field, index: Field, axis: int) -> Field:
+    """Rows that are alike: the same row twice, or two different ones."""
+    same = alike(index, index.dims, x.shape[axis])
+    start = sum(len(d) for d in x.dims[:axis])
+    count = len(x.dims[axis])
+    axes = x.axes[start : start + count]
+    equal, every = x.pairs, x.pairs
+    n = 1.0
+    for j, a in enumerate(axes):
+        equal = pair.traced(equal, start + j, a)
+        every = pair.total(every, start + j, a)
+        n *= a.size
+    equal, every = equal / n, every
+    far = (every - n * equal) / max(n * (n - 1.0), 1.0) if n > 1 else equal
+    flat = (*equal.shape[:start], *(1,) * same.ndim, *equal.shape[start + count :])
+    shape = [1] * len(flat)
+    shape[start : start + same.ndim] = list(same.shape)
+    share = same.reshape(shape)
+    table = equal.reshape(flat) * share + far.reshape(flat) * (1 - share)
+    dims = (*x.dims[:axis], *index.dims, *x.dims[axis + 1 :])
+
+    def spread(array: np.ndarray) -> np.ndarray:
+        array = np.mean(array, axis=tuple(range(start, start + count)), keepdims=True)
+        return array.reshape(*array.shape[:start], *(1,) * same.ndim, *array.shape[start + count :])
+
+    return within_budget(
+        replace(
+            x,
+            dims=dims,
+            mean=spread(x.mean),
+            second=spread(x.second),
+            pairs=table,
+            fresh=False,
+            normal=x.normal,
+            array=None,
+            own=None,
+            kind=worst(x.kind, "exact" if index.array is not None else "approximate"),
+            why="rows of a table; equal numbers give equal rows",
+        )
+    )
+
+
+def _padded_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
+    """Rows of the padding number get nothing."""
+    index = inputs[1]
+    share = 1.0
+    if index.array is not None:
+        share = float(np.mean(np.broadcast_to(index.array, [a.size for a in index.axes]) != node.params["padding"]))
+    return [replace(g, second=g.second * share, pairs=g.pairs * share), None]
+
+
+@rule("padded_rows", backward=_padded_back)
+def _padded(node: Node, inputs: Sequence[Field]) -> Any:
+    return inputs[0]

@@ -1,0 +1,155 @@
+"""Fields of losses, and of the cotangents that they begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from chainrule.ir import Node
+from chainrule.ir import pairs as pair
+from chainrule.ir.field import Field, fixed, iid, pair_average, unknown, worst
+from chainrule.ops.fields.align import aligned
+from chainrule.ops.fields.elementwise import added, multiplied, scaled
+from chainrule.ops.fields.lookup import alike
+from chainrule.ops.fields.norms import centred_along
+from chainrule.ops.fields.registry import rule
+from chainrule.ops.fields.softmax import expected_logsumexp, softmaxed
+
+
+def _class_axis(x: Field) -> int:
+    return 1 if len(x.dims) > 1 else 0
+
+
+def hot(target: Field, scores: Field, axis: int) -> Field:
+    """Class numbers as rows of the identity, beside the scores."""
+    n = scores.shape[axis]
+    same = alike(target, target.dims, n)
+    dims = (*target.dims[:axis], scores.dims[axis], *target.dims[axis:])
+    start = sum(len(d) for d in target.dims[:axis])
+    factors = scores.dims[axis]
+    shape = (*same.shape[:start], *(1,) * len(factors), *same.shape[start:])
+    share = same.reshape(shape)
+    grid = np.zeros([a.classes for a in factors], dtype=bool)
+    grid[np.ix_(*(a.same for a in factors))] = True
+    grid = grid.reshape((*(1,) * start, *grid.shape, *(1,) * (same.ndim - start)))
+    table = np.where(grid, share / n, (1 - share) / max(n * (n - 1.0), 1.0))
+    one = np.full((1,) * table.ndim, 1.0 / n)
+    return Field(dims, one, one, table, kurtosis=float(n), own=0.0, kind="exact" if target.array is not None else "approximate")
+
+
+def _beside(x: Field, axis: int) -> list[Any]:
+    return [() if d == axis else factors for d, factors in enumerate(x.dims)]
+
+
+_MOST = 400_000  # elements of class numbers written out as rows
+
+
+def _rows(target: Field, x: Field, axis: int, ignored: int) -> Field:
+    """The identity's rows as given numbers where that is small, else by how often classes are alike."""
+    n = x.shape[axis]
+    if target.array is None or np.prod(x.shape) > _MOST:
+        return hot(target, x, axis)
+    values = np.broadcast_to(target.array, [a.size for a in target.axes]).reshape(target.shape).astype(int)
+    rows = np.moveaxis((values[..., None] == np.arange(n)).astype(float), -1, axis)
+    grades = [x.dims[d][0].lags if len(x.dims[d]) == 1 else 0 for d in range(len(x.dims))]
+    if ignored >= 0:
+        rows = rows * np.expand_dims(values != ignored, axis)
+    return fixed(rows, grades)
+
+
+def _counted(node: Node, target: Field) -> tuple[float, float]:
+    """(samples that take part, all of them)."""
+    count = float(np.prod(target.shape)) if target.shape else 1.0
+    if target.array is None:
+        return count, count
+    values = np.broadcast_to(target.array, [a.size for a in target.axes])
+    return float(np.sum(values != node.params.get("ignore_index", -100))), count
+
+
+def _cross_entropy_back(
+    node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]
+) -> list[Field | None]:
+    """(p - onehot) over the samples that take part."""
+    x, target, *_ = inputs
+    if not x.known:
+        return [unknown(x.shape, "the scores are unknown"), *[None] * (len(inputs) - 1)]
+    axis = _class_axis(x)
+    p = softmaxed(x, axis)
+    if node.inputs[1].type.is_float:
+        found = added([p, target], (1.0, -1.0), x.shape)
+        counted, count = 1.0, 1.0
+        each = float(np.prod(x.shape)) / x.shape[axis]
+    else:
+        n = x.shape[axis]
+        counted, count = _counted(node, target)
+        given = _rows(target, x, axis, int(node.params.get("ignore_index", -100)))
+        found = replace(added([p, given], (1.0, -1.0), x.shape), kurtosis=3.0, sources=x.sources, why="p - onehot")
+        if counted < count and target.array is not None:
+            ignored = int(node.params.get("ignore_index", -100))
+            kept = np.broadcast_to(target.array, [a.size for a in target.axes]).reshape(target.shape) != ignored
+            mask = fixed(np.expand_dims(kept, axis), [0 if len(d) != 1 else d[0].lags for d in _beside(x, axis)])
+            found = replace(multiplied([found, mask], x.shape), own=found.own)
+        each = counted
+    found = replace(found, alignment=_alignment(x, p, found, axis))
+    factor = 1.0 / each if node.params["reduction"] == "mean" else 1.0
+    found = scaled(found, factor)
+    if node.params["reduction"] == "none":
+        kept = replace(g, dims=(*g.dims[:axis], (), *g.dims[axis:]))
+        return [multiplied([found, kept], x.shape), *[None] * (len(inputs) - 1)]
+    return [multiplied([found, replace(g, dims=((),) * len(x.dims))], x.shape) if g.mean_square != 1.0 else found, *[None] * (len(inputs) - 1)]
+
+
+def _alignment(x: Field, p: Field, g: Field, axis: int) -> float:
+    """The alignment of p - onehot with the scores: E[(g.z)^2] = v + (sum E[p z])^2, E[z p] = v E[p (1 - p)] (Stein)."""
+    n = x.shape[axis]
+    _, spread = centred_along(x, [axis])
+    v = float(np.mean(spread)) * n / max(n - 1, 1)
+    if v <= 0 or n < 2:
+        return 0.0
+    pull = v * (1.0 - p.mean_square * n)
+    whole = v + pull**2
+    q = n * g.mean_square * max(x.mean_square, 1e-300)
+    return float(np.clip((whole / q - 1.0) / (n + 1), -1.0 / n, 1.0))
+
+
+def _noise(x: Field, target: Field, axis: int, node: Node, variance: float) -> float:
+    """The variance of the mean of the scores of the right classes."""
+    if node.params["reduction"] == "none":
+        return variance
+    if node.inputs[1].type.is_float:
+        return variance / max(float(np.prod(x.shape)) / x.shape[axis], 1.0)
+    start = sum(len(d) for d in x.dims[:axis])
+    count = len(x.dims[axis])
+    table = x.centred
+    for j in range(count):
+        table = pair.traced(table, start + j, x.axes[start + j]) / x.axes[start + j].size
+    table = np.squeeze(table, tuple(range(start, start + count)))
+    rest = replace(x, dims=(*x.dims[:axis], *x.dims[axis + 1 :]), mean=np.zeros((1,) * table.ndim), second=np.zeros((1,) * table.ndim), pairs=table, array=None)
+    labels = replace(target, mean=np.zeros((1,) * len(target.axes)), second=np.zeros((1,) * len(target.axes)), pairs=alike(target, target.dims, x.shape[axis]), array=None)
+    a, b = aligned([rest, labels], [range(len(rest.dims))] * 2)
+    return max(pair_average(a.pairs * b.pairs, a.axes), 0.0)
+
+
+@rule("cross_entropy", backward=_cross_entropy_back)
+def _cross_entropy(node: Node, inputs: Sequence[Field]) -> Field:
+    """log n + half the variance of the scores within a sample, nearly certain over many samples."""
+    x, target, *_ = inputs
+    if not x.known:
+        return unknown((), "the scores are unknown", x.sources)
+    axis = _class_axis(x)
+    _, spread = centred_along(x, [axis])
+    variance = float(np.mean(spread))
+    n = x.shape[axis]
+    level = expected_logsumexp(n, variance)
+    counted, _ = _counted(node, target) if not node.inputs[1].type.is_float else (float(np.prod(x.shape)) / n, 0.0)
+    if node.params["reduction"] == "sum":
+        level = level * counted
+    noise = _noise(x, target, axis, node, variance)
+    if node.params["reduction"] == "sum":
+        noise = noise * counted**2
+    shape = target.shape if node.params["reduction"] == "none" else ()
+    return iid(shape, float(level), float(level**2 + noise), sources=x.sources, kind=worst(x.kind, "approximate"), own=4.0 * noise / max(level**2, 1e-300), scale={}, why="the logarithm of the sum of normal exponentials")
+

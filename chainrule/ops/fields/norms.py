@@ -1,0 +1,371 @@
+"""Fields through normalisations. The mean over many elements is taken as certain (law of large numbers).
+
+``layer_norm``, ``group_norm``, ``instance_norm``, ``batch_norm`` in training: centre along some dimensions, divide by
+the deviation there. In evaluation batch norm divides by kept numbers and is affine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from chainrule.ir import Node, product
+from chainrule.ir import pairs as pair
+from chainrule.ir.field import Field, iid, regrouped, unknown, within_budget, worst
+from chainrule.ops.fields.contraction import contracted
+from chainrule.ops.fields.elementwise import added, logarithm, multiplied, of_logarithm, scaled, weighted
+from chainrule.ops.fields.layers import fitted
+from chainrule.ops.fields.registry import rule, sizes
+
+
+def _factors(value: Field, dims: Sequence[int]) -> list[int]:
+    start = np.cumsum([0, *(len(d) for d in value.dims)])
+    return [k for d in dims for k in range(start[d], start[d + 1])]
+
+
+def _pair_means(table: np.ndarray, value: Field, dims: Sequence[int]) -> np.ndarray:
+    """The table averaged over all pairs along these dimensions."""
+    for k in _factors(value, dims):
+        table = pair.total(table, k, value.axes[k]) / float(value.axes[k].size) ** 2
+    return table
+
+
+def _means(array: np.ndarray, value: Field, dims: Sequence[int]) -> np.ndarray:
+    axes = tuple(_factors(value, dims))
+    return np.mean(array, axis=axes, keepdims=True)
+
+
+def _same(table: np.ndarray, value: Field, dims: Sequence[int]) -> np.ndarray:
+    """The table over positions with themselves along these dimensions, averaged; resolved elsewhere is left alone."""
+    for k in _factors(value, dims):
+        table = pair.traced(table, k, value.axes[k]) / value.axes[k].size
+    return table
+
+
+def centred_along(x: Field, dims: Sequence[int]) -> tuple[Field, np.ndarray]:
+    """(x less its mean along these dimensions, the mean of its square there)."""
+    others = [d for d in range(len(x.dims)) if d not in dims]
+    level = _resolved_over(_pair_means(x.pairs, x, dims), x, others)  # E[mean^2]
+    spread = np.maximum(_means(x.second, x, dims) - level, 0.0)
+    table = _doubly_centred(x, dims)
+    moved = pair.resolved(table, x.axes) - pair.resolved(x.pairs, x.axes)
+    second = np.maximum(x.second + moved, 0.0)
+    mean = x.mean - _means(x.mean, x, dims)
+    return replace(x, mean=mean, second=second, pairs=table, array=None, fresh=False, own=None), spread
+
+
+def _doubly_centred(x: Field, dims: Sequence[int]) -> np.ndarray:
+    """E[(x_i - mean x)(x_j - mean x)] for the mean over all of these dimensions together, by class."""
+    table = x.pairs
+    factors = _factors(x, dims)
+    level = table
+    for k in factors:
+        level = pair.total(level, k, x.axes[k]) / float(x.axes[k].size) ** 2
+    fine = [k for k in factors if x.axes[k].lags is None and x.axes[k].size > 1 and table.shape[k] > 1]
+    if not fine:
+        return table - level
+    # rows: for factors whose pairs are kept one by one the mean of a row differs from row to row
+    rows = table
+    for k in factors:
+        a = x.axes[k]
+        if k in fine:
+            full = pair.lay_out(rows, k, a)
+            row = np.broadcast_to(full.mean(axis=-1, keepdims=True), full.shape)
+            rows = pair.average(row, k, a)
+        else:
+            rows = pair.total(rows, k, a) / float(a.size) ** 2
+    columns = rows
+    for k in fine:
+        a = x.axes[k]
+        columns = pair.average(np.swapaxes(pair.lay_out(columns, k, a), -1, -2), k, a)
+    return table - rows - columns + level
+
+
+def _resolved_over(table: np.ndarray, value: Field, dims: Sequence[int]) -> np.ndarray:
+    """Diagonal entries along the given dimensions (the others have size 1 already)."""
+    for k in _factors(value, dims):
+        table = pair.resolved_one(table, k, value.axes[k])
+    return table
+
+
+def divided(x: Field, spread: np.ndarray, eps: float) -> Field:
+    """x over the root of a certain positive array."""
+    inverse = 1.0 / np.sqrt(spread + eps)
+    both = pair.outer(inverse, inverse, x.axes)
+    return replace(
+        x,
+        mean=x.mean * inverse,
+        second=x.second * inverse**2,
+        pairs=x.pairs * both,
+        scale={},
+        kind=worst(x.kind, "approximate"),
+        array=None,
+    )
+
+
+def standardised(x: Field, dims: Sequence[int], eps: float, centre: bool = True) -> tuple[Field, np.ndarray]:
+    """(x with mean 0 and mean square 1 along these dimensions, the mean square that it was divided by)."""
+    if not x.known:
+        return unknown(x.shape, "its argument is unknown", x.sources), np.ones((1,) * len(x.axes))
+    if centre:
+        moved, spread = centred_along(x, dims)
+    else:
+        moved, spread = replace(x, array=None, fresh=False), _means(x.second, x, dims)
+    found = divided(moved, spread, eps)
+    shares = float(np.mean(spread / (spread + eps)))
+    # one vector's mean square is spread / (spread + eps) for certain
+    own = 0.0 if shares > 0.999 else None
+    scale = {k: e * (1 - shares) for k, e in x.scale.items()}
+    normal = x.normal
+    return within_budget(replace(found, own=own, scale=scale, local=x.local * (1 - shares), normal=normal, why="its deviation taken as certain")), spread
+
+
+def back_through_norm(
+    g: Field, normal: Field, x: Field, spread: np.ndarray, dims: Sequence[int], eps: float, centre: bool, effective: float
+) -> Field:
+    """The cotangent through x -> normal: less its mean and its part along the value, over the deviation.
+
+    ``effective``: independent elements that the deviation is taken over; E[1 / s^2] exceeds 1 / E[s^2] accordingly.
+    """
+    removed = g
+    if centre:
+        moved, _ = centred_along(g, dims)
+        removed = replace(moved, scale=g.scale, normal=g.normal)
+    count = float(np.prod([x.shape[d] for d in dims]))
+    share = np.mean(spread / (spread + eps))
+    along = (1.0 / count) * share
+    lift = effective / (effective - 2.0) if effective > 4 else 1.0
+    inverse = np.sqrt(lift / (spread + eps))
+    given = Field(
+        x.dims, inverse, inverse**2, pair.outer(inverse, inverse, x.axes), array=inverse, own=0.0, kurtosis=1.0
+    )
+    found = multiplied([removed, given], x.shape)
+    scale = dict(removed.scale)
+    for k, e in x.scale.items():
+        scale[k] = scale.get(k, 0.0) - e * float(share)
+    factor = max(1.0 - along, 0.0)
+    return within_budget(
+        replace(
+            found,
+            second=found.second * factor,
+            pairs=found.pairs * factor,
+            scale=scale,
+            alignment=0.0,
+            kind=worst(g.kind, x.kind, "approximate"),
+        )
+    )
+
+
+def _affine(y: Field, weight: Field | None, bias: Field | None, shape: Sequence[int]) -> Field:
+    if weight is not None:
+        own = y.own if weight.array is not None else None
+        y = replace(multiplied([y, weight], shape), own=own)
+    if bias is not None:
+        y = added([y, bias], (1.0, 1.0), shape)
+    return y
+
+
+def _shaped(value: Field | None, rank: int, channel: int | None) -> Field | None:
+    """A per-channel value beside the normalised one: (C,) at dimension ``channel``, or over the last dimensions."""
+    if value is None or channel is None:
+        return value
+    return replace(value, dims=(*((),) * channel, *value.dims, *((),) * (rank - channel - 1)))
+
+
+def _norm_backward(
+    g: Field,
+    x: Field,
+    weight: Field | None,
+    bias: Field | None,
+    dims: Sequence[int],
+    eps: float,
+    centre: bool,
+    channel: int | None,
+    wanted: Sequence[bool],
+) -> list[Field | None]:
+    shape = x.shape
+    normal, spread = standardised(x, dims, eps, centre)
+    found: list[Field | None] = [None] * len(wanted)
+    w = _shaped(weight, len(shape), channel)
+    if wanted[0]:
+        inner = multiplied([g, w], shape) if w is not None else g
+        found[0] = back_through_norm(inner, normal, x, spread, dims, eps, centre, effective_count(x, dims))
+    position = 1
+    for value, factor in ((weight, normal), (bias, None)):
+        if value is None:
+            continue
+        if wanted[position]:
+            part = weighted(g, factor, shape) if factor is not None else g
+            small = fitted(part, _shaped_sizes(value, len(shape), channel))
+            found[position] = regrouped(small, value.shape)
+        position += 1
+    return found
+
+
+def _shaped_sizes(value: Field, rank: int, channel: int | None) -> tuple[int, ...]:
+    if channel is None:
+        return value.shape
+    return (*(1,) * channel, *value.shape, *(1,) * (rank - channel - 1))
+
+
+def effective_count(x: Field, dims: Sequence[int]) -> float:
+    """The number of independent elements that a mean square along these dimensions is taken over."""
+    table = _doubly_centred(x, dims)
+    own = _same(table, x, dims)
+    square = table * table
+    for k in _factors(x, dims):
+        square = pair.total(square, k, x.axes[k]) / float(x.axes[k].size) ** 2
+    others = [k for k in range(len(x.axes)) if k not in _factors(x, dims)]
+    for k in others:
+        own, square = (pair.resolved_one(t, k, x.axes[k]).mean(axis=k, keepdims=True) for t in (own, square))
+    top, bottom = float(np.mean(own)) ** 2, float(np.mean(square))
+    return top / bottom if bottom > 0 else np.inf
+
+
+# ---- the ops -----------------------------------------------------------------------------------------------
+def _layer_dims(node: Node) -> list[int]:
+    rank = len(node.inputs[0].shape)
+    return list(range(rank - int(node.params["rank"]), rank))
+
+
+def _layer_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
+    x, *affine = inputs
+    return _norm_backward(
+        g, x, *_two(affine), _layer_dims(node), node.params["eps"], True, None, wanted
+    )
+
+
+def _two(affine: Sequence[Field]) -> tuple[Field | None, Field | None]:
+    return (affine[0] if affine else None), (affine[1] if len(affine) > 1 else None)
+
+
+@rule("layer_norm_affine", backward=_layer_back)
+def _layer_norm(node: Node, inputs: Sequence[Field]) -> Field:
+    x, *affine = inputs
+    y, _ = standardised(x, _layer_dims(node), node.params["eps"])
+    return _affine(y, *_two(affine), sizes(node.shape))
+
+
+def _batch_dims(node: Node) -> list[int]:
+    return [0, *range(2, len(node.inputs[0].shape))]
+
+
+def _batch_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
+    x, *affine = inputs
+    return _norm_backward(g, x, *_two(affine), _batch_dims(node), node.params["eps"], True, 1, wanted)
+
+
+@rule("batch_norm", backward=_batch_back)
+def _batch_norm(node: Node, inputs: Sequence[Field]) -> Field:
+    x, *affine = inputs
+    y, _ = standardised(x, _batch_dims(node), node.params["eps"])
+    weight, bias = (_shaped(a, len(x.dims), 1) for a in _two(affine))
+    return _affine(y, weight, bias, x.shape)
+
+
+def _tracked_back(
+    node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]
+) -> list[Field | None]:
+    x, _, _, *affine = inputs
+    some = [wanted[0], *wanted[3:]]
+    found = _norm_backward(g, x, *_two(affine), _batch_dims(node), node.params["eps"], True, 1, some)
+    return [found[0], None, None, *found[1:]]
+
+
+@rule("batch_norm_tracked", backward=_tracked_back)
+def _batch_norm_tracked(node: Node, inputs: Sequence[Field]) -> Field:
+    return _batch_norm(node, [inputs[0], *inputs[3:]])
+
+
+def _rms_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
+    x, *weight = inputs
+    return _norm_backward(g, x, *_two(weight), _rms_dims(node), _rms_eps(node), False, None, wanted)
+
+
+def _rms_dims(node: Node) -> list[int]:
+    rank = len(node.shape)
+    return list(range(rank - len(node.params["normalized_shape"]), rank))
+
+
+def _rms_eps(node: Node) -> float:
+    return float(node.params.get("eps") or 1.2e-7)
+
+
+@rule("rms_norm", backward=_rms_back)
+def _rms_norm(node: Node, inputs: Sequence[Field]) -> Field:
+    x, *weight = inputs
+    y, _ = standardised(x, _rms_dims(node), _rms_eps(node), centre=False)
+    return _affine(y, *_two(weight), sizes(node.shape))
+
+
+def _named(node: Node, inputs: Sequence[Field]) -> dict[str, Field]:
+    given = node.params.get("given", ())
+    return dict(zip(given, inputs[len(inputs) - len(given) :], strict=True))
+
+
+def _grouped(x: Field, groups: int) -> Field:
+    batch, channels, *rest = x.shape
+    return regrouped(x, (batch, groups, channels // groups, int(product(rest)) if rest else 1))
+
+
+def _group_norm_parts(node: Node, inputs: Sequence[Field]) -> tuple[Field, int, dict[str, Field]]:
+    x = inputs[0]
+    groups = int(node.params.get("num_groups", x.shape[1]))
+    return x, groups, _named(node, inputs)
+
+
+def _group_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
+    x, groups, named = _group_norm_parts(node, inputs)
+    weight = named.get("weight")
+    eps = float(node.params["eps"])
+    parts = _grouped(x, groups)
+    normal, spread = standardised(parts, (2, 3), eps)
+    found: list[Field | None] = [None] * len(inputs)
+    if wanted[0]:
+        w = _shaped(weight, len(x.dims), 1)
+        inner = multiplied([g, w], x.shape) if w is not None else g
+        back = back_through_norm(_grouped(inner, groups), normal, parts, spread, (2, 3), eps, True, effective_count(parts, (2, 3)))
+        found[0] = regrouped(back, x.shape)
+    whole = regrouped(normal, x.shape)
+    for position, (name, value) in enumerate(named.items(), start=1):
+        if wanted[position] and name in ("weight", "bias"):
+            part = weighted(g, whole, x.shape) if name == "weight" else g
+            found[position] = regrouped(fitted(part, _shaped_sizes(value, len(x.dims), 1)), value.shape)
+    return found
+
+
+@rule("group_norm", "instance_norm", backward=_group_back)
+def _group_norm(node: Node, inputs: Sequence[Field]) -> Field:
+    x, groups, named = _group_norm_parts(node, inputs)
+    y, _ = standardised(_grouped(x, groups), (2, 3), float(node.params["eps"]))
+    weight, bias = (_shaped(named.get(n), len(x.dims), 1) for n in ("weight", "bias"))
+    return _affine(regrouped(y, x.shape), weight, bias, sizes(node.shape))
+
+
+
+@rule("batch_norm_tracked_recorded")
+def _statistics(node: Node, inputs: Sequence[Field]) -> list[Field]:
+    """The output, each channel's mean and reciprocal deviation, and the kept statistics after the batch."""
+    x, mean, variance, *affine = inputs
+    y = _batch_norm(node, [x, *affine])
+    dims, eps, share = _batch_dims(node), node.params["eps"], node.params["momentum"]
+    level = contracted([x], [list(range(len(x.dims)))], [1], ("mean", node))
+    count = float(np.prod([x.shape[d] for d in dims]))
+    level = scaled(level, 1.0 / count)
+    _, spread = centred_along(x, dims)
+    v = float(np.mean(spread))
+    n = max(effective_count(x, dims), 2.0)
+    deviation = iid((x.shape[1],), v, v * v * (1 + 2 / n), kind="approximate", sources=x.sources, scale={k: 2 * e for k, e in x.scale.items()})
+    inverse = of_logarithm(lambda u: 1 / np.sqrt(u + eps), logarithm(deviation), deviation)
+    unbiased = scaled(deviation, count / max(count - 1, 1))
+    shape = (x.shape[1],)
+    new = [added([scaled(old, 1 - share), scaled(now, share)], (1.0, 1.0), shape) for old, now in ((mean, level), (variance, unbiased))]
+    return [y, level, inverse, *new]
+
+
+@rule("item")
+def _item(node: Node, inputs: Sequence[Any]) -> Any:
+    return inputs[0][node.params["index"]]

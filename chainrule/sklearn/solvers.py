@@ -1,0 +1,195 @@
+"""How the perceptrons are trained: scikit-learn's stochastic loop on a compiled step, and SciPy's L-BFGS-B.
+
+Both follow scikit-learn draw for draw: the same random state gives the same initial weights, the same validation
+split and the same order of samples.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import nn
+
+from chainrule.sklearn.compiled import Compiled, compile_training, give_back, take
+from chainrule.sklearn.losses import Loss, Objective
+from chainrule.sklearn.network import get_weights, linear_layers, perceptron, set_weights
+from chainrule.verbs.fit.step import CompiledStep
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is compiled: an architecture, a loss and an optimizer.
+
+    Attributes:
+        key: equal for plans whose compiled steps can be exchanged; None if it cannot be told (functions).
+    """
+
+    sizes: tuple[int, ...]
+    activation: Any
+    dropout: float
+    loss: Loss
+    alpha: float
+    solver: str
+    options: tuple[tuple[str, Any], ...]
+    backend: str
+    key: Hashable | None
+
+    def module(self, dtype: torch.dtype) -> nn.Sequential:
+        """The network, its weights not set."""
+        return perceptron(self.sizes, self.activation, self.dropout, dtype)
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """torch's optimizer of the solver; learning rates are given to every step."""
+        kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}.get(self.solver, torch.optim.Adam)
+        groups: list[dict[str, Any]] = [{"params": list(module.parameters())}]
+        if self.solver == "adamw":
+            layers = linear_layers(module)
+            groups = [
+                {"params": [layer.weight for layer in layers], "weight_decay": self.alpha},
+                {"params": [layer.bias for layer in layers], "weight_decay": 0.0},
+            ]
+        return _optimizer(kind, groups, dict(self.options))
+
+
+def _optimizer(kind: Any, groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+    """An optimizer made as it is unpickled: its ``__init__`` would import torch's compiler, which takes a second."""
+    names = [n for n in inspect.signature(kind).parameters if n != "params"]
+    defaults = {n: inspect.signature(kind).parameters[n].default for n in names} | {"lr": 1.0} | options
+    defaults |= {"decoupled_weight_decay": True} if kind is torch.optim.AdamW else {}
+    made = kind.__new__(kind)
+    made.__setstate__(
+        {"defaults": defaults, "state": defaultdict(dict), "param_groups": [defaults | group for group in groups]}
+    )
+    return made
+
+
+class Training:
+    """A stochastic training run: one epoch after the other on the compiled step.
+
+    Args:
+        tensors: ``(X, y)`` or ``(X, y, weights)``. coefs, intercepts, state: where it starts. seed: of dropout.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tensors: tuple[torch.Tensor, ...],
+        batch_size: int,
+        coefs: Sequence[np.ndarray],
+        intercepts: Sequence[np.ndarray],
+        state: Any,
+        seed: int,
+    ) -> None:
+        self.tensors, self.batch_size, self._plan, self._seed = tensors, batch_size, plan, seed
+        self._key = (plan.key, batch_size, tuple((str(t.dtype), *t.shape[1:]) for t in tensors))
+        compiled = take(self._key) if plan.key is not None else None
+        if compiled is None:
+            module = plan.module(tensors[0].dtype)
+            set_weights(module, coefs, intercepts)
+            objective = Objective(plan.loss, 0.0 if plan.solver == "adamw" else plan.alpha)
+            optimizer = plan.optimizer(module)
+            compiled = compile_training(module, optimizer, objective, tensors, batch_size, plan.backend)
+        self.compiled: Compiled = compiled
+        if plan.dropout and hasattr(compiled.engine, "seed"):
+            compiled.engine.seed = seed  # type: ignore[attr-defined]
+        compiled.load(coefs, intercepts, state)
+        samples = len(tensors[0])
+        self._sizes = np.full(-(-samples // batch_size), float(batch_size))
+        self._sizes[-1] = samples - batch_size * (len(self._sizes) - 1)
+
+    def epoch(self, order: np.ndarray | None, rate: float) -> float:
+        """Mean loss of the epoch over its samples; not a number as soon as a step's is not finite."""
+        rates = np.full(len(self._sizes), rate)
+        groups = len(self.compiled.optimizer.param_groups)
+        table = rates if groups == 1 else np.tile(rates[:, None], (1, groups))
+        if self._plan.dropout and self.compiled.engine.name == "torch":
+            with torch.random.fork_rng():
+                torch.manual_seed(self._seed)
+                losses = self.compiled.engine.run(self.tensors, order, self.batch_size, table)
+            self._seed += 1
+        else:
+            losses = self.compiled.engine.run(self.tensors, order, self.batch_size, table)
+        if len(losses) < len(self._sizes):
+            return float("nan")
+        return float(losses @ self._sizes / self._sizes.sum())
+
+    def close(self) -> None:
+        """Leaves the compiled step to the next fit."""
+        if self._plan.key is not None:
+            give_back(self._key, self.compiled)
+
+    def state(self) -> Any:
+        """The optimizer's state as data, to go on from."""
+        self.compiled.engine.store()
+        held = self.compiled.optimizer.state_dict()
+        copied = {
+            k: {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in s.items()}
+            for k, s in held["state"].items()
+        }
+        return {"state": copied, "param_groups": held["param_groups"]}
+
+
+def lbfgs(
+    plan: Plan,
+    tensors: tuple[torch.Tensor, ...],
+    coefs: Sequence[np.ndarray],
+    intercepts: Sequence[np.ndarray],
+    max_iter: int,
+    max_fun: int,
+    tol: float,
+) -> tuple[list[np.ndarray], list[np.ndarray], float, int]:
+    """SciPy's L-BFGS-B on the whole data, as scikit-learn runs it: (coefs, intercepts, loss, iterations)."""
+    module = plan.module(tensors[0].dtype)
+    set_weights(module, coefs, intercepts)
+    step = CompiledStep(module, objective=Objective(plan.loss, plan.alpha))
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    flat = np.concatenate([p.numpy().ravel() for p in parameters.values()]).astype(np.float64)
+
+    def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
+        at = 0
+        for parameter in parameters.values():
+            size = parameter.numel()
+            parameter.copy_(torch.from_numpy(point[at : at + size]).view_as(parameter))
+            at += size
+        loss, grads = step(parameters, tensors)
+        return float(loss), np.concatenate([grads[n].numpy().ravel() for n in parameters]).astype(np.float64)
+
+    found = scipy.optimize.minimize(
+        value_and_gradient,
+        flat,
+        method="L-BFGS-B",
+        jac=True,
+        options={"maxfun": max_fun, "maxiter": max_iter, "gtol": tol},
+    )
+    if found.status != 0:
+        warnings.warn(
+            f"lbfgs failed to converge after {found.nit} iteration(s) (status={found.status}): {found.message}. "
+            "You might also want to scale the data or increase max_iter.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    value_and_gradient(found.x)
+    return *get_weights(module, np.float64), float(found.fun), min(int(found.nit), max_iter)
+
+
+def drawn_weights(
+    sizes: Sequence[int], activation: Any, random: np.random.RandomState, dtype: Any
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Initial weights, draw for draw as scikit-learn's (Glorot and Bengio 2010, uniform)."""
+    factor = 2.0 if activation == "logistic" else 6.0
+    coefs, intercepts = [], []
+    for fan_in, fan_out in pairwise(sizes):
+        bound = np.sqrt(factor / (fan_in + fan_out))
+        coefs.append(random.uniform(-bound, bound, (fan_in, fan_out)).astype(dtype, copy=False))
+        intercepts.append(random.uniform(-bound, bound, fan_out).astype(dtype, copy=False))
+    return coefs, intercepts

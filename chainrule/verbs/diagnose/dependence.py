@@ -1,0 +1,247 @@
+"""Who depends on whom: one sample on another, a position on later ones; read off gradients, with the op that mixes.
+
+The gradient of one sample's output, in evaluation mode, flows back; the first op (seen from the output) whose output's
+gradient is zero in the other rows and whose input's is not has mixed them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from chainrule.errors import ChainruleError
+from chainrule.frontends.torch import batch as convention
+from chainrule.verbs.diagnose.examination import Examination, replaced
+from chainrule.verbs.diagnose.tape import Tape
+from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, RECURRENT
+from chainrule.verbs.diagnose.values import Call, Value, tensors_in
+from chainrule.verbs.kinds import Finding
+
+_ROW_BY_ROW = frozenset({"mul", "add", "sub", "div", "linear", "layer_norm", "dropout", *ACTIVATIONS})
+
+
+@dataclass(eq=False)
+class _Spread:
+    """For each value, whether its gradient is outside of the rows, or positions, that were asked for."""
+
+    outside: dict[Value, bool]
+    call: Call | None
+    leaked: bool
+
+
+def dependence(e: Examination) -> list[Finding]:
+    """batch_leak and future_leak."""
+    return batch_leak(e) + future_leak(e)
+
+
+def batch_leak(e: Examination) -> list[Finding]:
+    """Whether the output for one sample depends on others."""
+    found = []
+    normalized = [c for c in e.seen.tape.calls if c.name in BATCH_STATISTICS and c.argument(5, "training") is True]
+    statistics = normalized[0] if normalized else None
+    if statistics is not None:
+        found.append(
+            Finding(
+                "batch_leak", "info", statistics.where,
+                "in training, BatchNorm makes every sample depend on the others",
+                "", "", "", source=statistics.place.text,
+            )
+        )  # fmt: skip
+    size = _batch_size(e)
+    if size is None or size < 2:
+        return found
+
+    def outside(g: torch.Tensor) -> bool:
+        return g.dim() > 0 and g.shape[0] == size and bool((g[1:] != 0).any())
+
+    spread = _spread(e, lambda out: out[0], outside, lambda v: bool(v.shape) and v.shape[0] == size)
+    if spread is None or not spread.leaked:
+        return found
+    call = spread.call
+    found.append(
+        Finding(
+            "batch_leak", "error", f"{call.module + ' ' if call.module else ''}{call.name}" if call else "the model",
+            "what the model returns for the first sample depends on other samples of the batch",
+            measured="d output[0] / d x[j] is not zero for j > 0, in evaluation mode",
+            expected="zero: samples are independent",
+            fix="a softmax, norm, view or sum over the batch dimension: keep dimension 0 apart",
+            source=call.place.text if call else "",
+        )
+    )  # fmt: skip
+    return found
+
+
+def _batch_size(e: Examination) -> int | None:
+    """The common first dimension of inputs, outputs and target; None where dimension 0 need not be the batch."""
+    inputs = [t for t in e.subject.input_tensors.values() if t.dim() > 0]
+    outputs = [v.shape for v in e.seen.outputs if v.shape]
+    if not inputs or not outputs or e.subject.case.objective is not None:
+        return None
+    size = inputs[0].shape[0]
+    target = [t for t in tensors_in(e.subject.target) if t.dim() > 0]
+    if len(outputs[0]) == 2 and outputs[0][0] == outputs[0][1] == size and e.subject.case.loss == "model":
+        return None  # similarities of all pairs: a contrastive model compares samples on purpose
+    if outputs[0][0] != size or any(t.shape[0] != size for t in target[:1]):
+        return None
+    if e.subject.case.loss == "model":
+        return None if outputs[0] == () else size
+    # Time first: recurrences and attention by torch put the batch second unless told otherwise.
+    sequential = any(
+        getattr(m, "batch_first", True) is False for root in e.subject.roots.values() for m in root.modules()
+    )
+    if sequential or any(c.name in RECURRENT and not getattr(c, "batch_first", True) for c in e.seen.tape.calls):
+        return None
+    if len(outputs[0]) >= 3 and target and target[0].dim() >= 2 and outputs[0][1] == inputs[0].shape[1]:
+        return size if inputs[0].shape[0] != inputs[0].shape[1] else None
+    return size
+
+
+# ---- future --------------------------------------------------------------------------------------------------
+def future_leak(e: Examination) -> list[Finding]:
+    """Whether a model that predicts the next position looks at it."""
+    length = _predicts_next(e)
+    if length is None:
+        return []
+    at = length // 2
+
+    def outside(g: torch.Tensor) -> bool:
+        return g.dim() > 1 and g.shape[1] == length and bool((g[:, at + 1 :] != 0).any())
+
+    spread = _spread(e, lambda out: out[:, at], outside, lambda v: len(v.shape) > 1 and v.shape[1] == length)
+    if spread is None or not spread.leaked:
+        return []
+    call = spread.call
+    return [
+        Finding(
+            "future_leak", "error", f"{call.module + ' ' if call.module else ''}{call.name}" if call else "the model",
+            "the target is the input moved by one, and what the model returns at a position depends on later ones: it "
+            "can copy the answer",
+            measured=f"d output[:, {at}] / d x[:, t] is not zero for t > {at}",
+            expected="zero: a causal mask", fix="is_causal=True, or a mask of -inf above the diagonal",
+            source=call.place.text if call else "",
+        )
+    ]  # fmt: skip
+
+
+def _predicts_next(e: Examination) -> int | None:
+    """The length of the sequence, if the target is the input moved on by one position."""
+    target = e.subject.target
+    if not isinstance(target, torch.Tensor):
+        return None
+    for name, x in e.subject.input_tensors.items():
+        if not (name in e.seen.inputs and x.dim() >= 2 and x.shape[1] >= 4 and x.shape == target.shape):
+            continue
+        if x.dtype == target.dtype and bool((x[:, 1:] == target[:, :-1]).all()) and bool((x[:, 1:] != x[:, :-1]).any()):
+            outputs = [v.shape for v in e.seen.outputs if v.shape]
+            if outputs and len(outputs[0]) >= 2 and outputs[0][:2] == tuple(x.shape[:2]):
+                return int(x.shape[1])
+    return None
+
+
+# ---- one backward pass from part of the output ---------------------------------------------------------------
+def _spread(
+    e: Examination, part: Callable[[torch.Tensor], torch.Tensor], outside: Callable[[torch.Tensor], bool],
+    comparable: Callable[[Value], bool],
+) -> _Spread | None:  # fmt: skip
+    """A pass in evaluation mode whose backward starts at part of the output; None where it cannot be made."""
+    subject = e.subject
+    seen: dict[Value, bool] = {}
+
+    def watch(value: Value, grad: torch.Tensor) -> None:
+        if comparable(value):
+            seen[value] = outside(grad)
+
+    leaks = _leaks(e, part, outside)
+    if not leaks:
+        return None
+    tape = Tape(subject.roots, sizes=False, watch=watch)
+    inputs = subject.case.batch if subject.case.loss == "model" else convention.split(subject.case.batch)[0]
+    subject.passes += 1
+    try:
+        with subject.safely():
+            tensors = dict(subject.input_tensors)
+            for n, t in tensors.items():
+                tape.declare(t, f"batch {n}", data=True)
+            fresh = {id(t): t.detach().clone().requires_grad_() for t in tensors.values() if t.is_floating_point()}
+            for root in subject.roots.values():
+                root.eval()
+            given = _with(inputs, fresh)
+            with subject.around(), tape.recording():
+                output = convention.call_model(subject.model, given)
+            first = next((t for t in tensors_in(output) if t.is_floating_point() and t.dim()), None)
+            if first is None or not first.requires_grad:
+                return None
+            chosen = part(first)
+            weights = torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0)).to(chosen)
+            (chosen * weights).sum().backward()
+            leaked = any(outside(t.grad) for t in fresh.values() if t.grad is not None)
+    except (ChainruleError, RuntimeError, IndexError, TypeError, ValueError) as error:
+        subject.notes.append(
+            f"dependence between samples not checked: {str(error).splitlines()[0] if str(error) else ''}"
+        )
+        return None
+    except Exception as error:
+        subject.notes.append(f"dependence between samples not checked: {type(error).__name__}")
+        return None
+    mixing = [
+        c
+        for c in reversed(tape.calls)
+        if (own := [o for o in c.outputs if o in seen])
+        and not any(seen[o] for o in own)
+        and any(seen.get(v, False) for v in c.inputs)
+    ]
+    # What is read twice is reached by way of both readers; one that works row by row is not what mixes.
+    call = next((c for c in mixing if c.name not in _ROW_BY_ROW), mixing[0] if mixing else None)
+    if call is None and leaked:
+        call = next((c for c in tape.calls if any(o in seen and not seen[o] for o in c.outputs)), None)
+    first_data = [c for c in tape.calls if c.name == "embedding" and c.outputs[0] in seen]
+    leaked = leaked or any(seen[c.outputs[0]] for c in first_data if c.inputs and any(v.data for v in c.inputs))
+    return _Spread(seen, call, leaked)
+
+
+def _leaks(
+    e: Examination, part: Callable[[torch.Tensor], torch.Tensor], outside: Callable[[torch.Tensor], bool]
+) -> bool:
+    """The same without a record, which costs a plain pass: whether there is anything to look for."""
+    subject = e.subject
+    inputs = subject.case.batch if subject.case.loss == "model" else convention.split(subject.case.batch)[0]
+    rows: list[torch.Tensor] = []
+    handles = []
+    subject.passes += 1
+    try:
+        with subject.safely():
+            tensors = dict(subject.input_tensors)
+            fresh = {id(t): t.detach().clone().requires_grad_() for t in tensors.values() if t.is_floating_point()}
+
+            def looked_up(module: Any, args: Any, output: torch.Tensor) -> None:
+                if output.requires_grad:
+                    output.retain_grad()
+                    rows.append(output)
+
+            for root in subject.roots.values():
+                root.eval()
+                handles += [m.register_forward_hook(looked_up) for m in root.modules() if isinstance(m, nn.Embedding)]
+            with subject.around():
+                output = convention.call_model(subject.model, _with(inputs, fresh))
+            first = next((t for t in tensors_in(output) if t.is_floating_point() and t.dim()), None)
+            if first is None or not first.requires_grad:
+                return False
+            chosen = part(first)
+            (chosen * torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0)).to(chosen)).sum().backward()
+            reached = [t.grad for t in (*fresh.values(), *rows) if t.grad is not None]
+            return any(outside(g) for g in reached)
+    except Exception as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        subject.notes.append(f"dependence between samples not checked: {said}")
+        return False
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _with(value: Any, fresh: dict[int, torch.Tensor]) -> Any:
+    return replaced(value, lambda t: fresh.get(id(t), t))

@@ -1,0 +1,461 @@
+"""Whether the loss is given what it expects: pairing, axis, broadcasting, sign, targets, masked labels, first value."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterator
+
+import torch
+
+from chainrule.frontends.torch.places import Edit
+from chainrule.verbs.diagnose.examination import Examination
+from chainrule.verbs.diagnose.naming import container
+from chainrule.verbs.diagnose.patches import Patch, submodule
+from chainrule.verbs.diagnose.torch_ops import (
+    ACTIVATIONS,
+    LOG_SOFTMAXES,
+    LOSSES,
+    PRODUCTS,
+    SOFTMAXES,
+    TRANSPARENT,
+    UNBOUNDED_ABOVE,
+)
+from chainrule.verbs.diagnose.values import Call, Value, origin
+from chainrule.verbs.kinds import Finding
+
+_WRAPPED = frozenset({"div", "mul"})  # a temperature
+
+
+def losses_of(e: Examination) -> Iterator[Call]:
+    """The calls of losses that the loss was computed from."""
+    for call in e.seen.tape.calls:
+        if call.name in LOSSES and any(o in e.ancestors for o in call.outputs):
+            yield call
+
+
+def losses(e: Examination) -> list[Finding]:
+    """loss_pairing, loss_axis, broadcast, target_range, sign, init_loss."""
+    found: list[Finding] = []
+    for call in losses_of(e):
+        for check in (_pairing, _axis, _shapes, _targets, _first_value):
+            finding = check(e, call)
+            if finding is not None:
+                found.append(finding)
+                break
+    found += _softmax_of_softmax(e) + _constant_softmax(e) + _sign(e)
+    if not any(f.kind == "broadcast" for f in found):
+        found += _subtracted(e)
+    unique: dict[tuple[str, str], Finding] = {}
+    for f in found:
+        unique.setdefault((f.kind, f.source or f.where), f)
+    return list(unique.values())
+
+
+# ---- pairing -------------------------------------------------------------------------------------------------
+def floor_of_softmax(classes: int) -> float:
+    """The least cross-entropy of K logits that are themselves probabilities: ln(e + K - 1) - 1."""
+    return math.log(math.e + classes - 1) - 1
+
+
+def _pairing(e: Examination, call: Call) -> Finding | None:
+    expects, given = LOSSES[call.name].expects, origin(call.inputs[0], TRANSPARENT)
+    made = given.producer
+    if made is None:
+        return None
+    name, classes = made.name, _classes(call)
+    if expects == "logits":
+        if name in SOFTMAXES or name == "sigmoid":
+            if classes < 2:
+                return None  # a softmax of one entry is said apart
+            return _paired(
+                e, call, made, "error",
+                f"{call.name} takes logits and applies log-softmax itself; of probabilities in [0, 1] it cannot fall "
+                f"below ln(e + K - 1) - 1 = {floor_of_softmax(classes):.3f} for K = {classes} classes",
+                "the model's last product, without " + name,
+            )  # fmt: skip
+        if name == "tanh":
+            floor = math.log(1 + (classes - 1) * math.exp(-2))
+            return _paired(
+                e, call, made, "warning",
+                f"logits in [-1, 1] keep cross-entropy above ln(1 + (K - 1) e^-2) = {floor:.3f} for K = {classes}",
+                "unbounded logits",
+            )  # fmt: skip
+        if name == "relu" and not made.inputs[0].consumers[1:]:
+            return _paired(
+                e, call, made, "warning",
+                "a ReLU before cross-entropy makes negative logits impossible, and a class whose logits are all "
+                "negative gets no gradient",
+                "logits of both signs",
+            )  # fmt: skip
+        if name in LOG_SOFTMAXES:
+            return _paired(
+                e, call, made, "info",
+                "log-softmax twice is log-softmax once (log-softmax is idempotent): harmless",
+                "logits, or nll_loss",
+            )  # fmt: skip
+    elif expects == "log_probabilities":
+        wrong = name in SOFTMAXES or name == "sigmoid" or name in PRODUCTS
+        if wrong and _above_zero(call):
+            what = "probabilities" if name not in PRODUCTS else "logits"
+            return _paired(
+                e, call, made, "error",
+                f"{call.name} takes log-probabilities and is given {what}: it is -mean of them, "
+                + ("between -1 and 0, with no pressure on small ones" if what == "probabilities"
+                   else "which falls without bound"),
+                "log_softmax",
+            )  # fmt: skip
+    elif expects == "binary_logits" and (name in SOFTMAXES or name == "sigmoid"):
+        low, high = math.log1p(math.exp(-1)), math.log(2)
+        return _paired(
+            e, call, made, "error",
+            "BCEWithLogits takes logits and applies the sigmoid itself; of probabilities it cannot fall below "
+            f"(ln 2 + ln(1 + 1/e)) / 2 = {(low + high) / 2:.3f} for balanced labels",
+            "the model's last product, without " + name,
+        )  # fmt: skip
+    elif expects == "binary_logits" and name in ("relu", "tanh"):
+        return _paired(
+            e, call, made, "warning",
+            f"{name} before BCEWithLogits: logits of {'one sign' if name == 'relu' else 'size at most 1'} only, so "
+            f"the probability stays {'at least 1/2' if name == 'relu' else 'between .27 and .73'}",
+            "unbounded logits",
+        )  # fmt: skip
+    return None
+
+
+def _classes(call: Call) -> int:
+    shape = call.inputs[0].shape
+    return shape[1] if len(shape) > 1 else shape[0] if shape else 1
+
+
+def _above_zero(call: Call) -> bool:
+    return bool(call.held) and bool((call.held[0] > 0).any())
+
+
+def _paired(e: Examination, call: Call, made: Call, severity: str, cause: str, expected: str) -> Finding:
+    return Finding(
+        "loss_pairing",
+        severity,
+        f"{made.module + ' ' if made.module else ''}{made.name}",
+        cause,
+        measured=f"{made.name} goes into {call.name}; loss {e.seen.loss_number:.4g}",
+        expected=expected,
+        fix=f"remove {made.name} before {call.name}"
+        if LOSSES[call.name].expects != "log_probabilities"
+        else f"log_softmax in place of {made.name}, or cross_entropy on the logits",
+        source=made.place.text,
+        patch=_without(e, made, "nn.LogSoftmax(dim=1)" if LOSSES[call.name].expects == "log_probabilities" else None),
+    )
+
+
+def _without(e: Examination, made: Call, instead: str | None) -> Patch | None:
+    """Takes an activation out: its module becomes an Identity, or its call in the source its argument."""
+    module = container(e, made.module) if made.module else None
+    if module is not None and not list(module.children()) and not list(module.parameters()):
+        return Patch(f"model.set_submodule({made.module!r}, {instead or 'nn.Identity()'})")
+    segment = made.place.segment
+    tree = segment.tree if segment is not None else None
+    if segment is None or not isinstance(tree, ast.Call):
+        return None
+    method = isinstance(tree.func, ast.Attribute) and made.name in tree.func.attr
+    owner = ast.unparse(tree.func.value) if isinstance(tree.func, ast.Attribute) else "torch"
+    free = owner in ("torch", "F", "nn.functional", "torch.nn.functional")
+    if free and tree.args:
+        inner = ast.unparse(tree.args[0])
+    elif method:
+        inner = ast.unparse(tree.func.value)  # type: ignore[union-attr]
+    else:
+        return None
+    new = inner if instead is None else f"torch.log_softmax({inner}, 1)"
+    return Patch(edits=(Edit(segment, new),))
+
+
+def _softmax_of_softmax(e: Examination) -> list[Finding]:
+    """The same mistake written with log_softmax or softmax and a loss of one's own."""
+    found = []
+    for call in e.seen.tape.calls:
+        if call.name not in LOG_SOFTMAXES | SOFTMAXES or not any(o in e.path for o in call.outputs):
+            continue
+        made = origin(call.inputs[0], TRANSPARENT).producer
+        if made is not None and made.name in SOFTMAXES and made.outputs[0].shape[-1] > 1:
+            classes = call.inputs[0].shape[-1]
+            found.append(
+                _paired_twice(made, call, classes)
+            )  # fmt: skip
+    return found
+
+
+def _paired_twice(made: Call, call: Call, classes: int) -> Finding:
+    return Finding(
+        "loss_pairing", "error", f"{made.module + ' ' if made.module else ''}{made.name}",
+        f"a softmax goes into another: log-softmax of numbers in [0, 1] cannot come above -(ln(e + K - 1) - 1) = "
+        f"-{floor_of_softmax(classes):.3f} for K = {classes}",
+        measured=f"{made.name}, then {call.name}", expected="one softmax", fix="remove the first",
+        source=made.place.text,
+    )  # fmt: skip
+
+
+def _is_output(e: Examination, value: Value) -> bool:
+    """Whether a value is what the model returns, or what a loss takes; an attention to one place is neither."""
+    for _ in range(8):
+        if value in e.seen.outputs or any(c.name in LOSSES or c.name in ("log", "neg") for c in value.consumers):
+            return True
+        following = next((c for c in value.consumers if c.name in TRANSPARENT and c.outputs), None)
+        if following is None:
+            return False
+        value = following.outputs[0]
+    return False
+
+
+def _constant_softmax(e: Examination) -> list[Finding]:
+    found = []
+    for call in e.seen.tape.calls:
+        if call.name not in SOFTMAXES | LOG_SOFTMAXES or not any(o in e.path for o in call.outputs):
+            continue
+        dim, shape = call.argument(1, "dim"), call.outputs[0].shape
+        if isinstance(dim, int) and shape and shape[dim] == 1 and _is_output(e, call.outputs[0]):
+            number = "1" if call.name in SOFTMAXES else "0"
+            found.append(
+                Finding(
+                    "loss_pairing", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
+                    f"the softmax of one number is {number} whatever the number: its derivative is 0, and nothing "
+                    "before it is trained",
+                    measured=f"{call.name} over a dimension of size 1, shape {shape}: the output is constant",
+                    expected="a sigmoid for one output, or a softmax over two and more",
+                    fix="Sigmoid in place of Softmax", source=call.place.text,
+                    patch=_sigmoid(e, call),
+                )
+            )  # fmt: skip
+    return found
+
+
+def _sigmoid(e: Examination, call: Call) -> Patch | None:
+    module = container(e, call.module) if call.module else None
+    if module is not None and not list(module.children()):
+        return Patch(f"model.set_submodule({call.module!r}, nn.Sigmoid())")
+    return None
+
+
+# ---- axis and shapes -----------------------------------------------------------------------------------------
+def _axis(e: Examination, call: Call) -> Finding | None:
+    made = origin(call.inputs[0], TRANSPARENT).producer
+    if made is None or made.name not in SOFTMAXES | LOG_SOFTMAXES:
+        return None
+    dim, shape = made.argument(1, "dim"), made.outputs[0].shape
+    if not isinstance(dim, int) or len(shape) != 2 or dim not in (0, -2) or shape[0] < 2:
+        return None
+    patch = None
+    module = container(e, made.module) if made.module else None
+    if module is not None and getattr(module, "dim", None) == dim:
+        patch = Patch(f"{submodule(made.module)}.dim = 1")
+    return Finding(
+        "loss_axis", "error", f"{made.module + ' ' if made.module else ''}{made.name}",
+        f"{made.name} over dimension 0, the batch: samples compete with each other instead of classes",
+        measured=f"shape {shape}, dim={dim}", expected="dim=1, the classes", fix="dim=1",
+        source=made.place.text, patch=patch,
+    )  # fmt: skip
+
+
+def _shapes(e: Examination, call: Call) -> Finding | None:
+    if len(call.inputs) < 2 or LOSSES[call.name].classes or LOSSES[call.name].expects == "log_probabilities":
+        return None
+    spread = frozenset({"broadcast_tensors", "expand", "broadcast_to"})  # F.mse_loss does so first
+    return _broadcast(call, _narrow(call.inputs[0], spread), _narrow(call.inputs[1], spread), call.name)
+
+
+def _narrow(value: Value, spread: frozenset[str]) -> Value:
+    """The value before it was made larger; of several that went in, its own."""
+    while value.producer is not None and value.producer.name in spread:
+        at = value.producer.outputs.index(value)
+        value = value.producer.inputs[min(at, len(value.producer.inputs) - 1)]
+    return value
+
+
+def _broadcast(call: Call, output: Value, target: Value, name: str) -> Finding | None:
+    a, b = output.shape, target.shape
+    if a == b or not (a and b):
+        return None
+    try:
+        both = torch.broadcast_shapes(a, b)
+    except RuntimeError:
+        return None
+    size = math.prod(both)
+    if size <= max(math.prod(a), math.prod(b)) or max(math.prod(a), math.prod(b)) < 2:
+        return None
+    variance = float(call.held[1].double().var()) if len(call.held) > 1 and call.held[1].numel() > 1 else None
+    return Finding(
+        "broadcast", "error", f"{call.module + ' ' if call.module else ''}{name}",
+        f"output {a} against target {b} broadcasts to {tuple(both)}: every output is compared with every target, and "
+        "the best output is the mean of the targets",
+        measured=f"{math.prod(both)} differences for {b[0]} targets"
+        + (f"; the loss cannot fall below their variance, {variance:.3g}" if variance is not None else ""),
+        expected="equal shapes",
+        fix="target.view_as(output), or output.squeeze(-1)",
+        source=call.place.text,
+        patch=_viewed(call),
+    )  # fmt: skip
+
+
+def _viewed(call: Call) -> Patch | None:
+    segment = call.place.segment
+    if call.place.code is None:  # the loss is torch's own function
+        return Patch("compared = loss\nloss = lambda output, target: compared(output, target.view_as(output))")
+    tree = segment.tree if segment is not None else None
+    if segment is None or not isinstance(tree, ast.Call) or len(tree.args) < 2:
+        return None
+    first, second = ast.unparse(tree.args[0]), ast.unparse(tree.args[1])
+    rest = "".join(f", {ast.unparse(a)}" for a in tree.args[2:])
+    return Patch(edits=(Edit(segment, f"{ast.unparse(tree.func)}({first}, ({second}).view_as({first}){rest})"),))
+
+
+def _subtracted(e: Examination) -> list[Finding]:
+    """(N, 1) - (N,), squared and averaged by hand."""
+    for call in e.seen.tape.calls:
+        if call.name != "sub" or call.module or len(call.inputs) != 2 or not any(o in e.path for o in call.outputs):
+            continue
+        a, b = call.inputs
+        learned, target = (a, b) if a.learned else (b, a)
+        if learned.learned and not target.learned and target.data:
+            found = _broadcast(call, learned, target, "sub")
+            if found is not None:
+                return [found]
+    return []
+
+
+# ---- targets -------------------------------------------------------------------------------------------------
+def _targets(e: Examination, call: Call) -> Finding | None:
+    if len(call.held) < 2:
+        return None
+    target, name = call.held[1], call.name
+    if not target.numel():
+        return None
+    if name in ("binary_cross_entropy", "binary_cross_entropy_with_logits"):
+        low, high = float(target.min()), float(target.max())
+        if low < 0 or high > 1:
+            return _out_of_range(call, low, high, "[0, 1]", "(target + 1) / 2 for labels of -1 and 1")
+    if name == "cross_entropy_loss" and target.is_floating_point() and target.dim() > 1:
+        sums = target.sum(1)
+        off = float((sums - 1).abs().max())
+        if off > 0.01 or float(target.min()) < 0:
+            return _out_of_range(call, float(target.min()), float(target.max()), "probabilities that sum to 1",
+                                 "target / target.sum(1, keepdim=True), or class indices")  # fmt: skip
+    if name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
+        made = origin(call.inputs[0], TRANSPARENT).producer
+        bounds = ACTIVATIONS[made.name].bounded if made is not None and made.name in ACTIVATIONS else None
+        if made is not None and bounds is None and made.name == "relu":
+            bounds = (0.0, math.inf)
+        if bounds is not None and made is not None:
+            low, high = bounds
+            slack = 0.01 * (high - low if high < math.inf else 1.0)
+            outside = float(((target < low - slack) | (target > high + slack)).float().mean())
+            if outside > 0.05:
+                return _out_of_range(
+                    call, float(target.min()), float(target.max()), f"[{low:g}, {high:g}], what {made.name} can give",
+                    f"no {made.name} at the end, or targets scaled to its range", f"; {outside:.0%} are outside",
+                )  # fmt: skip
+    return None
+
+
+def _out_of_range(call: Call, low: float, high: float, expected: str, fix: str, more: str = "") -> Finding:
+    return Finding(
+        "target_range", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
+        "the targets are outside of what the loss or the last layer can reach",
+        measured=f"targets between {low:.4g} and {high:.4g}{more}", expected=expected, fix=fix,
+        source=call.place.text,
+    )  # fmt: skip
+
+
+def masked_labels(e: Examination) -> list[Finding]:
+    """Losses whose labels are all, or nearly all, the ignored index."""
+    for call in losses_of(e):
+        if not LOSSES[call.name].classes or len(call.held) < 2 or call.held[1].is_floating_point():
+            continue
+        position = 4 if call.name.startswith("cross_entropy") or call.name.startswith("nll") else None
+        ignored = call.argument(position, "ignore_index", -100) if position else -100
+        target = call.held[1]
+        if not isinstance(ignored, int) or not target.numel():
+            continue
+        share = float((target == ignored).float().mean())
+        if share == 1.0 or share > 0.99:
+            every = share == 1.0
+            return [
+                Finding(
+                    "masked_labels", "error" if every else "warning",
+                    f"batch y at {call.name}" if not call.module else f"{call.module} {call.name}",
+                    "every label is ignore_index: the mean over no label is 0/0" if every
+                    else "almost every label is ignore_index",
+                    measured=f"{share:.1%} of {target.numel()} labels are {ignored}; loss {e.seen.loss_number:.4g}",
+                    expected="labels that count in every batch",
+                    fix="mask padding only; skip batches without labels, or longer sequences",
+                    source=call.place.text,
+                    consequences=("loss and gradients are nan",) if every else (),
+                )
+            ]  # fmt: skip
+    return []
+
+
+# ---- sign and first value ------------------------------------------------------------------------------------
+def _sign(e: Examination) -> list[Finding]:
+    """Losses bounded below that are maximised, where nothing else in the loss holds them."""
+    known = [c for c in e.seen.tape.calls if c.weight is not None and any(o in e.path for o in c.outputs)]
+    negative = [c for c in known if c.weight < 0 and (c.name in UNBOUNDED_ABOVE or c.name in ("pow", "square", "abs"))]
+    if not negative or any(c.weight > 0 for c in known) or not e.seen.loss_number < 0:
+        return []
+    call = negative[0]
+    if call.name not in LOSSES and not _of_error(call):
+        return []
+    return [
+        Finding(
+            "sign", "error", call.name if not call.module else f"{call.module} {call.name}",
+            f"{call.name} is at least 0 and is multiplied by a negative number: it is maximised, and the loss falls "
+            "without bound",
+            measured=f"d loss / d {call.name} = {call.weight:.3g}; loss {e.seen.loss_number:.4g}",
+            expected="a positive weight", fix="remove the minus sign", source=call.place.text, patch=_unsigned(e, call),
+        )
+    ]  # fmt: skip
+
+
+def _of_error(call: Call) -> bool:
+    """Whether what is squared is a difference of output and target."""
+    made = origin(call.inputs[0], TRANSPARENT).producer
+    return made is not None and made.name == "sub" and {v.learned for v in made.inputs} == {True, False}
+
+
+def _unsigned(e: Examination, call: Call) -> Patch | None:
+    for c in e.seen.tape.calls:
+        if c.name == "neg" and any(v in call.outputs or origin(v, TRANSPARENT) in call.outputs for v in c.inputs):
+            segment = c.place.segment
+            tree = segment.tree if segment is not None else None
+            if segment is not None and isinstance(tree, ast.UnaryOp):
+                return Patch(edits=(Edit(segment, ast.unparse(tree.operand)),))
+    return None
+
+
+def _first_value(e: Examination, call: Call) -> Finding | None:
+    """The value of a classification loss against that of a model that knows nothing."""
+    number = call.outputs[0].scale if call.outputs and call.outputs[0].forward is not None else None
+    mean = call.argument(3, "reduction", 1) in (1, "mean")
+    if number is None or not mean or call.outputs[0].shape != () or not math.isfinite(number):
+        return None
+    if call.name == "cross_entropy_loss":
+        baseline = math.log(max(_classes(call), 2))
+    elif call.name in ("binary_cross_entropy", "binary_cross_entropy_with_logits"):
+        baseline = math.log(2)
+    else:
+        return None
+    if number <= 5 * baseline:
+        return None
+    return Finding(
+        "init_loss", "warning", call.name if not call.module else f"{call.module} {call.name}",
+        "the model is sure of wrong answers: the loss is far above that of one that knows nothing",
+        measured=f"{call.name} {number:.3g}", expected=f"{baseline:.3g} for equal probabilities",
+        fix="a smaller last layer (zeros, or std 0.01), or inputs of unit scale", source=call.place.text,
+        patch=_smaller_head(e),
+    )  # fmt: skip
+
+
+def _smaller_head(e: Examination) -> Patch | None:
+    head = next((x for x in reversed(e.layers) if x.last), None)
+    if head is None or not head.parameter.endswith(".weight"):
+        return None
+    return Patch(f"nn.init.normal_({submodule(head.parameter.rpartition('.')[0])}.weight, 0, 0.01)")

@@ -1,0 +1,39 @@
+"""What torch refuses to run, as a finding where it is a fault of the vocabulary: targets, pairing, batch size."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from chainrule.errors import ModelError
+from chainrule.verbs.diagnose.subject import Subject
+from chainrule.verbs.kinds import Finding
+
+_KNOWN = (
+    (r"Target (-?\d+) is out of bounds", "target_range", "a class index that the output has no entry for",
+     "labels from 0 to K - 1, or a last layer with more outputs"),
+    (r"elements of target should be between 0 and 1", "target_range", "BCELoss takes targets in [0, 1]",
+     "(target + 1) / 2 for labels of -1 and 1"),
+    (r"elements of input should be between 0 and 1", "loss_pairing",
+     "BCELoss takes probabilities and is given numbers outside of [0, "
+     "1]", "BCEWithLogitsLoss, or a Sigmoid at the end"),
+    (r"Expected more than 1 value per channel", "batch_too_small",
+     "batch normalisation in training has no variance to compute from one value per channel",
+     "a batch of 2 and more (drop_last=True), or LayerNorm or GroupNorm"),
+    (r"element 0 of tensors does not require grad", "loss_detached", "the loss has no history",
+     "compute the loss from the model's output itself"),
+)  # fmt: skip
+
+
+def as_finding(error: ModelError, subject: Subject) -> Finding | None:
+    """The finding that an error is; None for one that is only an error."""
+    said = str(error.__cause__ or error)
+    for pattern, kind, cause, fix in _KNOWN:
+        if re.search(pattern, said):
+            place: Any = getattr(error, "place", None)
+            return Finding(
+                kind, "error", "the loss" if kind != "batch_too_small" else "the model", cause,
+                measured=said.split("\n")[0], expected=error.required, fix=fix,
+                source=place.text if place is not None else "",
+            )  # fmt: skip
+    return None

@@ -1,0 +1,67 @@
+"""What diagnose returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from chainrule.verbs.kinds import KINDS, SEVERITIES, Finding
+
+CHECKED = tuple(KINDS)
+
+
+@dataclass(frozen=True)
+class LayerSignal:
+    """One weight layer in the strip: its name, rms of its output and of the gradient there, dead and squashed share,
+    the kind of finding there, and whether the gradient of the loss reaches it."""
+
+    name: str
+    forward: float
+    backward: float
+    dead: float | None = None
+    squashed: float | None = None
+    finding: str = ""
+    reached: bool = True
+
+
+@dataclass(frozen=True)
+class DiagnoseResult:
+    """Findings, root causes first. ``ok``: nothing above info. ``checked``: the kinds that were looked for.
+
+    ``notes``: what could not be examined, and why. ``strip``: the layers in order, with what was measured.
+    ``passes``: forward and backward passes that it took.
+    """
+
+    findings: tuple[Finding, ...]
+    checked: tuple[str, ...] = CHECKED
+    notes: tuple[str, ...] = field(default=())
+    strip: tuple[LayerSignal, ...] = field(default=())
+    passes: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing above ``info`` was found."""
+        return not self.worst("warning")
+
+    def worst(self, severity: str) -> tuple[Finding, ...]:
+        """The findings at least as severe."""
+        least = SEVERITIES.index(severity)
+        return tuple(f for f in self.findings if SEVERITIES.index(f.severity) >= least)
+
+    def __str__(self) -> str:
+        lines = [str(f) for f in self.findings]
+        if self.ok:
+            lines.insert(0, f"nothing wrong found ({len(self.checked)} kinds of fault looked for)")
+        return "\n".join([*lines, *self.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what ``--json`` prints."""
+        return {
+            "schema": "chainrule.diagnose/1",
+            "ok": self.ok,
+            "findings": [f.to_dict() for f in self.findings],
+            "checked": list(self.checked),
+            "notes": list(self.notes),
+            "strip": [s.__dict__ for s in self.strip],
+            "passes": self.passes,
+        }

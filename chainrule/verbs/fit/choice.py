@@ -1,0 +1,85 @@
+"""Which engine runs the steps, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from chainrule.backends.engine import Engine
+from chainrule.errors import BackendError, ChainruleError, ModelError
+from chainrule.verbs.fit.data import Arrays, Source
+from chainrule.verbs.fit.schedule import Schedule
+from chainrule.verbs.fit.torch_engine import TorchEngine
+
+BACKENDS = ("auto", "native", "torch")
+
+
+@dataclass(eq=False)
+class Choice:
+    """Makes the engine of a run, once its first batch is there.
+
+    Args:
+        backend: "auto", "native" or "torch". The rest: what is trained, and how.
+    """
+
+    backend: str
+    model: Any
+    loss: Any
+    objective: Any
+    optimizers: Sequence[torch.optim.Optimizer]
+    schedule: Schedule
+    source: Source
+    seed: int | None = None  # of the native stream of random draws, where there is one
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise BackendError(
+                f"unknown back end {self.backend!r}", required=" or ".join(BACKENDS), instead='backend="auto"'
+            )
+
+    def __call__(self, batch: Any) -> Engine:
+        """The engine for batches like this one.
+
+        Raises:
+            BackendError, UnsupportedOpError: the native one was asked for, and does not cover this training.
+        """
+        reason = "asked for"
+        if self.backend != "torch":
+            try:
+                return self._native(batch)
+            except ChainruleError as error:
+                if self.backend == "native" or isinstance(error, ModelError):
+                    raise
+                reason = f"not native: {error.what}"
+        rebuilt = self.source.rebuilt if isinstance(self.source, Arrays) else tuple
+        return TorchEngine(self.model, self.loss, self.objective, self.optimizers, rebuilt, reason)
+
+    def _native(self, batch: Any) -> Engine:
+        if self.schedule.moves_more_than_rates:
+            raise BackendError("the schedule changes momentum too", instead="cycle_momentum=False")
+        if len(self.optimizers) != 1:
+            raise BackendError(
+                f"{len(self.optimizers)} optimizers", required="one optimizer", instead='backend="torch"'
+            )
+        (optimizer,) = self.optimizers
+        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+            raise BackendError("the optimizer has hooks, which native code does not call", instead='backend="torch"')
+        own = {id(parameter) for parameter in self.model.parameters()}
+        if any(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
+            raise BackendError(
+                "the optimizer trains tensors that are not parameters of the model", instead='backend="torch"'
+            )
+        # llvmlite is loaded where it is needed, and may be missing where there is no wheel of it
+        try:
+            from chainrule.backends.native import native_engine
+        except ModuleNotFoundError as error:
+            raise BackendError(f"{error.name} is not installed", instead='pip install "chainrule[torch]"') from None
+        engine = native_engine(self.model, batch, self.loss, optimizer, objective=self.objective)
+        if engine.first.draws:
+            if self.seed is None:  # so that torch.manual_seed decides the masks, and two runs have different ones
+                self.seed = int(torch.randint(2**31 - 1, ()))
+            engine.seed = self.seed
+        return engine

@@ -1,0 +1,186 @@
+"""``compile_step``: one training step of a model, traced once per shape of batch, for a loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from chainrule.backends.torch import Step
+from chainrule.backends.torch import step as compile_traced
+from chainrule.errors import BackendError, ChainruleError, ModelError, StaleTraceError, UnsupportedOpError
+from chainrule.frontends.torch import Trace, trace_case
+
+BACKENDS = ("auto", "native", "torch")
+_MAX_STALE = 8  # traces for other branches, after which the program branches on every batch
+
+
+class CompiledStep:
+    """``loss, grads = step(params, batch)`` for batches of any shape: traced once per shape.
+
+    Args:
+        model, loss, objective: as in :func:`chainrule.case`.
+    """
+
+    def __init__(self, model: Any, loss: Any = None, objective: Any = None) -> None:
+        self.model, self.loss, self.objective = model, loss, objective
+        self._steps: dict[Any, Step] = {}
+        self._stale = 0
+        self._modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+
+    def _key(self, batch: Any) -> Any:
+        return _signature(batch), tuple([module.training for module in self._modules])
+
+    def __call__(self, params: dict[str, torch.Tensor], batch: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The loss and the gradient of every parameter, by dotted name; buffers are updated as eager would.
+
+        Raises:
+            UnsupportedOpError: the program reads another value on every batch (it branches on them).
+        """
+        key = self._key(batch)
+        if key in self._steps and self._steps[key].guarded:
+            state = torch.get_rng_state()
+            try:
+                return self._steps[key](params, batch)
+            except StaleTraceError as stale:
+                torch.set_rng_state(state)
+                self._stale += 1
+                if self._stale > _MAX_STALE:
+                    raise UnsupportedOpError(
+                        f"{stale.what}, {_MAX_STALE} times",
+                        required="a program that does the same ops on every batch",
+                        instead="torch.where(condition, a, b) for a branch on values",
+                    ) from None
+                del self._steps[key]
+        elif key in self._steps:
+            return self._steps[key](params, batch)
+        return self.traced(batch)(params, batch)
+
+    def knows(self, batch: Any) -> bool:
+        """Whether batches like this one were traced already."""
+        return self._key(batch) in self._steps
+
+    def traced(self, batch: Any) -> Step:
+        """The step for batches like this one.
+
+        Raises:
+            UnsupportedOpError: the forward pass changes attributes of the model, which a compiled step could not.
+        """
+        if not self.knows(batch):
+            self.trace_of(batch)
+        return self._steps[self._key(batch)]
+
+    def trace_of(self, batch: Any) -> Trace:
+        """Traces the program on a batch, and compiles the step of batches like it."""
+        traced = trace_case(self.model, batch, self.loss, self.objective)
+        if traced.mutations:
+            raise UnsupportedOpError(
+                f"the forward pass changes {traced.mutations[0]}",
+                required="a model whose state is in its buffers",
+                instead="self.register_buffer(...), or eager training",
+            )
+        self._steps[self._key(batch)] = compile_traced(traced)
+        return traced
+
+
+def _signature(batch: Any) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return tuple(batch.shape), str(batch.dtype), str(batch.device)
+    if isinstance(batch, dict):
+        return tuple((k, _signature(v)) for k, v in sorted(batch.items()))
+    if isinstance(batch, tuple | list):
+        return tuple(_signature(v) for v in batch)
+    return repr(batch)
+
+
+class StepOfYourOwn:
+    """``step(x, y) -> loss``; see :func:`compile_step`.
+
+    Attributes:
+        backend: "native" or "torch". reason: why that one. Both are known after the first call.
+    """
+
+    def __init__(
+        self, model: Any, loss: Any, optimizer: torch.optim.Optimizer | None, objective: Any, backend: str
+    ) -> None:
+        if backend not in BACKENDS:
+            raise BackendError(
+                f"unknown back end {backend!r}", required=" or ".join(BACKENDS), instead='backend="auto"'
+            )
+        self.model, self.loss, self.optimizer, self.objective = model, loss, optimizer, objective
+        self.backend, self.reason, self._asked = "", "", backend
+        self._run: Callable[..., torch.Tensor] = self._first
+
+    def __call__(self, *batch: Any) -> torch.Tensor:
+        """The loss of a batch; the model is trained by one step, or, without an optimizer, has its gradients."""
+        return self._run(*batch)
+
+    def _first(self, *batch: Any) -> torch.Tensor:
+        self.reason = "asked for"
+        if self._asked != "torch":
+            try:
+                self._run = self._native(batch)
+                self.backend = "native"
+                self.reason = "gradients and update in one compiled call" if self._asked == "auto" else "asked for"
+                return self._run(*batch)
+            except ChainruleError as error:
+                if self._asked == "native" or isinstance(error, ModelError):
+                    raise
+                self.reason = f"not native: {error.what}"
+        self.backend, compiled = "torch", CompiledStep(self.model, self.loss, self.objective)
+
+        def step(*batch: Any) -> torch.Tensor:
+            value = compute(compiled, self.model, batch[0] if len(batch) == 1 else batch)
+            if self.optimizer is not None:
+                self.optimizer.step()
+            return value
+
+        self._run = step
+        return step(*batch)
+
+    def _native(self, batch: tuple[Any, ...]) -> Callable[..., torch.Tensor]:
+        if not isinstance(self.model, torch.nn.Module):
+            raise BackendError("native code trains one torch module", instead='backend="torch"')
+        # llvmlite is loaded where it is needed, and may be missing where there is no wheel of it
+        try:
+            from chainrule.backends.native.step import NativeStep
+        except ModuleNotFoundError as error:
+            raise BackendError(f"{error.name} is not installed", instead='pip install "chainrule[torch]"') from None
+        step = NativeStep(self.model, self.loss, self.optimizer, self.objective)
+        step.prepare(*batch)
+        return step
+
+
+def compile_step(
+    model: torch.nn.Module,
+    loss: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    objective: Any = None,
+    backend: str = "auto",
+) -> StepOfYourOwn:
+    """A training step for a loop of one's own: ``step(x, y) -> loss``.
+
+    With an optimizer each call takes one step of it; parameters and optimizer state are torch's own and up to date
+    after every call, and ``.grad`` is left alone by native code, where gradients are used up by the update. Without one
+    the gradients are put into ``.grad``.
+
+    Args:
+        backend: "native": one call of compiled code; "torch": the derived step in torch's kernels; "auto": the first
+            where it covers model and optimizer. ``step.backend`` and ``step.reason`` say which ran.
+
+    Raises:
+        ModelError, UnsupportedOpError: at the first call, if the model cannot be traced.
+        BackendError: an unknown back end, or a native one that was asked for and cannot run.
+    """
+    return StepOfYourOwn(model, loss, optimizer, objective, backend)
+
+
+def compute(compiled: CompiledStep, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    """The loss of a batch; gradients are put into ``.grad``."""
+    parameters = {n: p for n, p in model.named_parameters(remove_duplicate=False)}
+    value, grads = compiled({n: p.detach() for n, p in parameters.items()}, batch)
+    for name, parameter in parameters.items():
+        if name in grads:
+            parameter.grad = grads[name]
+    return value

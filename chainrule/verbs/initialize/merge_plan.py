@@ -1,0 +1,140 @@
+"""Where values meet, in a plan: the branches of residual streams, peers that are added, tables beside each other."""
+
+from __future__ import annotations
+
+import math
+
+from chainrule.ir import Node
+from chainrule.verbs.initialize.ground import CLOSE, Chosen, Ground
+from chainrule.verbs.initialize.laws import Normal
+from chainrule.verbs.initialize.structure import Merge
+
+ADDED_BY_BRANCHES = 0.5  # what all branches of a stream together add to its mean square, over what it begins with
+
+
+class Merges:
+    """The additions of a program."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+        self.starts: dict[Node, float] = {}  # residual addition -> mean square that its stream began with
+
+    def meet(self, merge: Merge) -> None:
+        if merge.kind == "peers":
+            self._peers(merge)
+            return
+        skip = self.ground.flow.second(merge.skip)
+        if merge.kind == "projection" and merge.root is not None:
+            kept = self.ground.flow.second(merge.root)
+            normed = any(
+                self.ground.chosen[leaf].role.kind == "scale" for _, leaf in self.ground.shape.producers(merge.skip)
+            )
+            if kept and not normed:  # a norm has taken the mean away: to scale its rest up would scale gradients up
+                self.ground.correct(merge.skip, kept, "the skip's own weight keeps the stream's mean square")
+                skip = self.ground.flow.second(merge.skip)
+        number, count = self.ground.shape.streams[merge.node]
+        begun = self._begun(merge) or skip
+        if not begun or not skip:
+            return
+        share = ADDED_BY_BRANCHES / count
+        self.starts[merge.node] = begun
+        target = share * begun
+        self.ground.correct(
+            merge.branch, target, f"ends a branch, {number + 1} of {count}: adds {share:.3g} of the stream"
+        )
+
+    def _begun(self, merge: Merge) -> float | None:
+        """The mean square with which the stream began since it was last normalised."""
+        if merge.kind == "projection":
+            return None
+        for at in self.ground.shape.back(merge.skip):
+            if at in self.starts:
+                return self.starts[at]
+        return None
+
+    def _peers(self, merge: Merge) -> None:
+        sides = [self.ground.shape.producers(o) for o in (merge.skip, merge.branch)]
+        weights = [[self.ground.chosen[leaf] for _, leaf in side] for side in sides]
+        if all(side and all(c.role.kind == "embedding" and c.law for c in side) for side in weights):
+            return self._tables(merge, [(n, self.ground.chosen[leaf]) for side in sides for n, leaf in side])
+        for side, other in ((0, 1), (1, 0)):  # a table that is added to something else: a bias by position
+            if weights[side] and all(c.role.kind == "embedding" and isinstance(c.law, Normal) for c in weights[side]):
+                beside = self.ground.flow.second((merge.skip, merge.branch)[other])
+                for c in weights[side]:
+                    if beside and not c.fixed and not self._is_tied(c):
+                        why = f"a table that is added: a quarter of what is beside it, E[h^2] = {beside:.3g}"
+                        self.ground.give(c, Normal(math.sqrt(0.25 * beside)), why)
+                return
+        if not all(side and all(c.role.kind == "weight" and c.law for c in side) for side in weights):
+            return
+        total = self.ground.flow.second(merge.node)
+        if total and total > CLOSE:
+            for operand in (merge.skip, merge.branch):
+                own = self.ground.flow.second(operand)
+                if own:
+                    self.ground.correct(operand, own / total, "one of several that are added")
+
+    def _is_tied(self, chosen: Chosen) -> bool:
+        return any(u.kind == "weight" for u in self.ground.shape.uses[chosen.leaf])
+
+    def _tables(self, merge: Merge, tables: list[tuple[Node, Chosen]]) -> None:
+        """Tables that are added: the tokens' own as it is, positions and kinds of tokens small beside it."""
+
+        def rank(entry: tuple[Node, Chosen]) -> tuple[bool, int]:
+            node, chosen = entry
+            index = node.inputs[-1]
+            return not self._of_batch(index), -chosen.shape[0]
+
+        (node, main), *rest = sorted(tables, key=rank)
+        beside = self.ground.flow.second(node) or 1.0
+        for _, chosen in rest:
+            if not chosen.fixed and isinstance(chosen.law, Normal) and "beside" not in chosen.why:
+                why = f"a table beside {main.name}: a quarter of its E[h^2] = {beside:.3g}"
+                self.ground.give(chosen, Normal(math.sqrt(0.25 * beside)), why)
+
+    def _of_batch(self, index: Node) -> bool:
+        """Whether an index comes with the batch."""
+        leaves = set(self.ground.traced.batch_inputs.values())
+        return index in leaves or any(
+            self.ground.shape.is_ancestor(leaf, index) for leaf in leaves if leaf in self.ground.shape.index
+        )
+
+    def balance(self) -> None:
+        """Branches add no more to the gradient of their stream than to its values.
+
+        A branch that averages over positions (attention, pooling) makes its values small and is scaled up for it;
+        gradients that all positions share it does not make small.
+        """
+        if self.ground.traced.loss is None:
+            return
+        residual = [
+            m for m in self.ground.shape.merges if m.kind == "residual" and m.root is not None and self._alone(m)
+        ]
+        leaves = [n for n in self.ground.traced.parameters.values() if n in self.ground.shape.index]
+        if not residual or not leaves:
+            return
+        flowing = self.ground.flow.cotangents(self.ground.traced.loss, leaves)
+        least: dict[tuple[Node, ...], tuple[float, Merge]] = {}
+        for merge in residual:
+            into, out = (flowing[n].mean_square if n in flowing else None for n in (merge.root, merge.node))
+            share = ADDED_BY_BRANCHES / self.ground.shape.streams[merge.node][1]
+            if not into or not out or into / out - 1 <= share * CLOSE:
+                continue
+            ends = tuple(leaf for _, leaf in self.ground.shape.producers(merge.branch))
+            ratio = share / (into / out - 1)
+            if ends not in least or ratio < least[ends][0]:
+                least[ends] = ratio, merge
+        for ratio, merge in least.values():  # once for a branch that is used several times
+            made = self.ground.flow.second(merge.branch)
+            if made:
+                share = ADDED_BY_BRANCHES / self.ground.shape.streams[merge.node][1]
+                why = f"ends a branch: adds {share:.3g} of the stream's gradient, less of its values"
+                self.ground.correct(merge.branch, made * ratio, why)
+
+    def _alone(self, merge: Merge) -> bool:
+        """Whether the value at which skip and branch part is read by them alone."""
+        root = merge.root
+        assert root is not None
+        return all(
+            u is merge.node or self.ground.shape.is_ancestor(u, merge.node) for u in self.ground.shape.users[root]
+        )

@@ -1,0 +1,263 @@
+"""``monitor``: watch a training loop from inside: scales, liveness, updates, gradient noise, and what goes wrong when.
+
+A context manager around the user's own loop, which stays as it is. Between measured steps it costs a counter and one
+look at a gradient; in a measured step, forward hooks on the weight layers and gradient hooks on their outputs take
+sizes, which are copied off the device (and summed over processes) once, at the optimizer's step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import _foreach_norm, nn  # type: ignore[attr-defined]
+
+from chainrule.errors import ModelError
+from chainrule.verbs.diagnose.sharding import own_part
+from chainrule.verbs.diagnose.subject import original
+from chainrule.verbs.kinds import Finding
+from chainrule.verbs.monitor.judging import Judge
+from chainrule.verbs.monitor.measuring import Measurement, leaf_modules
+from chainrule.verbs.monitor.recorder import Recorder
+
+
+class monitor:
+    """Watches a training loop: ``with cr.monitor(model, optimizer) as m: ...`` around the loop.
+
+    Args:
+        model: the module that is trained; wrapped by DDP or sharded by FSDP2 too. optimizer: the one that steps.
+        every: measure each so manieth step (the first is measured).
+        path: a file for JSON lines, one per measured step and one per finding.
+        tensorboard: a ``SummaryWriter``, or anything with ``add_scalar(name, value, step)``.
+        record: a file for the flight recorder: when a gradient is not finite, batch, weights and random state from
+            before the step are written there, once; ``chainrule diagnose FILE`` looks at them.
+        on_finding: called with each finding when it appears.
+
+    Attributes:
+        findings: what went wrong so far, each once, ``where`` naming the step. history: one dict per measured step:
+            step, grad_norm, noise_scale, layers (name -> forward, backward, dead), updates (name -> ratio).
+        notes: what could not be watched.
+
+    Raises:
+        ModelError: the model is no module, or ``every`` is not positive.
+
+    >>> import torch, chainrule as cr
+    >>> net = torch.nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> with cr.monitor(net, optimizer, every=1) as m:
+    ...     for _ in range(2):
+    ...         optimizer.zero_grad()
+    ...         net(torch.ones(4, 3)).square().mean().backward()
+    ...         optimizer.step()
+    >>> [entry["step"] for entry in m.history]
+    [0, 1]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        every: int = 25,
+        *,
+        path: str | Path | None = None,
+        tensorboard: Any = None,
+        record: str | Path | None = None,
+        on_finding: Callable[[Finding], None] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ModelError("monitor needs a module", given=type(model).__name__, required="a torch.nn.Module")
+        if every < 1:
+            raise ModelError("a step is measured every so many", given=str(every), required="every >= 1")
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper
+        self.model, self.optimizer, self.every = model, optimizer, every
+        self.findings: list[Finding] = []
+        self.history: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.step = 0
+        self._writer, self._path, self._on_finding = tensorboard, Path(path) if path is not None else None, on_finding
+        self._record = Path(record) if record is not None else None
+        self._handles: list[Any] = []
+        self._judge = Judge()
+        self._measurement: Measurement | None = None
+        self._recorder: Recorder | None = None
+        self._before: list[torch.Tensor] | None = None
+        self._previous: list[torch.Tensor | None] = []
+        self._stack = contextlib.ExitStack()
+        if original(model) is not model:
+            self.notes.append("a compiled model runs without hooks: layers are not measured, gradients and updates are")
+
+    # ---- the loop ------------------------------------------------------------------------------------------
+    def __enter__(self) -> monitor:
+        self._parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        names = {id(p): n.removeprefix("module.") for n, p in original(self.model).named_parameters()}
+        self._names = [names.get(id(p), f"parameter {k}") for k, p in enumerate(self._parameters)]
+        self._full = self._record is not None  # then no step may pass unseen
+        self._witness = self._smallest()
+        self._modules = leaf_modules(original(self.model))
+        self._handles = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+        ]
+        self._after: Any = None
+        if self._record is not None:
+            self._recorder = Recorder(self.model, self.optimizer, self._record)
+            self._stack.enter_context(self._recorder)
+        self._measure_next()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in (*self._handles, self._after):
+            if handle is not None:
+                handle.remove()
+        self._handles = []
+        if self._measurement is not None:
+            self._measurement.remove()
+            self._measurement = None
+        self._stack.close()
+
+    def _smallest(self) -> torch.Tensor | None:
+        """The smallest parameter of the first layers: what is not finite anywhere arrives there on the way back."""
+        trained = [p for p in original(self.model).parameters() if p.requires_grad]
+        return min(trained[:2], key=lambda p: p.numel(), default=None)
+
+    def _measure_next(self) -> None:
+        if self.step % self.every == 0:
+            self._measurement = Measurement(self.model, self._modules, self._parameters)
+            self._after = self.optimizer.register_step_post_hook(self._after_step)
+
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        witness = self._witness
+        if not self._full and self._measurement is None:
+            if (
+                witness is not None
+                and witness.grad is not None
+                and not math.isfinite(own_part(witness.grad).sum().item())
+            ):
+                self._not_finite()
+            if (self.step + 1) % self.every == 0:  # the next one is measured
+                self._previous = self._gradients()
+            self._next()
+            return
+        with torch.no_grad():
+            if not finite(self._parameters):
+                self._not_finite()
+            if self._measurement is not None:
+                self._measurement.at_step(self._previous)
+                self._previous = self._gradients() if self.every == 1 else []
+                self._before = [p.detach().clone() for p in self._parameters]
+                return
+        if (self.step + 1) % self.every == 0:
+            self._previous = self._gradients()
+        if self._recorder is not None:
+            self._recorder.forget()
+        self._next()
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._before is None or self._measurement is None:
+            return  # the end of the step before: hooks for the measured one are in place since its beginning
+        self._after.remove()
+        measurement, self._measurement = self._measurement, None
+        measurement.remove()
+        with torch.no_grad():
+            entry = measurement.entry(self.step, self._names, self._parameters, self._before)
+        self._before = None
+        self._report(entry)
+        if self._recorder is not None:
+            self._recorder.forget()
+        self._next()
+
+    def _gradients(self) -> list[torch.Tensor | None]:
+        return [own_part(p.grad).detach().clone() if p.grad is not None and not p.grad.is_sparse else None
+                for p in self._parameters]  # fmt: skip
+
+    def _next(self) -> None:
+        self.step += 1
+        self._measure_next()
+
+    # ---- telling -------------------------------------------------------------------------------------------
+    def _report(self, entry: dict[str, Any]) -> None:
+        self.history.append(entry)
+        self._write(entry)
+        if self._writer is not None:
+            for name, value in scalars(entry):
+                self._writer.add_scalar(name, value, entry["step"])
+        for finding in self._judge.findings(entry):
+            self._tell(finding)
+
+    def _tell(self, finding: Finding) -> None:
+        if any((f.kind, f.where.partition(" (")[0]) == (finding.kind, finding.where.partition(" (")[0])
+               for f in self.findings):  # fmt: skip
+            return
+        self.findings.append(finding)
+        self._write({"step": self.step, "finding": finding.to_dict()})
+        if self._on_finding is not None:
+            self._on_finding(finding)
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        if self._path is None or not _first_process():
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(entry), allow_nan=False) + "\n")
+
+    def _not_finite(self) -> None:
+        names = [
+            n for n, p in zip(self._names, self._parameters, strict=True) if p.grad is not None and not finite([p])
+        ]
+        weights = [n for n, p in zip(self._names, self._parameters, strict=True)
+                   if p.is_floating_point() and not bool(torch.isfinite(own_part(p.detach())).all())]  # fmt: skip
+        if any(f.kind == "nonfinite" for f in self.findings):
+            return
+        written = self._recorder.write(self.step) if self._recorder is not None else None
+        first = (weights or names or ["a gradient"])[0]
+        self._tell(
+            Finding(
+                "nonfinite", "error", f"{first} (step {self.step})",
+                "a weight is not finite before the step" if weights else "a gradient is not finite",
+                measured=f"{len(weights or names)} of {len(self._names)} parameters",
+                expected="finite numbers",
+                fix=f"chainrule diagnose {written}" if written is not None
+                else "record='crash.pt' writes batch, weights and random state of this step",
+            )
+        )  # fmt: skip
+
+
+def finite(parameters: list[torch.Tensor]) -> bool:
+    """Whether the gradients are, in one copy from the device."""
+    grads = [own_part(p.grad) for p in parameters if p.grad is not None]
+    grads = [g.coalesce().values() if g.is_sparse else g for g in grads if g.numel()]
+    if not grads:
+        return True
+    if len(grads) == 1:
+        return math.isfinite(float(grads[0].sum())) or bool(torch.isfinite(grads[0]).all())
+    norms = torch.stack(_foreach_norm(grads, math.inf))
+    return math.isfinite(float(norms.sum())) or bool(torch.isfinite(norms).all())
+
+
+def _first_process() -> bool:
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
+        torch.distributed.get_rank() == 0
+    )
+
+
+def scalars(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Names and values as TensorBoard takes them."""
+    found = [(k, entry[k]) for k in ("grad_norm", "noise_scale") if entry.get(k) is not None]
+    for layer, numbers in entry["layers"].items():
+        found += [(f"{which}/{layer}", value) for which, value in numbers.items() if value is not None]
+    return found + [(f"update/{name}", value) for name, value in entry["updates"].items()]
+
+
+def plain(value: Any) -> Any:
+    """Data that JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,213 @@
+"""Single native calls on torch's own memory: compile_step and compile_forward."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import chainrule as cr
+from chainrule.backends.native import native_engine
+from chainrule.errors import BackendError, ModelError, UnsupportedOpError
+
+OPTIMIZERS = {
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, amsgrad=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9),
+}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 13), nn.Tanh(), nn.Linear(13, 5)).double()
+
+
+def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(1)
+    return [(torch.randn(7 + k % 2, 10).double(), torch.randn(7 + k % 2, 5).double()) for k in range(count)]
+
+
+def eager_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    optimizer.zero_grad()
+    value = nn.functional.mse_loss(model(x), y)
+    value.backward()
+    optimizer.step()
+    return value.detach()
+
+
+def assert_equal(model: nn.Module, reference: nn.Module, optimizer: Any, other: Any) -> None:
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    ours, theirs = optimizer.state_dict()["state"], other.state_dict()["state"]
+    for k, held in theirs.items():
+        for name, value in held.items():
+            if value is not None:
+                torch.testing.assert_close(ours[k][name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_torchs_objects_are_up_to_date_after_every_call(name: str) -> None:
+    model, reference = network(), network()
+    optimizer, other = OPTIMIZERS[name](model.parameters()), OPTIMIZERS[name](reference.parameters())
+    step = cr.compile_step(model, nn.MSELoss(), optimizer)
+    for k, (x, y) in enumerate(batches(8)):
+        if k == 4:  # a schedule, and torch itself in between
+            for group in (*optimizer.param_groups, *other.param_groups):
+                group["lr"] *= 0.5
+            eager_step(model, optimizer, x, y)
+            eager_step(reference, other, x, y)
+        value = step(x, y)
+        torch.testing.assert_close(value, eager_step(reference, other, x, y), rtol=1e-10, atol=1e-12)
+        assert_equal(model, reference, optimizer, other)
+    assert step.backend == "native"
+
+
+def test_what_changes_between_calls_is_noticed() -> None:
+    model, reference = network(), network()
+    optimizer, other = OPTIMIZERS["momentum"](model.parameters()), OPTIMIZERS["momentum"](reference.parameters())
+    step = cr.compile_step(model, nn.MSELoss(), optimizer)
+    (x, y), *_ = batches(1)
+
+    def both(change: Any = None) -> None:
+        if change is not None:
+            change(model, optimizer)
+            change(reference, other)
+        step(x, y)
+        eager_step(reference, other, x, y)
+        assert_equal(model, reference, optimizer, other)
+
+    def other_momentum(_: Any, o: Any) -> None:
+        o.param_groups[0]["momentum"] = 0.5
+
+    def other_memory(m: Any, _: Any) -> None:
+        m[0].weight.data = m[0].weight.data.clone() * 2
+
+    def loaded(_: Any, o: Any) -> None:
+        o.load_state_dict(copy.deepcopy(o.state_dict()))
+
+    def other_parameter(m: Any, o: Any) -> None:
+        with torch.no_grad():
+            new = nn.Parameter(m[2].bias.detach() + 1)
+        o.state.pop(m[2].bias)
+        o.param_groups[0]["params"][3] = new
+        m[2].bias = new
+
+    both()
+    for change in (other_momentum, other_memory, loaded, other_parameter):
+        both(change)
+    both()
+
+
+def test_gradients_without_an_optimizer() -> None:
+    model, reference = network(), network()
+    step = cr.compile_step(model, nn.MSELoss())
+    for x, y in batches(4):
+        value = step(x, y)
+        reference.zero_grad()
+        expected = nn.functional.mse_loss(reference(x), y)
+        expected.backward()
+        torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=0)
+        for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-14)
+        model.zero_grad()
+    assert step.backend == "native"
+
+
+def test_losses_are_tensors_of_their_own() -> None:
+    model = network()
+    step = cr.compile_step(model, nn.MSELoss(), OPTIMIZERS["momentum"](model.parameters()))
+    (x, y), *_ = batches(1)
+    losses = [step(x, y) for _ in range(300)]
+    assert len({v.item() for v in losses}) == 300
+
+
+def test_what_is_not_native_runs_in_torch_and_says_why() -> None:
+    model = network()
+    step = cr.compile_step(model, nn.MSELoss(), torch.optim.Adagrad(model.parameters()))
+    (x, y), *_ = batches(1)
+    assert step(x, y) > step(x, y)
+    assert step.backend == "torch" and "Adagrad" in step.reason
+    with pytest.raises(UnsupportedOpError, match="Adagrad"):
+        cr.compile_step(model, nn.MSELoss(), torch.optim.Adagrad(model.parameters()), backend="native")(x, y)
+    with pytest.raises(BackendError, match="unknown back end"):
+        cr.compile_step(model, nn.MSELoss(), backend="cuda")
+
+
+# ---- the forward pass --------------------------------------------------------------------------------------
+MODELS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "dense": (lambda: nn.Sequential(nn.Linear(10, 40), nn.ReLU(), nn.Linear(40, 5)), (10,)),
+    "softmax": (lambda: nn.Sequential(nn.Linear(10, 7), nn.LayerNorm(7), nn.GELU(), nn.Softmax(1)), (10,)),
+    "images": (lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+               (1, 8, 8)),
+    "batch norm": (lambda: nn.Sequential(nn.Linear(10, 6), nn.BatchNorm1d(6), nn.Dropout(0.3)), (10,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_forward(name: str) -> None:
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = make().double().eval()
+    forward = cr.compile_forward(model)
+    for count in (1, 5, 5, 16):
+        x = torch.randn(count, *shape).double()
+        torch.testing.assert_close(forward(x), model(x).detach(), rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)  # parameters are read where they are
+    torch.testing.assert_close(forward(x), model(x).detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_forward_does_not_read_behind_the_tensors() -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    forward = cr.compile_forward(model)
+    room = torch.full((64,), float("nan")).double()
+    for p in model.parameters():
+        held = torch.full((p.numel() + 16,), float("nan")).double()
+        held[8 : 8 + p.numel()] = p.detach().flatten()
+        p.data = held[8 : 8 + p.numel()].view(p.shape)
+    room[8:17] = torch.arange(9.0)
+    x = room[8:17].view(3, 3)
+    torch.testing.assert_close(forward(x), model(x).detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_forward_refusals() -> None:
+    with pytest.raises(ModelError, match="takes a torch module"):
+        cr.compile_forward(lambda x: x)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedOpError):
+        cr.compile_forward(nn.Sequential(nn.Linear(10, 6), nn.BatchNorm1d(6)))(torch.randn(5, 10))
+    x = torch.ones(2)
+    assert torch.equal(x, cr.compile_forward(nn.Sequential(nn.ReLU()))(x))
+
+
+# ---- several at once ---------------------------------------------------------------------------------------
+def test_two_threads_train_two_models() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(80, 10), torch.randn(80, 5)
+    order = np.tile(np.arange(80), 30)
+
+    def train(width: int, losses: dict[int, np.ndarray]) -> None:
+        generator = torch.Generator().manual_seed(width)
+        model = nn.Sequential(nn.Linear(10, width), nn.Tanh(), nn.Linear(width, 5))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
+        engine = native_engine(model, (x[:8], y[:8]), nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+        losses[width] = engine.run((x, y), order, 8, np.full(300, 0.1))
+
+    alone: dict[int, np.ndarray] = {}
+    together: dict[int, np.ndarray] = {}
+    for width in (12, 17, 12):
+        train(width, alone)
+    threads = [threading.Thread(target=train, args=(width, together)) for width in (12, 17)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(alone[w], together[w]) for w in (12, 17))
