@@ -184,7 +184,14 @@ def measured(program: Any, names: Sequence[str]) -> Choice:
             memo[id(p)] = nn.Parameter(_fake(mode, p), p.requires_grad)
         for b in program.model.buffers():
             memo[id(b)] = _fake(mode, b)
-        model = copy.deepcopy(program.model, memo)
+        try:
+            model = copy.deepcopy(program.model, memo)
+        except (AssertionError, RuntimeError, TypeError) as error:
+            raise ModelError(
+                f"the model cannot be copied without its data: {error}",
+                required="apply_ before fully_shard, or any other wrapping that forbids copies",
+                instead="plan.apply_(model), then fully_shard(...) or DistributedDataParallel(model)",
+            ) from error
         unwrap(model)
         wrap(model, names)
         args = with_leaves(program.args, iter([_fake(mode, t) for _, t in leaves(program.args)]))

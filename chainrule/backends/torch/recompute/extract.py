@@ -148,6 +148,9 @@ def extract(
                 storage_of[value] = (len(sizes),)
                 sizes.append(hidden)
                 hidden = 0
+        if hidden and line.writes:  # beside tensors, what a tape keeps
+            storage_of[line.writes[-1]] += (len(sizes),)
+            sizes.append(hidden)
         fresh = tuple(range(before, len(sizes)))
         for value in line.writes:
             needs[value] = storage_of[value]

@@ -64,11 +64,6 @@ class _Schedule:
         self.inputs = set(joint.inputs)
         self.cotangents = [g for g in joint.cotangents if g is not None]
         self.given = (self.inputs - set(self.cotangents)) | joint.fixed
-        self.base: dict[int, list[Any]] = {}  # storage -> the values that have it, first those that made it
-        for value, at in extraction.made_by.items():
-            if at not in extraction.views:
-                for s in extraction.storage_of[value]:
-                    self.base.setdefault(s, []).append(value)
         self.runs_twice = {t for t in set(order) if order.count(t) > 1} if len(order) > len(set(order)) else set()
         self.live: set[Any] = set()
         self.by_storage: dict[int, set[Any]] = {}
@@ -134,24 +129,27 @@ class _Schedule:
         return self.names[value]
 
     def _kept(self) -> list[Any]:
-        """Values that cross from the forward to the backward pass: one for every storage that is read there."""
-        written: set[int] = set(s for g in self.cotangents for s in self.extraction.storage_of[g])
-        needed: dict[int, None] = {}
-        for at in self.behind:
-            task = self.problem.tasks[self.order[at]]
-            for s in task.reads:
-                if s not in written and s not in self.problem.resident:
-                    needed[s] = None
-            written.update(task.writes)
-        for g in self.joint.gradients:
-            if g is not None:
-                for s in self.extraction.needs.get(g, ()):
-                    if s not in written and s not in self.problem.resident:
-                        needed[s] = None
+        """Values that cross from the forward to the backward pass: what is read there and not made there before."""
+        written: set[Any] = set(self.cotangents)
         found: dict[Any, None] = {}
-        for s in needed:
-            for value in self.base.get(s, ()):
-                found[value] = None
+
+        def reads(values: Sequence[Any]) -> None:
+            stack = list(values)
+            while stack:
+                v = stack.pop()
+                if v in self.given or v in written or v.number is not None:
+                    continue
+                at = self.extraction.made_by[v]
+                if at in self.extraction.views:
+                    stack += self.lines[at].reads
+                else:
+                    found[v] = None
+
+        for at in self.behind:
+            line = self.lines[self.extraction.line_at[self.order[at]]]
+            reads(line.reads)
+            written.update(line.writes)
+        reads([g for g in self.joint.gradients if g is not None])
         return list(found)
 
     # ---- one run -------------------------------------------------------------------------------------------
