@@ -186,7 +186,7 @@ def test_weights_are_repetitions(name: str) -> None:
         {"backend": "torch"},
         {"loss": lambda z, t: nn.functional.multi_margin_loss(z, t, reduction="none")},
     ],
-    ids=str,
+    ids=lambda options: ", ".join(options),
 )
 def test_more_than_scikit_learn(options: dict) -> None:
     X, y = IRIS
