@@ -217,6 +217,8 @@ class Recorder(ComplexCalls, ProxyTorchDispatchMode):
                 Refused(UnsupportedOpError(f"{func} under autocast is not supported yet").located(str(origin)))
             ] * len(outputs)
         args, kwargs = prepared
+        if any(t.is_nested for t in outputs):
+            return [Refused(self.refusal(f"{func} gives a nested tensor", required="dense tensors"))] * len(outputs)
         if any(t.is_complex() for t in outputs):  # made of real ones
             if self.strict or stream is not None:
                 return [Refused(self.refusal(f"{func} gives complex numbers", required="real numbers"))] * len(outputs)
