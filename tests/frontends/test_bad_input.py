@@ -156,6 +156,19 @@ def test_tensors_that_are_refused(name: str) -> None:
     assert "required:" in str(caught.value) and "instead:" in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_of_other_layouts_inside() -> None:
+    def nested(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.nested.nested_tensor([self.layer(x[:2]), self.layer(x[2:])]).to_padded_tensor(0.0)
+
+    def sparse(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.sparse.mm(torch.eye(6, dtype=torch.float64).to_sparse(), self.layer(x))
+
+    for forward, word in ((nested, "nested"), (sparse, "sparse")):
+        with pytest.raises(UnsupportedOpError, match=word):
+            _ = case_of(Layer(forward), X).trace
+
+
 def test_complex_parameters_and_results_are_refused() -> None:
     class Wave(nn.Module):
         def __init__(self) -> None:

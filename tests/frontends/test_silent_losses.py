@@ -104,6 +104,51 @@ def test_what_is_cut_stays_cut(how: str) -> None:
     assert case.trace.unreached == CUTS[how]
 
 
+def detached_write(self: Any, x: torch.Tensor) -> torch.Tensor:
+    y = self.a(x)
+    y.detach().clamp_(min=0.0)  # the value changes, the derivative does not
+    return y * self.b(x)
+
+
+def data_write(self: Any, x: torch.Tensor) -> torch.Tensor:
+    y = self.a(x) * 1.0
+    y.data[..., 0] = 2.0
+    return y**2 + self.b(x)
+
+
+def write_into_an_alias(self: Any, x: torch.Tensor) -> torch.Tensor:
+    memory = torch.zeros(2, 3, 4, dtype=x.dtype)
+    memory.detach().copy_(self.a(x))  # the alias has a derivative, the memory's own tensor has none
+    return memory * self.b(x)
+
+
+def write_through_views(self: Any, x: torch.Tensor) -> torch.Tensor:
+    y = self.a(x).clone()
+    rows, columns = y.view(6, 4), y.transpose(0, 2)
+    columns.mul_(self.b(x).transpose(0, 2))
+    rows[1:3] += 1.0
+    return y + rows.sum()
+
+
+def sampled_by_distribution(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.distributions.Gamma(F.softplus(self.a(x)), F.softplus(self.b(x))).rsample()
+
+
+@pytest.mark.parametrize(
+    "forward", [detached_write, data_write, write_into_an_alias, write_through_views, sampled_by_distribution]
+)
+def test_writes_that_autograd_does_not_see(forward: Any) -> None:
+    class Written(Cut):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return forward(self, x)
+
+    model = Written("")
+    if forward is sampled_by_distribution:  # its arguments are checked, which reads values: one step
+        trained(model, X, steps=1)
+    else:
+        trained(model, X)
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_dropout_between_recurrent_layers(kind: str, batch_first: bool) -> None:

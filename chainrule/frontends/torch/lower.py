@@ -206,6 +206,8 @@ def type_of(tensor: torch.Tensor) -> TensorType:
 
 def constant_of(tensor: torch.Tensor) -> Node:
     """The numbers of a tensor as a constant; equal numbers everywhere as one number, broadcast."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise UnsupportedOpError(f"a {tensor.layout} constant", required="dense tensors", instead=".to_dense()")
     dtype = dtype_name(tensor.dtype)
     held = tensor.detach().to(device="cpu")
     array = (held.float() if dtype == "bfloat16" else held).numpy().copy()

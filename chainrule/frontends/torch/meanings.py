@@ -172,12 +172,18 @@ class Meanings:
             except (UnsupportedOpError, ShapeError) as error:
                 self._meaning[tensor] = Refused(UnsupportedOpError(error.what).located(str(origin)))
                 continue
-            if now is not None and tensor.requires_grad and not torch.is_grad_enabled():
-                # Written behind autograd's back: another value, and the derivative that it had.
-                now = apply(OPS["straight_through"], now, meant)
+            if now is not None and (not torch.is_grad_enabled() or _base(tensor) is not _base(written)):
+                # Written behind autograd's back: another value, and the derivative that it had, or none.
+                behind = [now, meant] if tensor.requires_grad else [now]
+                now = apply(OPS["straight_through" if tensor.requires_grad else "stop_gradient"], *behind)
                 (self._meaning[tensor],) = self.originated([now], origin, cut=False)
             elif now is not None:
                 (self._meaning[tensor],) = self.originated([now], origin)
+
+
+def _base(tensor: torch.Tensor) -> torch.Tensor:
+    """What a view is one of, for autograd: a detached tensor shares memory with another one, but no history."""
+    return tensor if tensor._base is None else tensor._base
 
 
 def memory_of(tensor: torch.Tensor) -> int:

@@ -225,6 +225,8 @@ class Recorder(ComplexCalls, ProxyTorchDispatchMode):
         if isinstance(prepared, Refused) or not outputs:
             return [prepared] * len(outputs)
         args, kwargs = prepared
+        if any(t.is_nested for t in outputs):
+            return [Refused(self.refusal(f"{func} gives a nested tensor", required="dense tensors"))] * len(outputs)
         if any(t.is_complex() for t in outputs):  # made of real ones
             if self.strict or stream is not None:
                 return [Refused(self.refusal(f"{func} gives complex numbers", required="real numbers"))] * len(outputs)
