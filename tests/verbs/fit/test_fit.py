@@ -549,6 +549,26 @@ def test_refusals(change, error, said) -> None:
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+def test_progress_bar_is_on_stderr_and_goes_away(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("chainrule.verbs.fit.progress._FIRST", 0.0)
+    monkeypatch.setattr("chainrule.verbs.fit.progress._AGAIN", 0.0)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    cr.fit(model, loader(), nn.MSELoss(), optimizer, epochs=3, validation=data(5), progress=True)
+    out, err = capsys.readouterr()
+    assert not out and "3/3 loss" in err and "validation" in err and "\n" not in err
+    assert err.rsplit("\r", 2)[1].strip() == ""  # the line is taken away
+    cr.fit(model, loader(), nn.MSELoss(), optimizer, epochs=3)  # not a terminal: nothing
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_compiled_model_is_trained_as_what_it_wraps() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    h = cr.fit(torch.compile(model, backend="eager"), loader(), nn.MSELoss(), optimizer, epochs=3)
+    assert h.loss[-1] < h.loss[0]
+
+
 def test_results() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
