@@ -410,15 +410,15 @@ def _attention_back(
     even = u @ (vv * kk) @ ut - once - np.swapaxes(once, -1, -2) + mixed * (u @ ku)
     dv, dk = _differences(vv), _differences(kk)
     both = (1 - s) * norm + s  # sum over keys of E[p_ij p_i'j]
-    peaked = both * np.clip(1.0 - both, 0.0, 1.0) * dv * dk
+    peaked = np.clip(1.0 - both, 0.0, 1.0) * dv * dk
     gq = gd * np.where(s > 0, (1 - s) * even + s * peaked, even)
     h = gd * qq
-    hu = ut @ h
+    flat = h * (1 - s)
+    hu = ut @ flat
     part = (hu * vu) @ u
-    even = vv * (hu @ u) - part - np.swapaxes(part, -1, -2) + ut @ (h * mixed) @ u
+    even = vv * (hu @ u) - part - np.swapaxes(part, -1, -2) + ut @ (flat * mixed) @ u
     key = a.at_keys(h * dv * np.clip(1.0 - both, 0.0, 1.0) * s / norm)
-    share = float(np.mean(np.diagonal(s, axis1=-2, axis2=-1)))
-    gk = (1 - share) * even + key[..., None] * (np.eye(n) - (1 - np.eye(n)) / max(n - 1, 1))
+    gk = even + key[..., None] * (np.eye(n) - (1 - np.eye(n)) / max(n - 1, 1))
     base = gd / a.scale**2 * dv * np.clip(1.0 - both, 0.0, 1.0)
     found: list[Field | None] = [None] * len(inputs)
     if wanted[0]:
