@@ -60,6 +60,20 @@ def concentration(counts: np.ndarray, variance: float) -> np.ndarray:
     return np.clip(counts**2 * integrand.sum(axis=-1) * step, 1.0, np.maximum(counts, 1.0))
 
 
+def third_power(counts: np.ndarray, variance: float) -> np.ndarray:
+    """``E[sum p^3]`` for each number of keys, by the same integral one power on."""
+    counts = np.asarray(counts, dtype=float)
+    if variance < 1e-3:
+        return 1.0 / counts**2
+    log_t, log_l, _ = _laplace(_three_digits(variance))
+    z, w = _gauss(121)
+    x = np.exp(np.minimum(np.sqrt(_three_digits(variance)) * z, 200.0))
+    third = np.exp(-np.exp(log_t)[:, None] * x) @ (w * x**3)
+    step = log_t[1] - log_t[0]
+    integrand = np.exp(3 * log_t + (counts[..., None] - 1) * log_l) * third / 2.0
+    return np.clip(counts * integrand.sum(axis=-1) * step, 1.0 / counts**2, 1.0)
+
+
 def _nearly_equal(counts: np.ndarray, variance: Any) -> np.ndarray:
     """The closed form for small variances."""
     e = np.exp(np.maximum(variance, 0.0))
@@ -310,6 +324,16 @@ class _Attention:
         self.counts = np.maximum(seen.sum(axis=1), 1.0)
         self.u = seen / self.counts[:, None]
 
+    def flatness(self) -> np.ndarray:
+        """E[sum p^2 (1 - 2 p + sum p^2)] over E[sum p^2], against that of equal probabilities, by row."""
+        table = self.logit_covariance()
+        variance = float(np.mean(np.diagonal(table[(0,) * (table.ndim - 2)])))
+        squares = concentration(self.counts, variance) / self.counts
+        cubes = third_power(self.counts, variance)
+        one = 1.0 - 1.0 / self.counts
+        found = np.clip(1.0 - 2.0 * cubes / squares + squares, 0.0, 1.0)
+        return np.where(self.counts > 1, found / np.maximum(one, 1e-12), 0.0)
+
     @property
     def norm(self) -> np.ndarray:
         """Sum over keys of the products of two rows' equal probabilities: (i, i')."""
@@ -408,18 +432,15 @@ def _attention_back(
     mixed = u @ vu
     once = u @ (vu * ku)
     even = u @ (vv * kk) @ ut - once - np.swapaxes(once, -1, -2) + mixed * (u @ ku)
-    dv, dk = _differences(vv), _differences(kk)
     both = (1 - s) * norm + s  # sum over keys of E[p_ij p_i'j]
-    peaked = np.clip(1.0 - both, 0.0, 1.0) * dv * dk
-    gq = gd * np.where(s > 0, (1 - s) * even + s * peaked, even)
-    h = gd * qq
-    flat = h * (1 - s)
-    hu = ut @ flat
+    root = np.sqrt(a.flatness())
+    ratio = both / norm * root[:, None] * root[None, :]
+    gq = gd * even * ratio
+    h = gd * qq * ratio
+    hu = ut @ h
     part = (hu * vu) @ u
-    even = vv * (hu @ u) - part - np.swapaxes(part, -1, -2) + ut @ (flat * mixed) @ u
-    key = a.at_keys(h * dv * np.clip(1.0 - both, 0.0, 1.0) * s / norm)
-    gk = even + key[..., None] * (np.eye(n) - (1 - np.eye(n)) / max(n - 1, 1))
-    base = gd / a.scale**2 * dv * np.clip(1.0 - both, 0.0, 1.0)
+    gk = vv * (hu @ u) - part - np.swapaxes(part, -1, -2) + ut @ (h * mixed) @ u
+    base = gd / a.scale**2 * ratio * norm * np.clip(np.trace(vv, axis1=-2, axis2=-1) / n - vv.mean(axis=(-2, -1)), 0.0, None)[..., None, None]
     found: list[Field | None] = [None] * len(inputs)
     if wanted[0]:
         found[0] = _cotangent(a.q, gq, g)
@@ -428,23 +449,13 @@ def _attention_back(
     if wanted[2]:
         found[2] = _back_to(a, a.v, gv, g)
     if len(inputs) > 3 and wanted[3]:
-        share = np.diagonal(s, axis1=-2, axis2=-1)[..., None]
-        mass = np.diagonal(norm)[:, None]
-        square = np.diagonal(base, axis1=-2, axis2=-1)[..., None] * ((1 - share + share / mass) * u * u)
+        square = np.diagonal(base, axis1=-2, axis2=-1)[..., None] / a.counts[:, None] * (a.seen > 0)
         found[3] = _of_scores(square, a, inputs[3], g)
     if gqa:
         for j in (1, 2):
             if found[j] is not None:
                 found[j] = gathered_heads(found[j], inputs[j].shape)  # type: ignore[arg-type]
     return found
-
-
-def _differences(table: np.ndarray) -> np.ndarray:
-    """The mean of equal positions less that of different ones, (lead, 1, 1)."""
-    n = table.shape[-1]
-    same = np.trace(table, axis1=-2, axis2=-1) / n
-    far = (table.sum(axis=(-2, -1)) - n * same) / max(n * (n - 1), 1)
-    return np.clip(same - far, 0.0, None)[..., None, None]
 
 
 def _of_scores(square: np.ndarray, a: _Attention, mask: Field, g: Field) -> Field:
