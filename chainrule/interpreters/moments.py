@@ -1,9 +1,8 @@
-"""Variances before running: first and second moments of every value and every cotangent.
+"""Variances of a formula: first and second moments of every value, as formulas where closed forms exist.
 
-Reads ``Op.moments``. Forward, each op's rule maps the moments of its operands to its own; an op without a rule is
-expanded if it is a composite and is otherwise unknown, and so is everything after it: nothing passes in silence.
-Backward, a rule with ``backward`` is asked; the others go by their local derivative, an expression whose moments are
-the forward question again, with the cotangent as one more independent source.
+Reads ``Op.moments``: each op's rule maps the moments of its operands to its own; an op without a rule is expanded if
+it is a composite and is otherwise unknown, and so is everything after it: nothing passes in silence. Models, both
+passes of them, are the matter of :mod:`chainrule.interpreters.fields`.
 """
 
 from __future__ import annotations
