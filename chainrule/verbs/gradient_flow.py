@@ -17,8 +17,8 @@ from chainrule.backends.torch import compile
 from chainrule.interpreters.differentiate import vjp_all
 from chainrule.ir import Graph, Node, constant
 from chainrule.verbs.case import Case
-from chainrule.verbs.kinds import Finding
 from chainrule.verbs.fields import Program
+from chainrule.verbs.kinds import Finding
 from chainrule.verbs.model_moments import mean_of
 
 _DECADES, _FIT = 4.0, 0.9  # range of log10 rms over depth, and R^2 of the line, of a faulty signal

@@ -95,7 +95,8 @@ class Departure:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.kind} ({self.way}) at {self.where}: {self.measured}\n    {self.formula}\n    fix: {self.fix}"
+        head = f"{self.severity}: {self.kind} ({self.way}) at {self.where}: {self.measured}"
+        return f"{head}\n    {self.formula}\n    fix: {self.fix}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

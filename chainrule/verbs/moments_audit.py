@@ -314,7 +314,7 @@ def _cause(node: Node, trace: Any, leaf: Node, gain: float) -> tuple[str, str] |
     shape = [int(n) for n in leaf.shape]
     if node.op.name in ("convolution", "conv_transpose"):
         groups = int(node.params.get("groups", 1))
-        if gain >= 0.3 and groups == 1 or gain >= 0.6:
+        if (gain >= 0.3 and groups == 1) or gain >= 0.6:
             return None
         if node.op.name == "conv_transpose":
             fan = shape[0] // groups * int(np.prod(shape[2:])) // int(np.prod(node.params["stride"]))
