@@ -173,6 +173,22 @@ def test_what_must_stay_stays(scheme: str) -> None:
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_a_bias_with_values_of_its_own_stays() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj, self.steps = nn.Linear(16, 32), nn.Parameter(torch.linspace(-6.0, -3.0, 32))
+            with torch.no_grad():
+                self.proj.bias.copy_(torch.linspace(-6.0, -3.0, 32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.softplus(self.proj(x) + self.steps)
+
+    net, x = Steps(), data()[0]
+    r = cr.initialize_(net, x)
+    assert r["proj.bias"].rule == r["steps"].rule == "kept" and "values of its own" in r["steps"].why
+
+
 def test_only_and_dry_run() -> None:
     net = mlp(16, 32, 32, 4)
     before = bits(net)
