@@ -170,10 +170,7 @@ class MomentsResult:
         True
         """
         if not self.question:
-            raise ChainruleError(
-                "the moments of a model are not sampled here",
-                instead="other weights=..., or a network run several times",
-            )
+            raise ChainruleError("only the moments of formulas are sampled", required="a formula with given=...")
         return sampled(*self.question, values=self.values, draws=draws, seed=seed)
 
     def parameter(self, name: str) -> ParameterRow:
