@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import Node, product
+from chainrule.ir import Node
 from chainrule.ir.moments import UNKNOWN, Moments, worst
 from chainrule.ops.quadrature import expectations
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import Dim, Node, TensorType, TupleType, toposort
+from chainrule.ir import Dim, Node, TupleType
 from chainrule.ir.moments import UNKNOWN, Moments
 from chainrule.ops.moment_rules import sources_of
 
@@ -79,13 +79,3 @@ def _drawable(states: Sequence[Moments], node: Node) -> bool:
     named = any(isinstance(n, Dim) for i in node.inputs for n in i.shape)
     unknown = any(s.mean is None or s.second is None for s in states)
     return not (symbolic or named or unknown or isinstance(node.type, TupleType))
-
-
-def _evaluated(root: Node, given: dict[Node, Any]) -> Any:
-    table = dict(given)
-    with np.errstate(all="ignore"):
-        for node in toposort([root], stop=lambda n: n in table):
-            if node not in table:
-                assert isinstance(node.type, TensorType)
-                table[node] = node.op.value(*(table[i] for i in node.inputs), **node.params)
-    return table[root]

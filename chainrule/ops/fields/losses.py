@@ -87,7 +87,7 @@ def _cross_entropy_back(
     else:
         counted, count = _counted(node, target)
         given = _rows(target, x, axis, int(node.params.get("ignore_index", -100)))
-        found = replace(added([p, given], (1.0, -1.0), x.shape), sources=x.sources, why="p - onehot")
+        found = replace(added([p, given], (1.0, -1.0), x.shape), kurtosis=3.0, sources=x.sources, why="p - onehot")
         if counted < count and target.array is not None:
             ignored = int(node.params.get("ignore_index", -100))
             kept = np.broadcast_to(target.array, [a.size for a in target.axes]).reshape(target.shape) != ignored
