@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def _layer_norm() -> Case:
 def _autoencoder() -> Case:
     sizes = (48, 96, 24, 96, 48)
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), nn.Tanh()]
     x = torch.randn(16, 48)
     return cr.case(nn.Sequential(*layers[:-1]), (x, x), nn.MSELoss())
@@ -169,7 +170,9 @@ class _Residual(nn.Module):
         super().__init__()
         self.first, self.second = _conv(a, b, stride=stride, bias=False), _conv(b, b, bias=False)
         self.n1, self.n2 = nn.BatchNorm2d(b), nn.BatchNorm2d(b)
-        self.skip = nn.Identity() if a == b else nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b))
+        self.skip = (
+            nn.Identity() if a == b else nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b))
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.n2(self.second(torch.relu(self.n1(self.first(x)))))
@@ -242,7 +245,9 @@ class _Squeeze(nn.Module):
 
 @architecture("squeeze and excite")
 def _squeeze() -> Case:
-    model = nn.Sequential(_conv(3, 32), *(_Squeeze(32) for _ in range(3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    model = nn.Sequential(
+        _conv(3, 32), *(_Squeeze(32) for _ in range(3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)
+    )
     return classifier(model, 8, 3, 8, 8)
 
 
@@ -267,7 +272,8 @@ def _unet() -> Case:
 def _conv1d() -> Case:
     model = nn.Sequential(
         nn.Conv1d(8, 48, 5, padding=2), nn.GELU(), nn.Conv1d(48, 48, 5, stride=2, padding=2), nn.GELU(),
-        nn.Conv1d(48, 48, 3, padding=2, dilation=2), nn.GELU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(48, 10),
+        nn.Conv1d(48, 48, 3, padding=2, dilation=2), nn.GELU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(),
+        nn.Linear(48, 10),
     )  # fmt: skip
     return classifier(model, 8, 8, 32)
 
@@ -303,7 +309,9 @@ class _Encoder(nn.Module):
 
 for _first in (True, False):
     architecture(f"encoder, norm {'first' if _first else 'last'}")(
-        lambda f=_first: cr.case(_Encoder(f), (torch.randint(0, 50, (8, 16)), torch.randint(0, 10, (8,))), nn.CrossEntropyLoss())
+        lambda f=_first: cr.case(
+            _Encoder(f), (torch.randint(0, 50, (8, 16)), torch.randint(0, 10, (8,))), nn.CrossEntropyLoss()
+        )
     )
 
 
@@ -311,7 +319,12 @@ class _Mixer(nn.Module):
     def __init__(self, tokens: int = 16, width: int = 64) -> None:
         super().__init__()
         self.n1, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.t1, self.t2, self.c1, self.c2 = nn.Linear(tokens, 64), nn.Linear(64, tokens), nn.Linear(width, 128), nn.Linear(128, width)
+        self.t1, self.t2, self.c1, self.c2 = (
+            nn.Linear(tokens, 64),
+            nn.Linear(64, tokens),
+            nn.Linear(width, 128),
+            nn.Linear(128, width),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.t2(nn.functional.gelu(self.t1(self.n1(x).transpose(1, 2)))).transpose(1, 2)
@@ -353,7 +366,12 @@ def _llama() -> Case:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     c = LlamaConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     return language(LlamaForCausalLM(c))
 
@@ -379,7 +397,13 @@ def _vit() -> Case:
     from transformers import ViTConfig, ViTForImageClassification
 
     c = ViTConfig(
-        hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256, image_size=16, patch_size=4, num_labels=10
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=256,
+        image_size=16,
+        patch_size=4,
+        num_labels=10,
     )
     model = ViTForImageClassification(c).eval()
     return cr.case(model, {"pixel_values": torch.randn(4, 3, 16, 16), "labels": torch.randint(0, 10, (4,))}, "model")
@@ -416,6 +440,12 @@ def _qwen3() -> Case:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     c = Qwen3Config(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=32
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
     )
     return language(Qwen3ForCausalLM(c))

@@ -67,7 +67,9 @@ class Way:
             return f"{'':44}"
         e = 100 * np.array(self.excess)
         inside = f"{100 * np.mean(self.inside):5.0f}" if self.inside else "     "
-        cells = f"{np.median(e):7.2f} {np.quantile(e, 0.95):7.2f} {e.max():7.1f} {100 * np.mean(self.errors or [0]):6.1f}"
+        cells = (
+            f"{np.median(e):7.2f} {np.quantile(e, 0.95):7.2f} {e.max():7.1f} {100 * np.mean(self.errors or [0]):6.1f}"
+        )
         return f"{len(e):5d} {cells} {inside}"
 
 
@@ -138,7 +140,11 @@ def large() -> None:
             f"{name}: trace {traced:.2f} s ({traced_busy:.2f} s of one core), moments {perf_counter() - start:.2f} s "
             f"({process_time() - busy:.2f} s of one core)"
         )
-        stream = [run.value(c.outputs[0]) for c in trace.calls if c.path.rsplit(".", 1)[-1].isdigit() and c.path.count(".") == 2]
+        stream = [
+            run.value(c.outputs[0])
+            for c in trace.calls
+            if c.path.rsplit(".", 1)[-1].isdigit() and c.path.count(".") == 2
+        ]
         print("  E[x^2] of the stream:", ", ".join(f"{f.mean_square:.4g}" for f in stream if f is not None))
 
 

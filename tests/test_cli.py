@@ -306,7 +306,7 @@ def test_chain_of_a_formula(run) -> None:
         pytest.param(["moments", "b = relu(a)", "--given", "a=odd(1)"], "symmetric(0, sigma^2)", id="law"),
         pytest.param(["moments", "b = relu(a)", "--given", "c=normal(0, 1)"], "one of a", id="law of nothing"),
         pytest.param(["explain", "symetric"], "did you mean 'symmetric'?", id="explain"),
-        pytest.param(["optimise", "model.py:build"], "No such command 'optimise'", id="no such verb"),
+        pytest.param(["initialise", "model.py:build"], "No such command 'initialise'", id="no verb"),
         pytest.param(["--nope"], "No such option '--nope'", id="option"),
     ],
 )

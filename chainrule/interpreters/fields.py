@@ -165,7 +165,9 @@ def _of_elements(node: Node, inputs: Sequence[Field], states: States, roots: dic
         return region.applied()
     if rule is not None:
         found = rule.forward(node, inputs)
-        return replace(found, kind=worst(found.kind, "approximate"), why="operands with common sources, taken as independent")
+        return replace(
+            found, kind=worst(found.kind, "approximate"), why="operands with common sources, taken as independent"
+        )
     return probed(node, inputs)
 
 
@@ -175,7 +177,9 @@ def _roots(node: Node, states: States, roots: dict[Node, frozenset[Node]]) -> fr
     if found is None:
         if node.op.family == "elementwise" and node.inputs:
             parts = [
-                _roots(i, states, roots) for i in node.inputs if not (states[i].array is not None and states[i].array.size == 1)
+                _roots(i, states, roots)
+                for i in node.inputs
+                if not (states[i].array is not None and states[i].array.size == 1)
             ]
             found = frozenset().union(*parts)
         else:
@@ -193,7 +197,11 @@ class Backward:
 
 
 def backward(
-    output: Node, states: States, wrt: Sequence[Node], seed: Field | None = None, progress: Callable[[int], None] | None = None
+    output: Node,
+    states: States,
+    wrt: Sequence[Node],
+    seed: Field | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[Node, Field]:
     """The cotangents of every node between ``output`` and ``wrt``: fields like those of the forward pass."""
     targets = set(wrt)
@@ -264,7 +272,9 @@ def _back(
         count = effective_count(x, norm.axes)
         return [(norm.x, back_through_norm(g, normal, x, spread, norm.axes, norm.eps, norm.centre, count))]
     if node.op.family == "elementwise":
-        random = [i for i, f in zip(node.inputs, inputs, strict=True) if f.array is None or f.array.size > 1 or i in active]
+        random = [
+            i for i, f in zip(node.inputs, inputs, strict=True) if f.array is None or f.array.size > 1 or i in active
+        ]
         own = [_roots(i, states, roots) for i in dict.fromkeys(random)]
         disjoint = sum(map(len, own)) == len(frozenset().union(*own)) and len(own) == len(random)
         if not (rule is not None and disjoint):
@@ -336,4 +346,3 @@ def _by_derivative(node: Node, g: Any, states: States, wanted: Sequence[bool]) -
         part = forward([image], {**states, leaf: g})[image]
         answers.append((x, fitted(part, sizes(x.shape)) if part.known else unknown(sizes(x.shape), part.why)))
     return answers
-

@@ -8,14 +8,13 @@ argument changes sign or passes a declared kink.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from chainrule.ir import Node, toposort
-from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments, worst
-from chainrule.ops.moment_rules import Pointwise
+from chainrule.ir.moments import UNKNOWN, Moments, worst
 from chainrule.ops.quadrature import law_nodes, law_range
 
 _GRID = 1601  # points among which sign changes are looked for
@@ -86,50 +85,6 @@ def fused(node: Node, states: Mapping[Node, Moments], any_law: bool) -> Moments 
         independent=u.independent and source.shape == node.shape,
         why=why,
     )
-
-
-def back_through(
-    node: Node, g: CotangentMoments, states: Mapping[Node, Moments], order: Sequence[Node]
-) -> tuple[Node, CotangentMoments | None] | None:
-    """(value, its cotangent) for a function of one value written with several ops, one of them reading it twice.
-
-    The paths back are one derivative, not independent ones. None where the ops are read from elsewhere too.
-    """
-    if g.second is None or sum(states[i].law != "given" for i in node.inputs) < 2:
-        return None
-    found = _source(node, states, any_law=True)
-    if found is None or found[0].shape != node.shape or states[found[0]].law == "uniform":
-        return None
-    source, region = found
-    given, inside = _given(region, source, states), set(region)
-    inner = inside - {node}
-    if given is None or any(i in inner and n not in inside for n in order for i in n.inputs):
-        return None
-    u = states[source]
-    table = _composed(source, region, given)
-    std = np.sqrt(np.maximum(u.variance, 0.0))
-    grid = np.linspace(float(np.min(u.mean - 10 * std)), float(np.max(u.mean + 10 * std)), _GRID)
-    rule = _Composed(table=table, breaks=tuple(_breaks(region, table, grid)))
-    answered = rule.backward(g, [u], states[node], node)
-    return None if answered is None else (source, answered[0])
-
-
-@dataclass(frozen=True)
-class _Composed(Pointwise):
-    """The pointwise rule of several ops as one function, differentiated in numbers."""
-
-    table: Callable[[np.ndarray], dict[Node, np.ndarray]] = dict
-    breaks: tuple[float, ...] = ()
-
-    def _phi(self, node: Node, x: np.ndarray, extra: Sequence[Any]) -> np.ndarray:
-        return np.broadcast_to(np.asarray(self.table(x)[node], dtype=float), x.shape)
-
-    def _slope(self, node: Node, x: np.ndarray, extra: Sequence[Any]) -> np.ndarray:
-        step = 1e-6 * (1 + np.abs(x))
-        return (self._phi(node, x + step, extra) - self._phi(node, x - step, extra)) / (2 * step)
-
-    def _borders(self, node: Node, extra: Sequence[Any]) -> list[float]:
-        return list(self.breaks)
 
 
 def _composed(

@@ -14,7 +14,8 @@ import numpy as np
 
 from chainrule.ir import Node, toposort
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, unknown, with_factor, without_ones, worst
+from chainrule.ir.factors import with_factor, without_ones
+from chainrule.ir.field import Field, unknown, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.elementwise import applied, average_law, correlations, multiplied, passed
@@ -50,7 +51,7 @@ class Region:
     def breaks(self) -> list[float]:
         """Where an operand changes sign, meets a declared kink, or meets another operand."""
         u = self.states[self.leaves[0]]
-        m, s = average_law(u)
+        m, _ = average_law(u)
         deviation = float(np.sqrt(np.max(u.variance)))
         if deviation == 0 or all(_smooth(n) for n in self.ops):
             return []
@@ -159,7 +160,9 @@ def region_of(
     while frontier:
         last = max(frontier, key=order.__getitem__)
         frontier.discard(last)
-        whole = last is not node and (direct or not _elementwise(last) or (_as_leaf(states[last]) and _apart(last, frontier, leaves, roots)))
+        whole = last is not node and (
+            direct or not _elementwise(last) or (_as_leaf(states[last]) and _apart(last, frontier, leaves, roots))
+        )
         if whole or seen > _MOST_OPS:
             leaves.append(last)
             continue
@@ -171,7 +174,11 @@ def region_of(
     if not 1 <= len(leaves) <= 2 or any(not states[leaf].known for leaf in leaves):
         return None
     inside = set(leaves)
-    ops = [n for n in toposort([node], stop=lambda n: n in inside or (n is not node and number(n))) if n not in inside and not (n is not node and number(n))]
+    ops = [
+        n
+        for n in toposort([node], stop=lambda n: n in inside or (n is not node and number(n)))
+        if n not in inside and not (n is not node and number(n))
+    ]
     numbers = {i: float(states[i].array.ravel()[0]) for n in ops for i in n.inputs if i not in inside and number(i)}
     return Region(node, tuple(leaves), tuple(ops), numbers, states)
 
@@ -257,7 +264,13 @@ def _of_two(region: Region, slope: Node | None = None, times: tuple[float, float
     )
 
 
-def _grid(region: Region, ma: float, sa: float, mb: float, sb: float, slope: Node | None,
+def _grid(
+    region: Region,
+    ma: float,
+    sa: float,
+    mb: float,
+    sb: float,
+    slope: Node | None,
     times: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, Any, np.ndarray]:
     ua, za, wa = (x[0] for x in nodes(np.array([ma]), np.array([sa]), [0.0]))
@@ -280,4 +293,3 @@ def _grid(region: Region, ma: float, sa: float, mb: float, sb: float, slope: Nod
         values = (region.moved(grid, slope, step) - region.moved(grid, slope, -step)) / (2 * step)
         values = np.broadcast_to(values, (ua.size, ub.size))
     return values, (za, zb), wa[:, None] * wb[None, :]
-

@@ -55,26 +55,6 @@ class Moments:
         return self.second is not None
 
 
-@dataclass(frozen=True)
-class CotangentMoments:
-    """Second moment of the elements of a cotangent g of a value x.
-
-    Attributes:
-        second: E[g^2], an array like that of a value.
-        aligned: E[(sum g x)^2] over the dimensions ``axes``, with size 1 there; None where unknown. A cotangent that
-            comes back through the weights that made the value is partly parallel to it, and this says how much.
-        axes: the dimensions that hold the units of one vector.
-        given: g is a fixed number per element, such as the 1/N of a mean.
-        kind: exact, approximate, probe or unknown.
-    """
-
-    second: Any
-    aligned: Any = None
-    axes: tuple[int, ...] = ()
-    given: bool = False
-    kind: str = "exact"
-
-
 UNKNOWN = Moments(None, None, kind="unknown")
 
 

@@ -1,7 +1,4 @@
-"""How moments pass through contractions with independent weights of mean zero, forward and back.
-
-Sources: He et al. 2015 for the variances; the alignment of a cotangent with its value is derived at ``backward``.
-"""
+"""How moments pass through contractions with independent weights of mean zero. Source: He et al. 2015."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import Dim, Node, as_node, product
-from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments, worst
+from chainrule.ir.moments import UNKNOWN, Moments, worst
 from chainrule.ops.moment_rules import norm_fourth, over, sources_of, squared
 
 
@@ -107,51 +104,6 @@ class ContractionRule:
             unit_spread=spread,
             why="independent weights of mean zero: E[f^2] = sum of Var(w) E[h^2]",
         )
-
-    def backward(
-        self, g: CotangentMoments, states: Sequence[Moments], y: Moments, node: Node
-    ) -> list[CotangentMoments | None] | None:
-        """The cotangent of x in f = W x for independent weights of mean zero, conditioned on f.
-
-        Given f, the part of W along x is fixed (W x = f) and the rest is still random: the cotangent is
-        x (g.f) / |x|^2 plus, in the other directions, an independent part of variance s^2 sum(g^2). Hence
-        E[g_x^2] = E[(g.f)^2] / (n |x|^2) + (1 - 1/n) s^2 sum E[g^2], and (g_x.x) = (g.f).
-        """
-        operands, result = node.params["operands"], node.params["result"]
-        if len(states) != 2 or g.given:
-            return None
-        weights = [k for k, s in enumerate(states) if s.fresh]
-        if len(weights) != 1:
-            return None
-        (k,) = weights
-        x, own, other = states[1 - k], operands[1 - k], operands[k]
-        sizes = {i: s for n, o in zip(node.inputs, operands, strict=True) for i, s in zip(o, n.shape, strict=True)}
-        summed = [i for i in own if i not in result]
-        units = tuple(a for a, i in enumerate(result) if i in other and i not in own)
-        if set(summed) != {i for i in other if i not in result} or not x.known:
-            return None
-        spread_over = contract([g.second, states[k].second], [result, other], own, sizes)
-        axes = tuple(a for a, i in enumerate(own) if i in summed)
-        if g.aligned is None or tuple(g.axes) != units:
-            found = CotangentMoments(spread_over, None, axes, kind=worst(g.kind, x.kind, "approximate"))
-        else:
-            n = int(product([sizes[i] for i in summed]))  # type: ignore[arg-type]
-            aligned = _moved_units(g.aligned, result, units, own, axes)
-            squared = contract([x.second], [own], [i for i in own if i not in summed], sizes)
-            squared = np.expand_dims(squared, axes)  # |x|^2, per vector
-            whole = (n * over(x.second, axes)) ** 2
-            spread = np.divide(norm_fourth(x, n, axes), whole, out=np.ones_like(whole), where=whole > 0)
-            spread = spread if x.law != "given" else 1.0
-            along = np.divide(
-                aligned,
-                n * squared * spread,
-                out=np.zeros(np.broadcast(aligned, squared).shape),
-                where=squared > 0,
-            )
-            found = CotangentMoments(along + (1 - 1 / n) * spread_over, aligned, axes, kind=worst(g.kind, x.kind))
-        back: list[CotangentMoments | None] = [None, None]
-        back[1 - k] = found
-        return back
 
 
 def _sum_of_squares(

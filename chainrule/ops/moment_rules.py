@@ -1,8 +1,7 @@
 """How moments pass through ops: sums, products, contractions and pointwise functions.
 
-A rule is an object with ``forward(states, node) -> Moments`` and, where the cotangent needs more than its local
-derivative (alignment with the value), ``backward(g, states, y, node) -> cotangents``. They are written with plain
-arithmetic, so the same rule gives numbers for a network and formulas for a derivation.
+A rule is an object with ``forward(states, node) -> Moments``, written with plain arithmetic, so that the same rule
+gives numbers and formulas. What models need besides, pairs of elements and cotangents, is in ``ops.fields``.
 
 Neighbours: ``quadrature`` for normal expectations, ``contraction_moments`` for linear layers. Source of the ReLU
 rule: problem 7.14, He et al. 2015.
@@ -16,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import Node, TensorType, product, toposort, variable
-from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments, worst
+from chainrule.ir import Node
+from chainrule.ir.moments import UNKNOWN, Moments, worst
 from chainrule.ops.quadrature import expectations
 
 
@@ -77,61 +76,6 @@ class Pointwise:
         _, second, fourth = self._integrals(u, node, extra)
         return np.divide(fourth, second**2, out=np.ones_like(second), where=second > 0)
 
-    def backward(
-        self, g: CotangentMoments, states: Sequence[Moments], y: Moments, node: Node
-    ) -> list[CotangentMoments | None] | None:
-        """``g phi'(u)``: the part of g along phi(u) and the rest pass the derivative separately."""
-        u, *others = states
-        extra = [o.mean for o in others]
-        if not u.known or u.mean is None or u.law == "given" or not y.known or not all(map(_uniform, extra)):
-            return None
-        extra = _numbers(extra)
-
-        def phi(x: np.ndarray) -> np.ndarray:
-            return self._phi(node, x, extra)
-
-        def dphi(x: np.ndarray) -> np.ndarray:
-            return self._slope(node, x, extra)
-
-        functions = [
-            lambda x: dphi(x) ** 2,
-            lambda x: (dphi(x) * phi(x)) ** 2,
-            lambda x: dphi(x) * x * phi(x),
-            lambda x: (dphi(x) * x) ** 2,
-            lambda x: dphi(x) * x,
-        ]
-        kinks = self._borders(node, extra)
-        kind = worst(g.kind, u.kind, "exact" if u.law == "normal" else "approximate")
-        nothing: list[CotangentMoments | None] = [None] * len(others)
-        if g.given:
-            axes = g.axes or ((node.type.rank - 1,) if node.type.rank else ())
-            n = _count(node, axes)
-            # The units share a variance that varies with the weights before: two equally likely values of it have
-            # its mean and its spread, and given the variance the units are independent.
-            half = np.sqrt(np.maximum(u.unit_spread - 1.0, 0.0)) * u.second / np.maximum(u.variance, 1e-300)
-            aligned, passed = 0.0, 0.0
-            for sign in (-1.0, 1.0):
-                variance = u.variance * np.maximum(1.0 + sign * half, 0.0)
-                d2, _, _, d2u2, du = expectations(functions, u.mean, variance, kinks)
-                aligned = aligned + over(g.second * (n * d2u2 + n * (n - 1) * over(du, axes) ** 2), axes) / 2
-                passed = passed + g.second * d2 / 2
-            return [CotangentMoments(passed, aligned, axes, kind=kind), *nothing]
-        d2, d2p2, dup, d2u2, _ = expectations(functions, u.mean, u.variance, kinks)
-        if g.aligned is None:
-            return [CotangentMoments(g.second * d2, None, g.axes, kind=kind), *nothing]
-        n, q = _count(node, g.axes), y.second
-        fourth = norm_fourth(y, n, g.axes)
-        # a^2 with g = a phi(u) + rest
-        along = np.divide(g.aligned, fourth, out=np.zeros_like(fourth), where=fourth > 0)
-        rest = np.maximum(g.second - along * q, 0.0)
-        # phi'(u) u = share * phi(u) + what is uncorrelated with it
-        share = np.divide(dup, q, out=np.zeros(np.broadcast_shapes(np.shape(dup), np.shape(q))), where=q > 0)
-        aligned = share**2 * g.aligned + n * rest * np.maximum(d2u2 - share**2 * q, 0.0)
-        return [
-            CotangentMoments(along * d2p2 + rest * d2, over(aligned, g.axes), g.axes, kind=kind),
-            *nothing,
-        ]
-
     def _integrals(self, u: Moments, node: Node, extra: Sequence[Any]) -> list[np.ndarray]:
         def phi(x: np.ndarray) -> np.ndarray:
             return self._phi(node, x, extra)
@@ -142,9 +86,6 @@ class Pointwise:
 
     def _phi(self, node: Node, x: np.ndarray, extra: Sequence[Any]) -> np.ndarray:
         return _value(node, x, extra)
-
-    def _slope(self, node: Node, x: np.ndarray, extra: Sequence[Any]) -> np.ndarray:
-        return _slope(node, x, _value(node, x, extra), extra)
 
     def _borders(self, node: Node, extra: Sequence[Any]) -> list[float]:
         """Where quadrature is split: the declared kinks, and the numbers that the value is compared with."""
@@ -158,10 +99,6 @@ def _uniform(extra: Any) -> bool:
 
 def _numbers(extra: Sequence[Any]) -> list[Any]:
     return [e if isinstance(e, Node) else float(np.ravel(e)[0]) for e in extra]
-
-
-def _count(node: Node, axes: Sequence[int]) -> int:
-    return int(product([node.shape[a] for a in axes]))  # type: ignore[arg-type]
 
 
 def over(array: Any, axes: Sequence[int]) -> Any:
@@ -182,24 +119,6 @@ def norm_fourth(x: Moments, units: int, axes: Sequence[int]) -> Any:
 def _value(node: Node, x: Any, extra: Sequence[Any]) -> Any:
     with np.errstate(all="ignore"):
         return np.asarray(node.op.value(x, *extra, **node.params), dtype=float)
-
-
-def _slope(node: Node, x: np.ndarray, y: np.ndarray, extra: Sequence[Any]) -> np.ndarray:
-    """The declared local derivative, in numbers."""
-    type_ = TensorType(x.shape)
-    g, value, u = variable("g", type_), variable("y", type_), variable("u", type_)
-    others = [variable(f"extra_{k}") for k, _ in enumerate(extra)]
-    assert node.op.vjp is not None
-    derivative = node.op.vjp(g, value, u, *others, **node.params)[0]
-    if derivative is None:
-        return np.zeros_like(x)
-    values: dict[Node, Any] = {g: np.ones_like(x), value: y, u: x}
-    values |= dict(zip(others, extra, strict=True))
-    with np.errstate(all="ignore"):
-        for n in toposort([derivative], stop=lambda n: n in values):
-            if n not in values:
-                values[n] = n.op.value(*(values[i] for i in n.inputs), **n.params)
-    return np.broadcast_to(np.asarray(values[derivative], dtype=float), x.shape)
 
 
 def _is_zero(value: Any) -> bool:
@@ -255,25 +174,6 @@ class SumRule:
             why=why,
         )
 
-    def backward(
-        self, g: CotangentMoments, states: Sequence[Moments], y: Moments, node: Node
-    ) -> list[CotangentMoments | None] | None:
-        """g itself for both; its alignment with each from the split g = a (x + y) + rest."""
-        if g.aligned is None or not all(s.known for s in states):
-            return None
-        n, q = _count(node, g.axes), over(y.second, g.axes)
-        qg = over(g.second, g.axes)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            along = (g.aligned - n * q * qg) / (norm_fourth(y, n, g.axes) - n * q * q)
-        along = np.clip(np.nan_to_num(along), 0.0, qg / np.maximum(q, 1e-300))
-        rest = np.maximum(qg - along * q, 0.0)
-        back: list[CotangentMoments | None] = []
-        for x, other in zip(states, states[::-1], strict=True):
-            qx, qo = over(x.second, g.axes), over(other.second, g.axes)
-            aligned = along * (norm_fourth(x, n, g.axes) + n * qx * qo) + n * rest * qx
-            back.append(CotangentMoments(g.second, aligned, g.axes, g.given, g.kind))
-        return back
-
 
 def _fourth_moments(a: Moments, b: Moments, second: Any) -> dict[str, Any]:
     """Spread and kurtosis of a sum of independent values, from E[(a + b)^4] and E[(a_i + b_i)^2 (a_j + b_j)^2]."""
@@ -317,12 +217,6 @@ class ScaleRule:
             return a
         mean = None if a.mean is None else a.mean * self.factor
         return replace(a, mean=mean, second=a.second * self.factor**2 if a.known else None)
-
-    def backward(
-        self, g: CotangentMoments, states: Sequence[Moments], y: Moments, node: Node
-    ) -> list[CotangentMoments | None] | None:
-        """Scaled alike; g x is unchanged."""
-        return [replace(g, second=g.second * self.factor**2)]
 
 
 @dataclass(frozen=True)

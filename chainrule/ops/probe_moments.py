@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import Dim, Node, TensorType, TupleType, toposort, variable
-from chainrule.ir.moments import UNKNOWN, CotangentMoments, Moments, worst
+from chainrule.ir import Dim, Node, TupleType
+from chainrule.ir.moments import UNKNOWN, Moments
 from chainrule.ops.moment_rules import sources_of
 
 _ELEMENTS = 1 << 16  # drawn in all: a second moment is then good to about one percent
@@ -39,41 +39,6 @@ class ProbeRule:
             kurtosis=fourth / second**2 if second > 0 else 1.0,
             why=f"{node.op.name} of {len(values)} seeded draws",
         )
-
-    def backward(
-        self, g: CotangentMoments, states: Sequence[Moments], y: Moments, node: Node
-    ) -> list[CotangentMoments | None] | None:
-        """The vjp of drawn operands and a drawn (or given) cotangent."""
-        if node.op.vjp is None or not _drawable(states, node):
-            return [CotangentMoments(None, kind="unknown") for _ in states]
-        leaves = [variable(f"operand {k}", i.type) for k, i in enumerate(node.inputs)]
-        value, cotangent = variable("value", node.type), variable("cotangent", node.type)
-        back = node.op.vjp(cotangent, value, *leaves, **node.params)
-        generator = np.random.default_rng(1)
-        squares: list[list[float]] = [[] for _ in leaves]
-        along: list[list[float]] = [[] for _ in leaves]
-        for result, operands in self._draws(states, node, _MOST_BACKWARD):
-            shape = tuple(int(n) for n in node.shape)
-            std = np.broadcast_to(np.sqrt(g.second), shape)
-            drawn = std if g.given else std * generator.standard_normal(shape)
-            given = {value: result, cotangent: drawn, **dict(zip(leaves, operands, strict=True))}
-            for k, gx in enumerate(back):
-                if gx is not None:
-                    array = np.asarray(_evaluated(gx, given), dtype=float)
-                    squares[k].append(float(np.mean(array**2)))
-                    product = array * np.asarray(operands[k], dtype=float)
-                    along[k].append(float(np.mean(np.sum(product, axis=-1) ** 2)) if product.ndim else 0.0)
-        kind = worst(g.kind, "probe", *(s.kind for s in states))
-        found: list[CotangentMoments | None] = []
-        for k, leaf in enumerate(leaves):
-            one = (1,) * leaf.type.rank
-            axes = (leaf.type.rank - 1,) if leaf.type.rank else ()
-            found.append(
-                CotangentMoments(np.full(one, np.mean(squares[k])), np.full(one, np.mean(along[k])), axes, kind=kind)
-                if squares[k]
-                else None
-            )
-        return found
 
     def _draws(self, states: Sequence[Moments], node: Node, most: int = _MOST_DRAWS) -> list[tuple[Any, list[Any]]]:
         """(value, operands) of seeded draws, stratified: over all draws each element has the quantiles of its law."""
@@ -114,13 +79,3 @@ def _drawable(states: Sequence[Moments], node: Node) -> bool:
     named = any(isinstance(n, Dim) for i in node.inputs for n in i.shape)
     unknown = any(s.mean is None or s.second is None for s in states)
     return not (symbolic or named or unknown or isinstance(node.type, TupleType))
-
-
-def _evaluated(root: Node, given: dict[Node, Any]) -> Any:
-    table = dict(given)
-    with np.errstate(all="ignore"):
-        for node in toposort([root], stop=lambda n: n in table):
-            if node not in table:
-                assert isinstance(node.type, TensorType)
-                table[node] = node.op.value(*(table[i] for i in node.inputs), **node.params)
-    return table[root]

@@ -45,7 +45,9 @@ def sample(trace: Any, seeds: int, nodes: Sequence[Node] | None = None) -> Sampl
     wanted = [n for n in (nodes or floats) if not n.is_leaf]
     back: dict[Node, Node] = {}
     if trace.loss is not None:
-        leaves = [n for n in dict.fromkeys([*trace.parameters.values(), *trace.batch_inputs.values()]) if n.type.is_float]
+        leaves = [
+            n for n in dict.fromkeys([*trace.parameters.values(), *trace.batch_inputs.values()]) if n.type.is_float
+        ]
         _, flowing = vjp_all([trace.loss], [constant(1.0, trace.loss.type.dtype)], leaves, whole=True)
         back = {n: flowing[n] for n in [*wanted, *leaves] if n in flowing and n is not trace.loss}
     program = Graph(trace.graph.inputs, (*wanted, *back.values()))

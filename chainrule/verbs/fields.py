@@ -115,9 +115,20 @@ def redrawn(name: str, shape: Sequence[int], mean: float, second: Any) -> Field:
     if average - mean * mean <= 1e-12 * max(average, 1e-300):
         one = np.full((1,) * len(shape), mean)
         base = iid(shape, mean, mean * mean)
-        return replace(base, pairs=one * one, second=one * one, array=one, kurtosis=1.0, own=0.0, sources=frozenset({name}))
+        return replace(
+            base, pairs=one * one, second=one * one, array=one, kurtosis=1.0, own=0.0, sources=frozenset({name})
+        )
     source = frozenset({name})
-    return iid(shape, mean, second, normal=True, fresh=True, sources=source, odd=source if mean == 0 else frozenset(), why=f"{name} redrawn")
+    return iid(
+        shape,
+        mean,
+        second,
+        normal=True,
+        fresh=True,
+        sources=source,
+        odd=source if mean == 0 else frozenset(),
+        why=f"{name} redrawn",
+    )
 
 
 def parameter_field(name: str, tensor: torch.Tensor) -> Field:
@@ -133,7 +144,9 @@ def parameter_field(name: str, tensor: torch.Tensor) -> Field:
         by_tap = values.double().pow(2).mean(dim=(0, 1))
         second: Any = by_tap.cpu().numpy().reshape(1, 1, *by_tap.shape)
     else:
-        second = float(torch.linalg.vector_norm(values, dtype=torch.float64 if count < 1_000_000 else None)) ** 2 / count
+        second = (
+            float(torch.linalg.vector_norm(values, dtype=torch.float64 if count < 1_000_000 else None)) ** 2 / count
+        )
     average = float(np.mean(second))
     centred = abs(mean) <= 4 * np.sqrt(average / count)
     if not np.isfinite(average):
@@ -142,7 +155,10 @@ def parameter_field(name: str, tensor: torch.Tensor) -> Field:
         return unknown(shape, f"{name} holds nan or inf", frozenset({name}))
     constant = average - mean * mean <= 1e-10 * average or count == 1
     if not constant and _repeats(values):
-        return replace(fixed(values.double().cpu().numpy(), why=f"{name} repeats its rows: given numbers"), sources=frozenset({name}))
+        return replace(
+            fixed(values.double().cpu().numpy(), why=f"{name} repeats its rows: given numbers"),
+            sources=frozenset({name}),
+        )
     if constant and values.min() == values.max():
         return redrawn(name, shape, mean, mean * mean)
     return redrawn(name, shape, 0.0 if centred and not constant else mean, second)
@@ -167,7 +183,9 @@ def data_field(leaf: Node, tensor: torch.Tensor, of_batch: bool) -> Field:
     grades = grading(shape, leaf.type.is_float)
     if tensor.is_meta:
         if leaf.type.is_float:
-            return iid(shape, 0.0, 1.0, grades, normal=True, kind="approximate", why="data without values: standard normal")
+            return iid(
+                shape, 0.0, 1.0, grades, normal=True, kind="approximate", why="data without values: standard normal"
+            )
         return iid(shape, 0.0, 1.0, grades, kind="approximate", why="integers without values: all different")
     array = tensor.detach().to(torch.float64).cpu().numpy()
     if not np.all(np.isfinite(array)) and not np.any(np.isneginf(array)):

@@ -205,5 +205,3 @@ def gains(backward: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> list
         a, b = (mean_of(backward[n].second) if n in backward else None for n in (to, of))
         result.append(float(np.sqrt(a / b)) if a is not None and b else None)
     return result
-
-

@@ -22,6 +22,7 @@ from chainrule.ir import Dim, Node, apply, as_node, constant, rebuild
 from chainrule.ir.moments import Moments
 from chainrule.verbs.defined import refuse_division_by_zero, refuse_unused
 from chainrule.verbs.expression import Expression
+from chainrule.verbs.moments_sampling import Sampling, sampled
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Departure:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.kind} ({self.way}) at {self.where}: {self.measured}\n    {self.formula}\n    fix: {self.fix}"
+        head = f"{self.severity}: {self.kind} ({self.way}) at {self.where}: {self.measured}"
+        return f"{head}\n    {self.formula}\n    fix: {self.fix}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -141,6 +143,7 @@ class MomentsResult:
     values: Mapping[str, Quantity] = field(repr=False)
     parameters: tuple[ParameterRow, ...] = ()
     findings: tuple[Departure, ...] = ()
+    question: tuple[Any, ...] = field(default=(), repr=False)
 
     def __getitem__(self, name: str) -> Any:
         if name in self.values:
@@ -154,6 +157,21 @@ class MomentsResult:
     def calls(self, name: str) -> tuple[Row, ...]:
         """All calls of one module, in order."""
         return tuple(r for r in self.rows if r.name == name)
+
+    def sampled(self, draws: int = 4000, seed: int = 0) -> tuple[Sampling, ...]:
+        """Every expectation of a formula against seeded draws, names of dimensions and parameters as numbers.
+
+        Raises:
+            ChainruleError: the result is that of a model.
+
+        >>> import chainrule as cr
+        >>> m = cr.moments("b = relu(a)", given={"a": "symmetric(0, sigma^2)"})
+        >>> all(s.agrees for s in m.sampled())
+        True
+        """
+        if not self.question:
+            raise ChainruleError("only the moments of formulas are sampled", required="a formula with given=...")
+        return sampled(*self.question, values=self.values, draws=draws, seed=seed)
 
     def parameter(self, name: str) -> ParameterRow:
         """The row of one parameter.
@@ -270,7 +288,7 @@ def moments(
     for name, node in named:
         values[name] = _quantity(name, found[image[node]])
     shown_laws = tuple(f"{name} ~ {law}" for name, law in laws.items())
-    return MomentsResult((), shown_laws, tuple(steps), values)
+    return MomentsResult((), shown_laws, tuple(steps), values, question=(source, shapes, laws))
 
 
 def _squared(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -81,6 +82,37 @@ def test_the_linear_recursion_of_the_chapter():
     for k, name in enumerate(("f1", "f2", "f3")):
         assert m[name].second.evaluate(n=10, s=0.7) == pytest.approx(10 * 0.49 * (10 * 0.49 / 2) ** k)
     assert sum("independent weights of mean zero" in line for line in m.steps) == 3
+
+
+FANS = [  # forward and backward through one layer of a ReLU network: He both ways, and the compromise
+    ("f = Omega @ relu(e)", "iid(0, 2/n)", {"e": "n"}, "q"),
+    ("f = Omega' @ e * 1", "iid(0, 2/m)", {"e": "m"}, "2*q"),
+    ("f = Omega @ relu(e)", "iid(0, 4/(m + n))", {"e": "n"}, "2*q*n/(m + n)"),
+    ("f = Omega' @ e", "iid(0, 4/(m + n))", {"e": "m"}, "4*q*m/(m + n)"),
+]
+
+
+@pytest.mark.parametrize("source, law, shape, second", FANS)
+def test_fan_in_fan_out_and_the_compromise(source: str, law: str, shape: dict, second: str):
+    m = cr.moments(source, given={"Omega": law, "e": "normal(0, q)"}, shapes={"Omega": "m,n", **shape})
+    values = {"q": 0.7, "m": 4.0, "n": 3.0}
+    expected = cr.formula(second)
+    names = {i.params["name"] for i in expected.graph.inputs}
+    right = expected.evaluate(**{k: v for k, v in values.items() if k in names})
+    used = {i.params["name"] for i in m["f"].second.graph.inputs} | {"m", "n"}
+    assert m["f"].second.evaluate(**{k: v for k, v in values.items() if k in used}) == pytest.approx(right)
+    assert all(s.agrees for s in m.sampled(800))
+
+
+def test_sampling_finds_what_it_should():
+    m = cr.moments("b = relu(a)*c", given={"a": "normal(0, v)", "c": "uniform(0, 2)"})
+    found = m.sampled(3000)
+    assert {(s.name, s.power) for s in found} == {("b", 1), ("b", 2)} and all(s.agrees for s in found)
+    assert m.sampled(50) == m.sampled(50), "seeded"
+    wrong = dataclasses.replace(found[1], predicted=found[1].predicted * 1.5)
+    assert not wrong.agrees and "DIFFERS" in str(wrong)
+    with pytest.raises(ChainruleError, match="formulas"):
+        cr.moments(nn.Linear(2, 2), torch.randn(3, 2)).sampled()
 
 
 # ---- quadrature --------------------------------------------------------------------------------------------

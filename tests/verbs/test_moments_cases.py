@@ -17,7 +17,9 @@ import chainrule as cr
 from chainrule.errors import ModelError
 
 
-def mlp(width: int, depth: int, activation: Callable[[], nn.Module], gain: float | None, head: bool = True) -> nn.Module:
+def mlp(
+    width: int, depth: int, activation: Callable[[], nn.Module], gain: float | None, head: bool = True
+) -> nn.Module:
     """Square layers without values and without biases (with ``gain``: their laws are given by :func:`exact`)."""
     with torch.device("meta"):
         return _mlp(width, depth, activation, gain, head)
@@ -32,9 +34,7 @@ def _mlp(width: int, depth: int, activation: Callable[[], nn.Module], gain: floa
 
 def exact(model: nn.Module, gain: float) -> dict[str, tuple[float, float]]:
     """Weights of exactly this variance over their fan, whatever the draw was."""
-    return {
-        f"{n}.weight": (0.0, gain**2 / m.in_features) for n, m in model.named_modules() if isinstance(m, nn.Linear)
-    }
+    return {f"{n}.weight": (0.0, gain**2 / m.in_features) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
 
 
 def unit(samples: int, width: int, device: str = "cpu") -> torch.Tensor:
@@ -196,7 +196,11 @@ def test_delta_orthogonal_kernels_keep_both_passes():
             layer.weight[:, :, 1, 1] = torch.linalg.qr(torch.randn(32, 32, generator=generator))[0]
     t = cr.moments(model, (torch.randn(2, 32, 8, 8), torch.randn(2, 32, 8, 8)), nn.MSELoss())
     assert t["99"].second / t["0"].second == pytest.approx(1, rel=0.03)
-    free = cr.moments(nn.Sequential(*model, nn.Flatten(), nn.Linear(2048, 10)), (torch.randn(2, 32, 8, 8), torch.tensor([1, 2])), nn.CrossEntropyLoss())
+    free = cr.moments(
+        nn.Sequential(*model, nn.Flatten(), nn.Linear(2048, 10)),
+        (torch.randn(2, 32, 8, 8), torch.tensor([1, 2])),
+        nn.CrossEntropyLoss(),
+    )
     assert free["0"].grad_second / free["99"].grad_second == pytest.approx(1, rel=0.03)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from chainrule.ir.field import Dims, Field, common, merged, refined, regraded, with_factor, without_ones
+from chainrule.ir.factors import common, merged, refined, with_factor, without_ones
+from chainrule.ir.field import Dims, Field, regraded
 from chainrule.ir.pairs import Axis, finer
 
 
@@ -80,14 +81,17 @@ def broadcasted(fields: Sequence[Field], rank: int, shape: Sequence[int]) -> tup
 
 def factor_labels(fields: Sequence[Field], labels: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """A label (dimension's label, position) for every factor of aligned fields."""
-    return [[(label, j) for d, label in enumerate(own) for j in range(len(f.dims[d]))] for f, own in zip(fields, labels, strict=True)]
+    return [
+        [(label, j) for d, label in enumerate(own) for j in range(len(f.dims[d]))]
+        for f, own in zip(fields, labels, strict=True)
+    ]
 
 
 def product_over(
     arrays: Sequence[np.ndarray],
     labels: Sequence[Sequence[Any]],
     result: Sequence[Any],
-    summed: dict[Any, float | np.ndarray],
+    summed: Mapping[Any, Any],
 ) -> np.ndarray:
     """Products of arrays by label, summed over what ``result`` does not have.
 
@@ -99,7 +103,10 @@ def product_over(
     present: dict[Any, bool] = {}
     for array, own in zip(arrays, labels, strict=True):
         kept = [d for d in range(array.ndim) if array.shape[d] != 1]
-        operands += [array.reshape([array.shape[d] for d in kept]), [names.setdefault(own[d], len(names)) for d in kept]]
+        operands += [
+            array.reshape([array.shape[d] for d in kept]),
+            [names.setdefault(own[d], len(names)) for d in kept],
+        ]
         for d in kept:
             present[own[d]] = True
     factor = 1.0
@@ -125,4 +132,3 @@ def product_over(
 def restricted(table: np.ndarray, k: int, axis: Axis) -> np.ndarray:
     """The entries of positions with themselves, resolved or size 1."""
     return np.take(table, axis.same, axis=k) if table.shape[k] > 1 else table
-

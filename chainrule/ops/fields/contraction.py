@@ -30,7 +30,9 @@ def contracted(
         size = {i: n for f, o in zip(fields, operands, strict=True) for i, n in zip(o, f.shape, strict=True)}
         why = next(f.why for f in fields if not f.known)
         return unknown([size[i] for i in result], why, frozenset().union(*(f.sources for f in fields)))
-    fields = aligned([_diagonal(f, own) for f, own in zip(fields, operands, strict=True)], [dict.fromkeys(o) for o in operands])
+    fields = aligned(
+        [_diagonal(f, own) for f, own in zip(fields, operands, strict=True)], [list(dict.fromkeys(o)) for o in operands]
+    )
     operands = [list(dict.fromkeys(o)) for o in operands]
     labels = factor_labels(fields, operands)
     axis_of = {label: a for f, own in zip(fields, labels, strict=True) for label, a in zip(own, f.axes, strict=True)}
@@ -75,7 +77,7 @@ def contracted(
     for f in random:
         for key, e in f.scale.items():
             scale[key] = scale.get(key, 0.0) + e
-    own: float | None = None
+    spread: float | None = None
     if fresh and len(others) == 1 and others[0].array is None:
         scale = with_scale(scale, name, float(np.sqrt(np.log1p(others[0].own_spread))))
     local = 0.0
@@ -83,11 +85,14 @@ def contracted(
         units = float(np.prod([axis_of[x].size for x in summed] or [1.0]))
         local = others[0].local + max(others[0].kurtosis - 1.0, 0.0) / units
     shared = frozenset.intersection(*(f.sources for f in random)) if len(random) > 1 else frozenset()
-    kind = worst(*(f.kind for f in fields), *(["approximate"] if not copies and (shared or (len(random) > 1 and not fresh)) else []))
+    kind = worst(
+        *(f.kind for f in fields),
+        *(["approximate"] if not copies and (shared or (len(random) > 1 and not fresh)) else []),
+    )
     normal = bool(fresh) or (len(random) == 1 and random[0].normal)
     kurtosis = 3.0
     if len(random) > 1 and not fresh:
-        kurtosis = 3.0 + 6.0 / max(np.prod([axis_of[x].size for x in summed] or [1.0]), 1.0)
+        kurtosis = 3.0 + 6.0 / max(float(np.prod([axis_of[x].size for x in summed] or [1.0])), 1.0)
         normal = True
     return within_budget(
         Field(
@@ -99,7 +104,7 @@ def contracted(
             kurtosis=kurtosis,
             scale=scale,
             local=local,
-            own=0.0 if given else own,
+            own=0.0 if given else spread,
             sources=frozenset().union(*(f.sources for f in fields)),
             odd=odd_product(fields),
             kind=kind,

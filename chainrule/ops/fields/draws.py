@@ -17,7 +17,15 @@ def drawn(node: Node) -> Field:
     if found is None:
         return unknown(shape, f"a draw by {method or node.op.name}")
     mean, second, kurtosis = found
-    return iid(shape, mean, second, kurtosis=kurtosis, normal=method == "normal_", why=f"drawn by {method}", sources=frozenset({f"draw {node.params.get('stream')}"}))
+    return iid(
+        shape,
+        mean,
+        second,
+        kurtosis=kurtosis,
+        normal=method == "normal_",
+        why=f"drawn by {method}",
+        sources=frozenset({f"draw {node.params.get('stream')}"}),
+    )
 
 
 def _moments(method: str, args: Any) -> tuple[float, float, float] | None:

@@ -54,7 +54,11 @@ def added(
     normal = all(f.normal for f in random)
     variances = [float(np.mean(f.variance)) for f in parts]
     whole = sum(variances)
-    excess = sum((f.kurtosis - 3.0) * (v / whole) ** 2 for f, v in zip(parts, variances, strict=True) if f.array is None) if whole > 0 else 0.0
+    excess = (
+        sum((f.kurtosis - 3.0) * (v / whole) ** 2 for f, v in zip(parts, variances, strict=True) if f.array is None)
+        if whole > 0
+        else 0.0
+    )
     q = float(np.mean(second))
     shares = [(f, f.mean_square / q if q > 0 else 0.0) for f in parts]
     return within_budget(
@@ -205,7 +209,12 @@ def integrated(f: Function, u: Field, breaks: Sequence[float]) -> Integrals:
     q = float(np.sum(weights * values**2))
     growth = float(np.sum(weights * values * slopes * points)) / q if q > 0 else 0.0
     return Integrals(
-        first, second, float(np.sum(weights * values**4)), Series.of(values, z, weights, slopes * s), Series.of(values**2, z, weights), growth
+        first,
+        second,
+        float(np.sum(weights * values**4)),
+        Series.of(values, z, weights, slopes * s),
+        Series.of(values**2, z, weights),
+        growth,
     )
 
 
@@ -220,7 +229,9 @@ def of_logarithm(f: Function, log: Field, u: Field) -> Field:
     values, slopes = np.broadcast_to(inner(points), points.shape), derivative(inner, points, max(s, 1e-3))
     growth = float(np.sum(weights * values * slopes) / np.sum(weights * values**2))
     found = applied(inner, log, ())
-    return replace(found, scale={k: e * growth for k, e in u.scale.items()}, kind=worst(u.kind, "approximate"), law=None)
+    return replace(
+        found, scale={k: e * growth for k, e in u.scale.items()}, kind=worst(u.kind, "approximate"), law=None
+    )
 
 
 def logarithm(u: Field) -> Field:
@@ -239,7 +250,13 @@ def correlations(u: Field) -> np.ndarray:
     """Correlation coefficients by class of pair."""
     std = np.sqrt(u.variance)
     spread = pair.outer(std, std, u.axes)
-    return np.clip(np.divide(u.centred, spread, out=np.zeros(np.broadcast_shapes(u.centred.shape, spread.shape)), where=spread > 1e-300), -1.0, 1.0)
+    return np.clip(
+        np.divide(
+            u.centred, spread, out=np.zeros(np.broadcast_shapes(u.centred.shape, spread.shape)), where=spread > 1e-300
+        ),
+        -1.0,
+        1.0,
+    )
 
 
 def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) -> Field:
@@ -253,7 +270,8 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
         if intercept:
             axes = u.axes
             constant = intercept * intercept + intercept * (
-                pair.outer(moved.mean, np.ones_like(moved.mean), axes) + pair.outer(np.ones_like(moved.mean), moved.mean, axes)
+                pair.outer(moved.mean, np.ones_like(moved.mean), axes)
+                + pair.outer(np.ones_like(moved.mean), moved.mean, axes)
             )
             square = moved.second + 2 * intercept * moved.mean + intercept**2
             share = float(np.mean(moved.second)) / max(float(np.mean(square)), 1e-300)
@@ -343,7 +361,9 @@ def passed(g: Field, f: Function, u: Field, breaks: Sequence[float], shape: Sequ
         _, count, rho = g.focus
         m, std = average_law(u)
         _, square, _ = of_largest(slope, m, std, rho, count)
-        inner = replace(inner, second=inner.second * 0 + square, pairs=inner.pairs * (square / max(inner.mean_square, 1e-300)))
+        inner = replace(
+            inner, second=inner.second * 0 + square, pairs=inner.pairs * (square / max(inner.mean_square, 1e-300))
+        )
     found = multiplied([g, inner], shape)
     alignment, lift = _alignment(g, f, slope, u, breaks)
     if lift != 1.0:

@@ -59,9 +59,7 @@ class Series:
     steepness: float | None = None
 
     @classmethod
-    def of(
-        cls, values: np.ndarray, z: np.ndarray, weights: np.ndarray, slopes: np.ndarray | None = None
-    ) -> Series:
+    def of(cls, values: np.ndarray, z: np.ndarray, weights: np.ndarray, slopes: np.ndarray | None = None) -> Series:
         """From the function's values (and slopes by z) at the nodes of one law."""
         coefficients = hermite(z, _TERMS) @ (weights * values)
         at_one = float(np.sum(weights * values * values))

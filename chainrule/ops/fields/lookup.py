@@ -51,7 +51,13 @@ def _take_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: 
         return [unknown(x.shape, g.why), None]
     places = list(range(axis, axis + len(index.dims)))
     rows = x.shape[axis]
-    shown = replace(index, mean=np.zeros_like(index.mean), second=np.zeros_like(index.second), pairs=alike(index, index.dims, rows), array=None)
+    shown = replace(
+        index,
+        mean=np.zeros_like(index.mean),
+        second=np.zeros_like(index.second),
+        pairs=alike(index, index.dims, rows),
+        array=None,
+    )
     labels = [list(range(len(g.dims))), places]
     g, shown = aligned([g, shown], labels)
     table = g.pairs
@@ -71,7 +77,15 @@ def _take_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: 
     table = np.expand_dims(table, where)
     second = pair.resolved(table, axes)
     return [
-        Field(dims, np.zeros((1,) * len(axes)), np.maximum(second, 0.0), table, kind=g.kind, scale=g.scale, why="summed over equal numbers"),
+        Field(
+            dims,
+            np.zeros((1,) * len(axes)),
+            np.maximum(second, 0.0),
+            table,
+            kind=g.kind,
+            scale=g.scale,
+            why="summed over equal numbers",
+        ),
         None,
     ]
 

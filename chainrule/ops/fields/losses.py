@@ -37,7 +37,9 @@ def hot(target: Field, scores: Field, axis: int) -> Field:
     grid = grid.reshape((*(1,) * start, *grid.shape, *(1,) * (same.ndim - start)))
     table = np.where(grid, share / n, (1 - share) / max(n * (n - 1.0), 1.0))
     one = np.full((1,) * table.ndim, 1.0 / n)
-    return Field(dims, one, one, table, kurtosis=float(n), own=0.0, kind="exact" if target.array is not None else "approximate")
+    return Field(
+        dims, one, one, table, kurtosis=float(n), own=0.0, kind="exact" if target.array is not None else "approximate"
+    )
 
 
 def _beside(x: Field, axis: int) -> list[Any]:
@@ -83,7 +85,6 @@ def _cross_entropy_back(
         counted, count = 1.0, 1.0
         each = float(np.prod(x.shape)) / x.shape[axis]
     else:
-        n = x.shape[axis]
         counted, count = _counted(node, target)
         given = _rows(target, x, axis, int(node.params.get("ignore_index", -100)))
         found = replace(added([p, given], (1.0, -1.0), x.shape), kurtosis=3.0, sources=x.sources, why="p - onehot")
@@ -99,7 +100,10 @@ def _cross_entropy_back(
     if node.params["reduction"] == "none":
         kept = replace(g, dims=(*g.dims[:axis], (), *g.dims[axis:]))
         return [multiplied([found, kept], x.shape), *[None] * (len(inputs) - 1)]
-    return [multiplied([found, replace(g, dims=((),) * len(x.dims))], x.shape) if g.mean_square != 1.0 else found, *[None] * (len(inputs) - 1)]
+    return [
+        multiplied([found, replace(g, dims=((),) * len(x.dims))], x.shape) if g.mean_square != 1.0 else found,
+        *[None] * (len(inputs) - 1),
+    ]
 
 
 def _alignment(x: Field, p: Field, g: Field, axis: int) -> float:
@@ -127,8 +131,21 @@ def _noise(x: Field, target: Field, axis: int, node: Node, variance: float) -> f
     for j in range(count):
         table = pair.traced(table, start + j, x.axes[start + j]) / x.axes[start + j].size
     table = np.squeeze(table, tuple(range(start, start + count)))
-    rest = replace(x, dims=(*x.dims[:axis], *x.dims[axis + 1 :]), mean=np.zeros((1,) * table.ndim), second=np.zeros((1,) * table.ndim), pairs=table, array=None)
-    labels = replace(target, mean=np.zeros((1,) * len(target.axes)), second=np.zeros((1,) * len(target.axes)), pairs=alike(target, target.dims, x.shape[axis]), array=None)
+    rest = replace(
+        x,
+        dims=(*x.dims[:axis], *x.dims[axis + 1 :]),
+        mean=np.zeros((1,) * table.ndim),
+        second=np.zeros((1,) * table.ndim),
+        pairs=table,
+        array=None,
+    )
+    labels = replace(
+        target,
+        mean=np.zeros((1,) * len(target.axes)),
+        second=np.zeros((1,) * len(target.axes)),
+        pairs=alike(target, target.dims, x.shape[axis]),
+        array=None,
+    )
     a, b = aligned([rest, labels], [range(len(rest.dims))] * 2)
     return max(pair_average(a.pairs * b.pairs, a.axes), 0.0)
 
@@ -151,5 +168,13 @@ def _cross_entropy(node: Node, inputs: Sequence[Field]) -> Field:
     if node.params["reduction"] == "sum":
         noise = noise * counted**2
     shape = target.shape if node.params["reduction"] == "none" else ()
-    return iid(shape, float(level), float(level**2 + noise), sources=x.sources, kind=worst(x.kind, "approximate"), own=4.0 * noise / max(level**2, 1e-300), scale={}, why="the logarithm of the sum of normal exponentials")
-
+    return iid(
+        shape,
+        float(level),
+        float(level**2 + noise),
+        sources=x.sources,
+        kind=worst(x.kind, "approximate"),
+        own=4.0 * noise / max(level**2, 1e-300),
+        scale={},
+        why="the logarithm of the sum of normal exponentials",
+    )

@@ -13,17 +13,8 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import (
-    Field,
-    merged,
-    regraded,
-    regrouped,
-    unknown,
-    with_factor,
-    within_budget,
-    without_ones,
-    worst,
-)
+from chainrule.ir.factors import merged, regrouped, with_factor, without_ones
+from chainrule.ir.field import Field, regraded, unknown, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted
@@ -107,7 +98,11 @@ def picked(value: Field, dim: int, index: np.ndarray) -> Field:
         table = pair.average(full, start, new)
     elif old.lags == 0 or not old.laid_out:
         table = value.pairs if out > 1 else np.take(value.pairs, [0], axis=start)
-        table = table if out <= 1 or old.lags == 0 else np.take(table, np.minimum(np.arange(new.classes), old.classes - 1), axis=start)
+        table = (
+            table
+            if out <= 1 or old.lags == 0
+            else np.take(table, np.minimum(np.arange(new.classes), old.classes - 1), axis=start)
+        )
     else:
         matrix = np.zeros((out, n))
         matrix[np.arange(out), index] = 1.0
@@ -115,7 +110,15 @@ def picked(value: Field, dim: int, index: np.ndarray) -> Field:
     dims = (*value.dims[:dim], (new,), *value.dims[dim + 1 :])
     first, second = take(value.mean), take(value.second)
     assert first is not None and second is not None
-    return replace(value, dims=dims, mean=first, second=second, pairs=table, array=take(value.array), own=None if value.array is None else 0.0)
+    return replace(
+        value,
+        dims=dims,
+        mean=first,
+        second=second,
+        pairs=table,
+        array=take(value.array),
+        own=None if value.array is None else 0.0,
+    )
 
 
 def spread_out(value: Field, dim: int, index: np.ndarray, size: int, fill: float = 0.0) -> Field:
@@ -144,7 +147,14 @@ def _mixed_with_zeros(value: Field, k: int, dim: int, n: int, size: int) -> Fiel
     table = table * weight.reshape([-1 if d == k else 1 for d in range(table.ndim)])
     mean = np.mean(value.mean, axis=k, keepdims=True) * share
     second = np.mean(value.second, axis=k, keepdims=True) * share
-    return replace(value, dims=(*value.dims[:dim], (new,), *value.dims[dim + 1 :]), mean=mean, second=second, pairs=table, array=None)
+    return replace(
+        value,
+        dims=(*value.dims[:dim], (new,), *value.dims[dim + 1 :]),
+        mean=mean,
+        second=second,
+        pairs=table,
+        array=None,
+    )
 
 
 # ---- the ops -----------------------------------------------------------------------------------------------
@@ -272,16 +282,14 @@ def joined(inputs: Sequence[Field], axis: int, shape: Sequence[int]) -> Field:
         mean, second = _blocks(wholes, axis, k, n, full)
     q = float(np.mean(second))
     scale: dict[Any, float] = {}
-    for f, whole in zip(full, wholes, strict=True):
+    for whole in wholes:
         share = whole.mean_square * whole.shape[axis] / n / q if q > 0 else 0.0
         for key, e in whole.scale.items():
             scale[key] = scale.get(key, 0.0) + share * e
     random = [f for f in wholes if f.array is None]
     own = None
     if not all(f.normal for f in random):
-        own = sum(
-            f.own_spread * (f.mean_square * f.shape[axis] / n / q) ** 2 if q > 0 else 0.0 for f in random
-        )
+        own = sum(f.own_spread * (f.mean_square * f.shape[axis] / n / q) ** 2 if q > 0 else 0.0 for f in random)
     return within_budget(
         Field(
             dims,
@@ -342,7 +350,6 @@ def _mean(node: Node, inputs: Sequence[Field]) -> Field:
     total = scaled(contracted([x], [list(range(rank))], kept, "sum"), 1.0 / count)
     total = replace(total, fresh=False)
     return regrouped(total, sizes(node.shape)) if len(node.shape) != len(kept) else total
-
 
 
 def repeated(x: Field, dim: int, times: int) -> Field:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import Node, product
+from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, iid, regrouped, unknown, within_budget, worst
+from chainrule.ir.factors import regrouped
+from chainrule.ir.field import Field, iid, unknown, within_budget, worst
 from chainrule.ops.fields.contraction import contracted
 from chainrule.ops.fields.elementwise import added, logarithm, multiplied, of_logarithm, scaled, weighted
 from chainrule.ops.fields.layers import fitted
@@ -129,11 +130,27 @@ def standardised(x: Field, dims: Sequence[int], eps: float, centre: bool = True)
     own = 0.0 if shares > 0.999 else None
     scale = {k: e * (1 - shares) for k, e in x.scale.items()}
     normal = x.normal
-    return within_budget(replace(found, own=own, scale=scale, local=x.local * (1 - shares), normal=normal, why="its deviation taken as certain")), spread
+    return within_budget(
+        replace(
+            found,
+            own=own,
+            scale=scale,
+            local=x.local * (1 - shares),
+            normal=normal,
+            why="its deviation taken as certain",
+        )
+    ), spread
 
 
 def back_through_norm(
-    g: Field, normal: Field, x: Field, spread: np.ndarray, dims: Sequence[int], eps: float, centre: bool, effective: float
+    g: Field,
+    normal: Field,
+    x: Field,
+    spread: np.ndarray,
+    dims: Sequence[int],
+    eps: float,
+    centre: bool,
+    effective: float,
 ) -> Field:
     """The cotangent through x -> normal: less its mean and its part along the value, over the deviation.
 
@@ -242,9 +259,7 @@ def _layer_dims(node: Node) -> list[int]:
 
 def _layer_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
     x, *affine = inputs
-    return _norm_backward(
-        g, x, *_two(affine), _layer_dims(node), node.params["eps"], True, None, wanted
-    )
+    return _norm_backward(g, x, *_two(affine), _layer_dims(node), node.params["eps"], True, None, wanted)
 
 
 def _two(affine: Sequence[Field]) -> tuple[Field | None, Field | None]:
@@ -317,7 +332,7 @@ def _named(node: Node, inputs: Sequence[Field]) -> dict[str, Field]:
 
 def _grouped(x: Field, groups: int) -> Field:
     batch, channels, *rest = x.shape
-    return regrouped(x, (batch, groups, channels // groups, int(product(rest)) if rest else 1))
+    return regrouped(x, (batch, groups, channels // groups, int(np.prod(rest)) if rest else 1))
 
 
 def _group_norm_parts(node: Node, inputs: Sequence[Field]) -> tuple[Field, int, dict[str, Field]]:
@@ -336,7 +351,9 @@ def _group_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted:
     if wanted[0]:
         w = _shaped(weight, len(x.dims), 1)
         inner = multiplied([g, w], x.shape) if w is not None else g
-        back = back_through_norm(_grouped(inner, groups), normal, parts, spread, (2, 3), eps, True, effective_count(parts, (2, 3)))
+        back = back_through_norm(
+            _grouped(inner, groups), normal, parts, spread, (2, 3), eps, True, effective_count(parts, (2, 3))
+        )
         found[0] = regrouped(back, x.shape)
     whole = regrouped(normal, x.shape)
     for position, (name, value) in enumerate(named.items(), start=1):
@@ -354,7 +371,6 @@ def _group_norm(node: Node, inputs: Sequence[Field]) -> Field:
     return _affine(regrouped(y, x.shape), weight, bias, sizes(node.shape))
 
 
-
 @rule("batch_norm_tracked_recorded")
 def _statistics(node: Node, inputs: Sequence[Field]) -> list[Field]:
     """The output, each channel's mean and reciprocal deviation, and the kept statistics after the batch."""
@@ -367,11 +383,21 @@ def _statistics(node: Node, inputs: Sequence[Field]) -> list[Field]:
     _, spread = centred_along(x, dims)
     v = float(np.mean(spread))
     n = max(effective_count(x, dims), 2.0)
-    deviation = iid((x.shape[1],), v, v * v * (1 + 2 / n), kind="approximate", sources=x.sources, scale={k: 2 * e for k, e in x.scale.items()})
+    deviation = iid(
+        (x.shape[1],),
+        v,
+        v * v * (1 + 2 / n),
+        kind="approximate",
+        sources=x.sources,
+        scale={k: 2 * e for k, e in x.scale.items()},
+    )
     inverse = of_logarithm(lambda u: 1 / np.sqrt(u + eps), logarithm(deviation), deviation)
     unbiased = scaled(deviation, count / max(count - 1, 1))
     shape = (x.shape[1],)
-    new = [added([scaled(old, 1 - share), scaled(now, share)], (1.0, 1.0), shape) for old, now in ((mean, level), (variance, unbiased))]
+    new = [
+        added([scaled(old, 1 - share), scaled(now, share)], (1.0, 1.0), shape)
+        for old, now in ((mean, level), (variance, unbiased))
+    ]
     return [y, level, inverse, *new]
 
 

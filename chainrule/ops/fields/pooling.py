@@ -11,9 +11,9 @@ import numpy as np
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field, unknown, within_budget, worst
+from chainrule.ops.fields.convolutions import tap_matrices
 from chainrule.ops.fields.elementwise import average_law
 from chainrule.ops.fields.integrals import of_largest
-from chainrule.ops.fields.layers import tap_matrices
 from chainrule.ops.fields.movement import along
 from chainrule.ops.fields.registry import rule, sizes
 
@@ -24,7 +24,9 @@ def _mean_matrices(node: Node) -> list[np.ndarray]:
     x, p = node.inputs[0], node.params
     rank = len(p["kernel_size"])
     found = []
-    for n, o, k, s, pad in zip(x.shape[-rank:], node.shape[-rank:], p["kernel_size"], p["stride"], p["padding"], strict=True):
+    for n, o, k, s, pad in zip(
+        x.shape[-rank:], node.shape[-rank:], p["kernel_size"], p["stride"], p["padding"], strict=True
+    ):
         matrix = np.sum(tap_matrices(int(n), int(o), int(k), int(s), int(pad), 1), axis=0)
         inside = bool(p.get("count_include_pad", True))
         counts = np.full(int(o), float(k)) if inside else np.maximum(matrix.sum(axis=1), 1.0)
@@ -65,7 +67,9 @@ def _adaptive_matrices(node: Node) -> list[np.ndarray]:
     return found
 
 
-def _adaptive_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
+def _adaptive_back(
+    node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]
+) -> list[Field | None]:
     return [_mapped(g, [m.T for m in _adaptive_matrices(node)])]
 
 
@@ -128,7 +132,7 @@ def _window_law(node: Node, x: Field) -> tuple[Any, Field, int, float, Field]:
     rank = len(taps)
     function, base = x.composed if x.composed is not None and _rising(*x.composed) else (_itself, x)
     _, std = average_law(base)
-    count = max(int(round(float(np.mean(counts)))), 1)
+    count = max(round(float(np.mean(counts))), 1)
     window = replace(base, array=None)
     for d, t in enumerate(taps):  # the mean over a window has the mean correlation of its pairs
         reach = np.sum(t, axis=0)
@@ -156,7 +160,9 @@ def _max_pool(node: Node, inputs: Sequence[Field]) -> Field:
     # two windows: each element is the largest equally often, so that their covariance is that of the means,
     # times the slope of the expectation; a window with itself has the variance
     step = 1e-3 * max(std, 1e-12)
-    slope = (of_largest(function, mean + step, std, rho, inner)[0] - of_largest(function, mean - step, std, rho, inner)[0]) / (2 * step)
+    slope = (
+        of_largest(function, mean + step, std, rho, inner)[0] - of_largest(function, mean - step, std, rho, inner)[0]
+    ) / (2 * step)
     apart = slope**2 * of_mean
     table = first**2 + share * (apart + (variance - apart) * np.abs(share) ** 3)
     one = (1,) * len(axes)

@@ -72,9 +72,21 @@ def sampled(value: Field, node: Node, generator: np.random.Generator) -> np.ndar
     return (np.broadcast_to(value.mean, shape) + std * generator.standard_normal(shape)).reshape(value.shape)
 
 
+def _evaluated(root: Node, table: dict[Node, Any]) -> np.ndarray:
+    """The value of a node, what is computed on the way kept in the table."""
+    with np.errstate(all="ignore"):
+        for n in toposort([root], stop=lambda n: n in table):
+            if n not in table:
+                table[n] = n.op.value(*(table[i] for i in n.inputs), **n.params)
+    return np.asarray(table[root], dtype=float)
+
+
 def probed_back(node: Node, g: Any, inputs: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
     """Cotangents of an op by its derivative on seeded draws."""
-    nothing = [unknown(sizes(i.shape), f"no derivative of {node.op.name}") if w else None for i, w in zip(node.inputs, wanted, strict=True)]
+    nothing = [
+        unknown(sizes(i.shape), f"no derivative of {node.op.name}") if w else None
+        for i, w in zip(node.inputs, wanted, strict=True)
+    ]
     if node.op.vjp is None or not isinstance(g, Field) or not g.known or any(not f.known for f in inputs):
         return nothing
     leaves = [variable(f"operand {k} of a probe", i.type) for k, i in enumerate(node.inputs)]
@@ -92,11 +104,7 @@ def probed_back(node: Node, g: Any, inputs: Sequence[Any], wanted: Sequence[bool
             if gx is None or not wanted[k]:
                 continue
             try:
-                with np.errstate(all="ignore"):
-                    for n in toposort([gx], stop=lambda n: n in table):
-                        if n not in table:
-                            table[n] = n.op.value(*(table[i] for i in n.inputs), **n.params)
-                squares[k].append(float(np.mean(np.asarray(table[gx], dtype=float) ** 2)))
+                squares[k].append(float(np.mean(_evaluated(gx, table) ** 2)))
             except Exception:
                 return nothing
     found: list[Any] = []
@@ -109,5 +117,15 @@ def probed_back(node: Node, g: Any, inputs: Sequence[Any], wanted: Sequence[bool
         dims = plain(shape)
         table_ = np.zeros([a.classes for dim in dims for a in dim])
         table_[(0,) * len(shape)] = float(np.mean(squares[k]))
-        found.append(Field(dims, np.zeros_like(q), q, table_, kind=worst("probe", g.kind), scale=g.scale, why="measured on seeded draws"))
+        found.append(
+            Field(
+                dims,
+                np.zeros_like(q),
+                q,
+                table_,
+                kind=worst("probe", g.kind),
+                scale=g.scale,
+                why="measured on seeded draws",
+            )
+        )
     return found

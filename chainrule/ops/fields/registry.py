@@ -13,7 +13,7 @@ from typing import Any
 from chainrule.ir import Node
 from chainrule.ir.field import Field
 
-Forward = Callable[[Node, Sequence[Field]], Field]
+Forward = Callable[[Node, Sequence[Any]], Any]
 Backward = Callable[[Node, Field, Field, Sequence[Field], Sequence[bool]], Sequence[Field | None]]
 
 

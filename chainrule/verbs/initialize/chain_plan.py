@@ -21,6 +21,7 @@ DEEP = 8  # activations in a chain from which on it is made isometric
 LOSS = 1.3  # factor on the mean square of a gradient over a whole chain from which on it is made isometric too
 SMALL = 0.1  # mean square at which odd activations are nearly linear
 SMALL_OF_PIXELS = 0.03  # the same where the mean square differs from pixel to pixel
+TOGETHER = 10.0  # mean square times activations: what a chain may deviate from a linear one in all
 LINEAR = 0.25  # mean square of a chain that is linear anyway
 
 
@@ -69,7 +70,7 @@ class Chains:
             return LINEAR
         if not is_odd(phi) and self._scale_free(phi):
             return 1.0
-        return SMALL_OF_PIXELS if kernels else SMALL
+        return min(SMALL_OF_PIXELS if kernels else SMALL, TOGETHER / len(chain))
 
     def begin(self, chosen: Chosen, node: Node, use: Use) -> None:
         chain = self.begins[node]

@@ -44,14 +44,19 @@ def seen(owned: list[Own], example: Example) -> list[Own]:
     for own in owned:
         leaf = example.leaf_of.get(id(own.tensor))
         role = joined(own.role, found[leaf], own.shape) if leaf is not None else own.role
-        kept = own.kept or ("given values of its own" if role.kind == "bias" and _offset(own.tensor) else "")
+        kept = own.kept or ("given values of its own" if role.kind == "bias" and _offset(own) else "")
         result.append(replace(own, role=role, kept=kept))
     return result
 
 
-def _offset(bias: torch.Tensor) -> bool:
-    """Whether a bias holds various numbers around one that is not zero, as the step sizes of state spaces do."""
-    if bias.is_meta or is_sharded(bias) or bias.numel() < 16:
+def _offset(own: Own) -> bool:
+    """Whether a bias was given various numbers around one that is not zero, as the step sizes of state spaces are.
+
+    The bias of a module of torch that nobody has written to is memory as it was found (``to_empty``).
+    """
+    bias = own.tensor
+    found = bias._version == 0 and type(own.module).__module__.startswith("torch.")
+    if found or bias.is_meta or is_sharded(bias) or bias.numel() < 16:
         return False
     values = bias.detach().to(torch.float64)
     std = float(values.std())

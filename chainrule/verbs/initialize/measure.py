@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from chainrule.frontends.torch import run_case, untouched
-from chainrule.frontends.torch.batch import leaves
+from chainrule.frontends.torch.batch import describe, leaves
 from chainrule.frontends.torch.modules import kind_of
+from chainrule.frontends.torch.trace import run_program
 from chainrule.verbs.case import Case
 
 
@@ -87,7 +88,7 @@ def scales(case: Case, values: Mapping[str, torch.Tensor]) -> tuple[Scale, ...]:
                     if parameter.is_floating_point():
                         parameter.requires_grad_(True)
                 swapped = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in swapped.items()}
-                loss, _ = torch.func.functional_call(_Bound(case), swapped, (), tie_weights=True)
+                loss, _ = _called(case, swapped)
                 if loss is not None and loss.requires_grad:
                     torch.autograd.grad(loss, [t for t in (*swapped.values(), *model.parameters()) if t.requires_grad],
                                         allow_unused=True)  # fmt: skip
@@ -95,6 +96,15 @@ def scales(case: Case, values: Mapping[str, torch.Tensor]) -> tuple[Scale, ...]:
             for handle in handles:
                 handle.remove()
     return tuple(Scale(*row) for row in found.values())
+
+
+def _called(case: Case, swapped: Mapping[str, torch.Tensor]) -> Any:
+    """The case with other parameters; what the user's code raises becomes a ModelError that names its line."""
+    return run_program(
+        lambda: torch.func.functional_call(_Bound(case), dict(swapped), (), tie_weights=True),
+        None,
+        describe(case.batch),
+    )
 
 
 def _store(row: list[Any], gradient: torch.Tensor) -> None:
@@ -140,7 +150,7 @@ def sweep(case: Case, values: dict[str, torch.Tensor], wanted: Mapping[str, tupl
                 handles.append(module.register_forward_hook(hook(path)))
         try:
             swapped = {f"model.{name}": tensor for name, tensor in values.items()}
-            torch.func.functional_call(_Bound(case), swapped, (), tie_weights=True)
+            _called(case, swapped)
         finally:
             for handle in handles:
                 handle.remove()

@@ -25,11 +25,10 @@ class Merges:
             return
         skip = self.ground.flow.second(merge.skip)
         if merge.kind == "projection" and merge.root is not None:
-            kept = self.ground.flow.second(merge.root)
-            normed = any(
-                self.ground.chosen[leaf].role.kind == "scale" for _, leaf in self.ground.shape.producers(merge.skip)
-            )
-            if kept and not normed:  # a norm has taken the mean away: to scale its rest up would scale gradients up
+            kept, producers = self.ground.flow.second(merge.root), self.ground.shape.producers(merge.skip)
+            normed = any(self.ground.chosen[leaf].role.kind == "scale" for _, leaf in producers)
+            # A norm has taken the mean away: to scale what is left up to the stream would scale gradients up too.
+            if kept and not normed:
                 self.ground.correct(merge.skip, kept, "the skip's own weight keeps the stream's mean square")
                 skip = self.ground.flow.second(merge.skip)
         number, count = self.ground.shape.streams[merge.node]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -105,7 +105,14 @@ def selected(names: Sequence[str], only: Any) -> set[str]:
     """
     if only is None:
         return set(names)
-    patterns = [only] if isinstance(only, str) else list(only)
+    patterns = [only] if isinstance(only, str) else list(only) if isinstance(only, Iterable) else [only]
+    if not all(isinstance(p, str) for p in patterns):
+        raise ModelError(
+            "only is neither a name nor several",
+            given=repr(only),
+            required="names of parameters or modules, or patterns",
+            instead=f"only={names[0]!r}",
+        )
     found: set[str] = set()
     for pattern in patterns:
         matched = matching(names, pattern)

@@ -80,6 +80,18 @@ def test_machine_code_and_torch_give_the_same_bits(law: str, start: int, monkeyp
     assert torch.equal(native.view(torch.int32), eager.view(torch.int32))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("law", ["normal", "uniform"])
+def test_a_gpu_gives_the_same_bits(law: str) -> None:
+    count, key = 3 * BLOCK + 13, key_of(9, "w")
+    here, there = torch.empty(count), torch.empty(count, device="cuda")
+    fill(here, law, key, 5, 0.0123)
+    fill(there, law, key, 5, 0.0123)
+    assert torch.equal(here, there.cpu())
+    index = torch.arange(0, count, 7)
+    assert torch.equal(drawn_at(index.cuda(), law, key, 0.0123).cpu(), drawn_at(index, law, key, 0.0123))
+
+
 def test_indices_beyond_32_bits() -> None:
     key, start = key_of(1, "w"), (1 << 33) + 5
     assert torch.equal(stream("normal", key, 9, start), drawn_at(torch.arange(start, start + 9), "normal", key))

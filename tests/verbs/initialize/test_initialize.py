@@ -173,6 +173,22 @@ def test_what_must_stay_stays(scheme: str) -> None:
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_a_bias_with_values_of_its_own_stays() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj, self.steps = nn.Linear(16, 32), nn.Parameter(torch.linspace(-6.0, -3.0, 32))
+            with torch.no_grad():
+                self.proj.bias.copy_(torch.linspace(-6.0, -3.0, 32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.softplus(self.proj(x) + self.steps)
+
+    net, x = Steps(), data()[0]
+    r = cr.initialize_(net, x)
+    assert r["proj.bias"].rule == r["steps"].rule == "kept" and "values of its own" in r["steps"].why
+
+
 def test_only_and_dry_run() -> None:
     net = mlp(16, 32, 32, 4)
     before = bits(net)
@@ -220,7 +236,10 @@ def test_layout_in_memory_does_not_matter() -> None:
         (lambda m: m, {"scheme": "auto", "batch": None}, "needs an example"),
         (lambda m: m, {"scheme": "critical", "batch": None}, "needs an example"),
         (lambda m: m, {"only": "encoder"}, "matches no parameter"),
+        (lambda m: m, {"only": 2}, "neither a name nor several"),
         (lambda m: m, {"seed": 1.5}, "the seed"),
+        (lambda m: m, {"batch": (torch.ones(4, 3), torch.zeros(4))}, "raised RuntimeError"),
+        (lambda m: m, {"refine": torch.ones(4, 3)}, "shapes cannot be multiplied"),
         (lambda m: m[2].weight.data.fill_(float("nan")), {}, "2.weight is not finite"),
         (lambda m: m[0].bias.data[3:4].fill_(float("inf")), {"scheme": "he"}, "0.bias is not finite: 1 of its 32"),
     ],

@@ -96,8 +96,9 @@ def test_a_sharded_model_gets_the_bits_of_the_whole(scheme: str) -> None:
                 assert torch.equal(p.data.to_local(), held(name, p).of(q.detach())), name
 
 
+@pytest.mark.parametrize("held_before", [float("nan"), 3.0])
 @pytest.mark.parametrize("scheme", ["he", "auto"])
-def test_meta_then_materialised(scheme: str) -> None:
+def test_meta_then_materialised(scheme: str, held_before: float) -> None:
     whole = network()
     start(whole, scheme)
     with torch.device("meta"):
@@ -105,7 +106,7 @@ def test_meta_then_materialised(scheme: str) -> None:
     model.to_empty(device="cpu")
     with torch.no_grad():  # whatever the memory held
         for p in model.parameters():
-            torch.Tensor.set_(p.data, torch.full_like(p, float("nan")).data)
+            p.data.fill_(held_before).view(-1)[::2].mul_(1.1)
     start(model, scheme)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), whole.parameters(), strict=True))
 
