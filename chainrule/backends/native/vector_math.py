@@ -31,7 +31,7 @@ ULP = {
     "sin": (2, 2),
     "cos": (2, 2),
 }
-# sin and cos reduce exactly up to this size of the argument; beyond, the C library is called.
+# The stated bounds of sin and cos hold up to this size of the argument; beyond, the reduction loses digits as it grows.
 TRIGONOMETRIC_RANGE = {"f32": 8192.0, "f64": 1.0e6}
 
 _LN2 = {"f32": (0.693145751953125, 1.4286068203094172e-06), "f64": (0.6931471803691238, 1.9082149292705877e-10)}
