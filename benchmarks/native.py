@@ -254,16 +254,19 @@ def calls() -> None:
         def timed(*arguments: Any, **options: Any) -> Any:
             begin = perf_counter()
             found = wrapped["build"](*arguments, **options)
-            times["from the cache" if found.cached else "emit and compile"] = perf_counter() - begin
+            kind, seconds = "from the cache" if found.cached else "emit and compile", perf_counter() - begin
+            times[kind] = min(seconds, times.get(kind, seconds))
             return found
 
         from chainrule.verbs.native import shared as engines
 
         engines.build = timed  # type: ignore[attr-defined]
-        for _ in range(2):
-            engines._COMPILED.clear()
-            model, optimizer = made()
-            native_engine(model, (x, y), nn.MSELoss(), optimizer)
+        for attempt in range(3):
+            os.environ["CHAINRULE_CACHE"] = str(Path(folder) / str(attempt))
+            for _ in range(2):
+                engines._COMPILED.clear()
+                model, optimizer = made()
+                native_engine(model, (x, y), nn.MSELoss(), optimizer)
         engines.build = wrapped["build"]  # type: ignore[attr-defined]
         for name, seconds in times.items():
             print(f"first call, {name:18} {seconds * 1e3:8.1f} ms")

@@ -27,7 +27,7 @@ from chainrule.backends.native.plan import Kernel
 from chainrule.backends.native.prepare import StepGraph, weight
 from chainrule.backends.native.schedule import schedule
 from chainrule.backends.native.values import BYTES, LLVM, LoopVar, Value
-from chainrule.errors import UnsupportedOpError
+from chainrule.errors import BackendError, UnsupportedOpError
 from chainrule.ir import Node, digest, toposort
 
 _NUMPY = {"f32": np.float32, "f64": np.float64, "i64": np.int64, "i32": np.int32, "i8": np.int8, "i1": np.int8}
@@ -83,6 +83,7 @@ def build(
     fixed: Layout | None = None,
     external: Sequence[Node] = (),
     target: jit.Target | None = None,
+    longest: int | None = None,
 ) -> Program:
     """The program of a step graph, from the cache where it is there.
 
@@ -90,7 +91,9 @@ def build(
         batch: leaves that are gathered for every step, samples first. rates: learning rate leaves.
         fixed: the layout of the same step for another batch size, whose leaves and arena it shares.
         external: nodes whose memory is torch's, in the order of their addresses at a call.
+        longest: characters of LLVM text that may be compiled; it takes about a second per million.
     Raises:
+        BackendError: the text is longer.
         UnsupportedOpError: a dtype or op without a native form.
     """
     target = target or jit.host()
@@ -98,6 +101,10 @@ def build(
     entry = jit.read(key)
     if entry is None:
         text, layout, used, draws = emit(graph, batch, rates, fixed, external, target)
+        if longest is not None and len(text) > longest:
+            raise BackendError(
+                f"{len(text):,} characters of code take long to compile", required=f"at most {longest:,}"
+            )
         code, cached = jit.compiled(text, target), False
         jit.write(key, _described(graph, layout, used, draws), code)
     else:

@@ -83,7 +83,7 @@ class NativeEngine:
 
     # ---- programs ------------------------------------------------------------------------------------------
     def _program(self, size: int) -> tuple[Program, Traced]:
-        return self.compiled.program(size, self._trace)
+        return self.compiled.program(size, self._trace, _LONGEST if self.small else None)
 
     def _trace(self, size: int) -> Traced:
         batch = _sliced(self.example, size)
@@ -316,7 +316,8 @@ def native_engine(
 
 _SMALL = 3_000_000  # parameters
 _SMALL_STEP = 3e9  # multiplications of a step: a tenth of a second on one core
-_SMALL_GRAPH = 3_000  # nodes: minutes of compilation
+_SMALL_GRAPH = 3_000  # nodes
+_LONGEST = 5_000_000  # characters of LLVM text: seconds of compilation
 
 
 def _refuse_large(graph: StepGraph) -> None:

@@ -46,14 +46,17 @@ class Compiled:
         self.programs: dict[int, tuple[Program, Traced]] = {}
         self.lock = threading.RLock()
 
-    def program(self, size: int, trace: Callable[[int], Traced]) -> tuple[Program, Traced]:
-        """The program for batches of a size; the first one made decides where parameters lie."""
+    def program(self, size: int, trace: Callable[[int], Traced], longest: int | None = None) -> tuple[Program, Traced]:
+        """The program for batches of a size; the first one made decides where parameters lie.
+
+        ``longest``: see :func:`chainrule.backends.native.program.build`.
+        """
         with self.lock:
             if size not in self.programs:
                 traced = trace(size)
                 fixed = self.programs[self.size][0].layout if self.programs else None
                 rates = traced.rule.rates if traced.rule is not None else ()
-                self.programs[size] = build(traced.graph, traced.batch, rates, fixed), traced
+                self.programs[size] = build(traced.graph, traced.batch, rates, fixed, longest=longest), traced
             return self.programs[size]
 
 
