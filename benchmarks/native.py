@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -248,14 +248,14 @@ def calls() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CHAINRULE_CACHE"] = folder
         jit.host(), jit.version()
-        times: dict[str, float] = {}
+        times: dict[str, tuple[float, float]] = {}
         wrapped = {name: getattr(programs, name) for name in ("build",)}
 
         def timed(*arguments: Any, **options: Any) -> Any:
-            begin = perf_counter()
+            begin, busy = perf_counter(), process_time()
             found = wrapped["build"](*arguments, **options)
             kind, seconds = "from the cache" if found.cached else "emit and compile", perf_counter() - begin
-            times[kind] = min(seconds, times.get(kind, seconds))
+            times[kind] = min((seconds, process_time() - busy), times.get(kind, (seconds, process_time() - busy)))
             return found
 
         from chainrule.verbs.native import shared as engines
@@ -268,8 +268,8 @@ def calls() -> None:
                 model, optimizer = made()
                 native_engine(model, (x, y), nn.MSELoss(), optimizer)
         engines.build = wrapped["build"]  # type: ignore[attr-defined]
-        for name, seconds in times.items():
-            print(f"first call, {name:18} {seconds * 1e3:8.1f} ms")
+        for name, (seconds, busy) in times.items():
+            print(f"first call, {name:18} {seconds * 1e3:8.1f} ms, {busy * 1e3:.1f} ms of processor time")
         model, optimizer = made()
         step = cr.compile_step(model, nn.MSELoss(), optimizer)
         step(x, y)
