@@ -20,13 +20,13 @@ import numpy as np
 from chainrule.interpreters.regions import region_of
 from chainrule.ir import Node, TensorType, apply, rebuild, toposort, variable
 from chainrule.ir.field import Field, fixed, plain, unknown, worst
-from chainrule.ops.fields import RULES
 from chainrule.ops.fields.draws import drawn
+from chainrule.ops.fields.elementwise import added
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.loops import written_out
 from chainrule.ops.fields.norms import back_through_norm, effective_count, standardised
 from chainrule.ops.fields.probe import probed, probed_back
-from chainrule.ops.fields.registry import sizes
+from chainrule.ops.fields.registry import rule_for, sizes
 from chainrule.ops.fields.written_norms import WrittenNorm, written_norm
 
 States = dict[Node, Any]
@@ -48,7 +48,7 @@ def expanded(outputs: Sequence[Node]) -> dict[Node, Node]:
             inner = expanded(written)
             loops[same] = [inner[n] for n in written]
             return same
-        if node.op.expansion is None or node.op.name in RULES or node.op.family == "elementwise":
+        if node.op.expansion is None or rule_for(node) is not None or node.op.family == "elementwise":
             return same
         root = node.op.expansion(*inputs, **node.params)
         return expanded([root])[root]
@@ -69,14 +69,14 @@ def forward(outputs: Sequence[Node], given: Mapping[Node, Any]) -> States:
 def _state(node: Node, states: States, roots: dict[Node, frozenset[Node]]) -> Any:
     if node.is_leaf:
         return _leaf(node)
-    if not isinstance(node.type, TensorType) and node.op.name not in RULES:
+    if not isinstance(node.type, TensorType) and rule_for(node) is None:
         return [unknown(sizes(t.shape), f"no rule for {node.op.name}") for t in node.type.items]
     inputs = [states[i] for i in node.inputs]
     if all(isinstance(f, Field) and f.array is not None for f in inputs) and isinstance(node.type, TensorType):
         found = _computed(node, inputs)
         if found is not None:
             return found
-    rule = RULES.get(node.op.name)
+    rule = rule_for(node)
     if node.op.family == "elementwise":
         return _of_elements(node, inputs, states, roots)
     if rule is not None:
@@ -87,7 +87,7 @@ def _state(node: Node, states: States, roots: dict[Node, frozenset[Node]]) -> An
 def _leaf(node: Node) -> Field:
     if "literal" in node.params:
         return fixed(node.params["literal"].array, why="a constant")
-    if node.op.pure and node.op.value is not None and node.op.name != "input":
+    if node.op.pure and node.op.value is not None and "name" not in node.params:
         try:
             return fixed(node.op.value(**node.params), why="a constant")
         except (TypeError, ValueError, NotImplementedError):
@@ -152,7 +152,7 @@ def _of_elements(node: Node, inputs: Sequence[Field], states: States, roots: dic
     if norm is not None and states[norm.x].known:
         found, _ = standardised(states[norm.x], norm.axes, norm.eps, norm.centre)
         return found
-    rule = RULES.get(node.op.name)
+    rule = rule_for(node)
     random = [i for i, f in zip(node.inputs, inputs, strict=True) if f.array is None or f.array.size > 1]
     own = [_roots(i, states, roots) for i in dict.fromkeys(random)]
     disjoint = sum(map(len, own)) == len(frozenset().union(*own))
@@ -235,15 +235,7 @@ def _met(a: Any, b: Any, x: Node) -> Any:
     """The sum of the cotangents of two uses of one value, as if the paths were uncorrelated."""
     if isinstance(a, list):
         return [q if p is None else p if q is None else _met(p, q, x) for p, q in zip(a, b, strict=True)]
-    total = RULES["add"].forward(_Sum(sizes(x.shape)), [a, b])  # type: ignore[arg-type]
-    return total
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """What the sum rule reads of a node."""
-
-    shape: tuple[int, ...]
+    return added([a, b], (1.0, 1.0), sizes(x.shape))
 
 
 def _back(
@@ -263,7 +255,7 @@ def _back(
     wanted = [i in active for i in node.inputs]
     if isinstance(g, Field) and not g.known:
         return [(i, unknown(_shape(i), g.why)) for i, w in zip(node.inputs, wanted, strict=True) if w]
-    rule = RULES.get(node.op.name)
+    rule = rule_for(node)
     norm = written_norm(node)
     if norm is not None and norm.x in active and _only_inside(node, norm, users):
         inner |= _within(node, g, norm, states, active, roots, users)
@@ -313,7 +305,7 @@ def _within(
         part = found.get(n)
         if part is None:
             continue
-        rule, inputs = RULES.get(n.op.name), [states[i] for i in n.inputs]
+        rule, inputs = rule_for(n), [states[i] for i in n.inputs]
         wanted = [i in active for i in n.inputs]
         if rule is not None and rule.backward is not None:
             pairs = list(zip(n.inputs, rule.backward(n, part, states[n], inputs, wanted), strict=True))

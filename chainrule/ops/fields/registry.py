@@ -28,6 +28,11 @@ class Rule:
 RULES: dict[str, Rule] = {}
 
 
+def rule_for(node: Node) -> Rule | None:
+    """The rule of a node's op, or None."""
+    return RULES.get(node.op.name)
+
+
 def rule(*ops: str, backward: Backward | None = None) -> Callable[[Forward], Forward]:
     """Declares the forward function below as the rule of these ops."""
 
