@@ -439,7 +439,7 @@ def test_report(run, folder: Path) -> None:
         ("diagnose", "absent.py:build", "there is no file absent.py"),
         ("diagnose", "modle.py:build", "model.py"),
         ("diagnose", "model.py", "model.py:build"),
-        ("derive", "model.py", "file.py:function"),
+        ("derive", "model.py", "before its first optimizer step"),
         ("diagnose", "model.py:biuld", "instead:  model.py:build"),
         ("diagnose", "model.py:not_a_function", "given:    int"),
         ("diagnose", "model.py:needs", "given:    needs(width)"),

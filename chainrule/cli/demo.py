@@ -41,6 +41,7 @@ def demo(path: str, seeds: int) -> int:
 def _lines(path: str, seeds: int) -> Iterator[str]:
     with working("loading torch"):
         from chainrule import examples
+        from chainrule.render.diagnosis import diagnosis_lines, finding_lines
         from chainrule.render.report import report
         from chainrule.render.terminal import can_draw, chain_lines, curve, width
         from chainrule.verbs.chain import chain
@@ -63,8 +64,9 @@ def _lines(path: str, seeds: int) -> Iterator[str]:
     zeros = examples.figure_7_8_zeros().diagnosis
     yield ""
     yield "3. Diagnosis"
-    yield from _indented(f"this network: {case.diagnosis}".splitlines())
-    yield from _indented(f"all weights zero: {zeros}".splitlines())
+    yield _INDENT + f"this network: {diagnosis_lines(case.diagnosis)[0]}"
+    yield _INDENT + "all weights zero:"
+    yield from _indented(finding_lines(zeros.findings[0], width() - 2 * len(_INDENT), 8))
 
     # A network of its own is trained: what the page says about the chain is about the weights as they were drawn.
     fresh = examples.figure_7_8()

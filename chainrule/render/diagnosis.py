@@ -31,7 +31,7 @@ def diagnosis_lines(result: Any, width: int | None = None) -> list[str]:
     room = LINES - len(lines) - len(strip) - min(len(notes), 2) - (1 if quiet else 0)
     for k, finding in enumerate(serious[:3]):
         share = room // (min(len(serious), 3) - k)
-        own = _finding(finding, width, share)
+        own = finding_lines(finding, width, share)
         lines += own
         room -= len(own)
     if len(serious) > 3 and room > 0:
@@ -43,7 +43,8 @@ def diagnosis_lines(result: Any, width: int | None = None) -> list[str]:
     return [*lines[: LINES - len(strip)], *strip]
 
 
-def _finding(finding: Any, width: int, room: int) -> list[str]:
+def finding_lines(finding: Any, width: int, room: int) -> list[str]:
+    """One finding in at most ``room`` lines."""
     place = f"{finding.where} ({finding.source})" if finding.source else finding.where
     head = f"{finding.severity}: {finding.kind}{f' at {place}' if place else ''}: {finding.cause}"
     parts = textwrap.wrap(head, width, subsequent_indent="    ")[:4]

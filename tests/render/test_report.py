@@ -101,13 +101,13 @@ def test_everything_is_there(text: str) -> None:
         "at epoch 1,", "at epoch 12", "SGD, learning rate 0.1", "of <b>ours</b>", f"torch {torch.__version__}",
     ):  # fmt: skip
         assert part in shown, part
-    assert page.tags.count("figure") == 2 and page.tags.count("math") >= 10
+    assert page.tags.count("figure") == 3 and page.tags.count("math") >= 10
     assert not re.search(r"\bNone\b|\bnan\b", shown)
 
 
 def test_without_training_there_is_no_curve(tmp_path: Path) -> None:
     page = Page(case(network()).report(tmp_path / "r.html").read_text(encoding="utf-8"))
-    assert page.tags.count("figure") == 1 and "Training" not in page.text
+    assert page.tags.count("figure") == 2 and "Training" not in page.text
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
         if type(value) is dict:
             return made
         try:
-            return type(value)(made)
+            return type(value)(made)  # type: ignore[call-arg]
         except TypeError:
             return made
     if hasattr(value, "_fields"):

@@ -55,7 +55,7 @@ def _single(segment: Segment) -> Parts:
     target = targets[0] if len(targets) == 1 else tuple(targets) if targets else None
 
     def loss(output: Any, given: Any) -> Any:
-        values = dict(zip(keys, (given,) if len(keys) == 1 else given or (), strict=True))
+        values: dict[int, Any] = dict(zip(keys, (given,) if len(keys) == 1 else given or (), strict=True))
         for (_, before), (_, after) in zip(leaves(call.out), leaves(output), strict=False):
             values[id(before)] = after
         return segment.replay(values, tail)

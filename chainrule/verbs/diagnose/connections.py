@@ -77,8 +77,8 @@ def _cut(e: Examination, call: Call, names: list[str], missing: int) -> Finding:
         patch = _without_no_grad(place)
     else:
         where = f"{call.module + ' ' if call.module else ''}{_spelled(call)}"
-        cause, fix = _reason(call)
-        patch = _rewritten(call)
+        cause, fix = _reason(call) if call.outputs else ("", "")
+        patch = _rewritten(call) if call.outputs else None
     if not call.outputs:
         cause = f".{call.name}() takes the numbers out of torch, and no gradient comes back"
         where, fix = f"{call.module + ' ' if call.module else ''}{call.name}", f"keep the tensor: no .{call.name}()"

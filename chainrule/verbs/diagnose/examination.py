@@ -208,7 +208,7 @@ def replaced(value: Any, change: Any) -> Any:
         return change(value)
     if isinstance(value, Mapping):
         made = {k: replaced(v, change) for k, v in value.items()}
-        return made if type(value) is dict else type(value)(made)
+        return made if type(value) is dict else type(value)(made)  # type: ignore[call-arg]
     if hasattr(value, "_fields"):
         return type(value)(*(replaced(v, change) for v in value))  # type: ignore[call-arg]
     if isinstance(value, (list, tuple)):

@@ -10,8 +10,8 @@ from chainrule.verbs.kinds import Finding
 # What is looked at first, because it makes the measurements after it meaningless or explains them.
 ORDER = tuple(
     "masked_labels nonfinite loss_detached cut unregistered not_in_optimizer wrong_backward input_constant "
-    "no_signal symmetric zero_derivative loss_pairing loss_axis broadcast sign batch_leak future_leak exploding "
-    "vanishing dead saturated input_scale target_range target_scale batch_too_small noise accumulating clipping "
+    "no_signal symmetric zero_derivative loss_pairing loss_axis broadcast sign batch_leak future_leak input_scale "
+    "exploding vanishing dead saturated target_range target_scale batch_too_small noise accumulating clipping "
     "underflow "
     "lr_too_high lr_too_low rounding regularizer init_loss linear_stack duplicate unused output_unused frozen".split()
 )

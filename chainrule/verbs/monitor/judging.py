@@ -96,7 +96,7 @@ class Judge:
             found.append(
                 _rate("lr_too_low", step, f"the largest update is {ratios[-1]:.1e} of its weights", "raise lr")
             )
-        if self._lasts("high", middle > 0.2, _PATIENCE):
+        if self._lasts("high", middle > 0.5, _PATIENCE + 1):
             found.append(_rate("lr_too_high", step, f"the median update is {middle:.0%} of its weights", "lower lr"))
         return found
 
