@@ -18,7 +18,7 @@ def plan_lines(plan: Any) -> list[str]:
     table = plan.table()
     if plan.recompute_fraction:
         lines += ["", f"  {'module':32}{'kept':>10}{'again':>7}{'bytes':>11}{'seconds':>10}"]
-        rows = sorted(table, key=lambda r: (-r.kept_bytes - r.recomputed_bytes))
+        rows = sorted(table, key=lambda r: -r.kept_bytes - r.recomputed_bytes)
         for row in rows[:_ROWS]:
             lines.append(
                 f"  {row.module[-32:]:32}{_size(row.kept_bytes):>10}{row.recomputed:>7}"
