@@ -2,9 +2,9 @@
 
     python -m benchmarks.fit
 
-The loop is the one of the figure: DataLoader, zero_grad, backward, step, scheduler. ``fit`` gets the same objects. "again"
-is another model object of the same architecture in a process that fitted one before; "first" is a fresh process,
-imports not counted, with the compiled code on the disk or without.
+The loop is the one of the figure: DataLoader, zero_grad, backward, step, scheduler. ``fit`` gets the same objects.
+"again" is another model object of the same architecture in a process that fitted one before; "first" is a fresh
+process, imports not counted, with the compiled code on the disk or without.
 """
 
 from __future__ import annotations

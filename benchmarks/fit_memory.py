@@ -48,8 +48,8 @@ def resident() -> float:
 
 def threads(pairs: int) -> int:
     """Pairs of fits that ran at once in two threads; raises if one differs from the same fit alone."""
+    found: dict[int, tuple[float, ...]] = {}
     for k in range(pairs):
-        found: dict[int, tuple[float, ...]] = {}
         numbers = (2 * k, 2 * k + 1)
         both = [threading.Thread(target=lambda n=n: found.update({n: train(n, "native")})) for n in numbers]
         for thread in both:
@@ -77,9 +77,8 @@ def main() -> None:
                 train(tenth * fits + k, backend)
             sizes.append(resident() - first)
         grown = ", ".join(f"{s:+.2f}" for s in sizes)
-        print(
-            f"{backend}: {fits} fits in {perf_counter() - start:.0f} s; MiB beyond {first:.1f} after each tenth: {grown}"
-        )
+        spent = perf_counter() - start
+        print(f"{backend}: {fits} fits in {spent:.0f} s; MiB beyond {first:.1f} after each tenth: {grown}")
 
 
 if __name__ == "__main__":

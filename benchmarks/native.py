@@ -30,10 +30,11 @@ import torch
 from torch import nn
 
 import chainrule as cr
-from chainrule.backends.native import jit, native_engine
+from chainrule.backends.native import jit
 from chainrule.backends.native import program as programs
 from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.values import Affine
+from chainrule.verbs.native import native_engine
 
 ROUNDS, WINDOWS = 6, 25
 
@@ -256,7 +257,7 @@ def calls() -> None:
             times["from the cache" if found.cached else "emit and compile"] = perf_counter() - begin
             return found
 
-        from chainrule.backends.native import engine as engines
+        from chainrule.verbs.native import shared as engines
 
         engines.build = timed  # type: ignore[attr-defined]
         for _ in range(2):

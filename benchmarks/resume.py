@@ -3,7 +3,8 @@
     python -m benchmarks.resume [runs]
 
 Each run is killed one to three times at moments drawn over the time that the whole run takes, then resumed to its end.
-Half of the runs are native, half on torch (with dropout and a DataLoader whose order comes from the global generator).
+Half of the runs are native, half on torch; both with dropout and a DataLoader whose order comes from the global
+generator.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import chainrule as cr
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-drop = [nn.Dropout(0.1)] if sys.argv[2] == "torch" else []
+drop = [nn.Dropout(0.1)]
 model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), *drop, nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
 x = torch.randn(1000, 8)
 loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=16, shuffle=True)

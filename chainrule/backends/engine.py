@@ -1,6 +1,6 @@
 """What ``fit`` drives: an engine trains a model many steps per call, whatever runs inside.
 
-Implemented by the native back end (``backends.native``) and by the torch back end. Neither changes the user's objects
+Implemented by ``verbs.native`` and by the torch engine of ``verbs.fit``. Neither changes the user's objects
 before :meth:`Engine.store`.
 """
 

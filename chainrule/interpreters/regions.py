@@ -122,6 +122,12 @@ class Region:
         for leaf in self.leaves:
             slope = _of_two(self, slope=leaf)
             part = multiplied([g, slope], shape)
+            if leaf.shape == self.node.shape:
+
+                def made(level: float, size: float, leaf: Node = leaf) -> Field:
+                    return _of_two(self, slope=leaf, times=(level, size))
+
+                part = replace(part, through=(part.pairs, g, made))
             found.append((leaf, fitted(part, sizes(leaf.shape))))
         return found
 
@@ -205,7 +211,7 @@ def _stretched(value: Field, shape: Sequence[int]) -> Field:
 _TERMS = 12
 
 
-def _of_two(region: Region, slope: Node | None = None) -> Field:
+def _of_two(region: Region, slope: Node | None = None, times: tuple[float, float] | None = None) -> Field:
     """f(u, v) of two independent values by a product quadrature; ``slope``: its derivative by one of them."""
     shape = sizes(region.node.shape)
     states = [replace(region.states[leaf], array=None) for leaf in region.leaves]
@@ -219,14 +225,14 @@ def _of_two(region: Region, slope: Node | None = None) -> Field:
         unique, back = laws.mean(axis=1, keepdims=True), np.zeros(laws.shape[1], dtype=int)
     first, second = np.empty(unique.shape[1]), np.empty(unique.shape[1])
     for k, (ma, mb, va, vb) in enumerate(unique.T):
-        values, _, weight = _grid(region, ma, np.sqrt(va), mb, np.sqrt(vb), slope)
+        values, _, weight = _grid(region, ma, np.sqrt(va), mb, np.sqrt(vb), slope, times)
         first[k], second[k] = np.sum(weight * values), np.sum(weight * values**2)
     if not np.all(np.isfinite(second)):
         return unknown(shape, "the function has no value on part of a normal law")
     first, second = first[back.ravel()].reshape(means[0].shape), second[back.ravel()].reshape(means[0].shape)
     ma, sa = average_law(a)
     mb, sb = average_law(b)
-    values, (za, zb), weight = _grid(region, ma, sa, mb, sb, slope)
+    values, (za, zb), weight = _grid(region, ma, sa, mb, sb, slope, times)
     coefficients = np.einsum("ki,lj,ij->kl", hermite(za, _TERMS), hermite(zb, _TERMS), weight * values, optimize=True)
     squares = coefficients**2
     at_one = float(np.sum(weight * values**2))
@@ -251,7 +257,9 @@ def _of_two(region: Region, slope: Node | None = None) -> Field:
     )
 
 
-def _grid(region: Region, ma: float, sa: float, mb: float, sb: float, slope: Node | None) -> tuple[np.ndarray, Any, np.ndarray]:
+def _grid(region: Region, ma: float, sa: float, mb: float, sb: float, slope: Node | None,
+    times: tuple[float, float] | None = None,
+) -> tuple[np.ndarray, Any, np.ndarray]:
     ua, za, wa = (x[0] for x in nodes(np.array([ma]), np.array([sa]), [0.0]))
     ub, zb, wb = (x[0] for x in nodes(np.array([mb]), np.array([sb]), [0.0]))
     grid = (ua[:, None], ub[None, :])
@@ -264,6 +272,9 @@ def _grid(region: Region, ma: float, sa: float, mb: float, sb: float, slope: Nod
         down = [u - step * (j == k) for j, u in enumerate(grid)]
         values = (region.function(*up) - region.function(*down)) / (2 * step)
         values = np.broadcast_to(values, (ua.size, ub.size))
+        if times is not None:  # with the standardised leaf at this level and size
+            level, size = times
+            values = values * (level + size * (za[:, None] if k == 0 else zb[None, :]))
     else:
         step = 1e-6 * ((sa + sb) or 1.0)
         values = (region.moved(grid, slope, step) - region.moved(grid, slope, -step)) / (2 * step)

@@ -67,7 +67,7 @@ def _identity(x: Node, size: int) -> Node:
 
 # ---- LU ----------------------------------------------------------------------------------------------------
 def _lu_shape(a: TensorType) -> TupleType:
-    k = min(_matrix(a).shape[-2:])
+    k = min(map(int, _matrix(a).shape[-2:]))
     return TupleType((a.with_shape(a.shape), TensorType((*a.shape[:-2], k), "int32", None, a.device)))
 
 
@@ -107,7 +107,7 @@ def permutation_of(pivots, size, dtype):
 
 
 def _permutation_shape(pivots: TensorType, *, size: int, dtype: str = "float64") -> TensorType:
-    if "int" not in pivots.dtype or not pivots.shape or pivots.shape[-1] > size:
+    if "int" not in pivots.dtype or not pivots.shape or int(pivots.shape[-1]) > size:
         raise ShapeError("exchanges of rows that do not fit", given=str(pivots), required=f"up to {size} row numbers")
     return TensorType((*pivots.shape[:-1], size, size), dtype, None, pivots.device)
 
@@ -225,7 +225,7 @@ def old_lu_solve(b: Node, compact: Node, pivots: Node) -> Node:
 
 # ---- QR ----------------------------------------------------------------------------------------------------
 def _qr_shape(a: TensorType) -> TupleType:
-    m, n = _matrix(a).shape[-2:]
+    m, n = map(int, _matrix(a).shape[-2:])
     k = min(m, n)
     return TupleType((a.with_shape((*a.shape[:-2], m, k)), a.with_shape((*a.shape[:-2], k, n))))
 
@@ -286,7 +286,7 @@ def absent(g: Node) -> bool:
 
 
 def _svd_shape(a: TensorType, *, full: bool) -> TupleType:
-    m, n = _matrix(a).shape[-2:]
+    m, n = map(int, _matrix(a).shape[-2:])
     k, lead = min(m, n), a.shape[:-2]
     rows, columns = (m, n) if full else (k, k)
     return TupleType((a.with_shape((*lead, m, rows)), a.with_shape((*lead, k)), a.with_shape((*lead, columns, n))))

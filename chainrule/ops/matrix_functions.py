@@ -216,7 +216,7 @@ def _report_shape(a: TensorType, b: TensorType, *, driver: str | None) -> TupleT
     if a.rank < 2 or b.shape[:-1] != a.shape[:-1]:
         raise ShapeError("least squares of shapes that do not fit", given=f"{a}, {b}")
     rank = none if driver == "gels" else lead
-    values = (*lead, min(a.shape[-2:])) if driver in ("gelsd", "gelss") else none
+    values = (*lead, min(map(int, a.shape[-2:]))) if driver in ("gelsd", "gelss") else none
     return TupleType((TensorType(rank, "int64", None, a.device), a.with_shape(values)))
 
 

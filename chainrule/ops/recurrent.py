@@ -424,7 +424,7 @@ def _pack(x: Node, lengths: Node, batch_first: bool) -> list[Node]:
     _, there = _rows(sizes)
     batch = int(x.shape[1])
     rows = [t * batch + b for t, b in zip(*np.nonzero(there), strict=True)]
-    trailing = x.shape[2:]
+    trailing = [int(n) for n in x.shape[2:]]
     width = int(np.prod(trailing)) if trailing else 1
     flat = np.asarray(rows)[:, None] * width + np.arange(width)
     return [take_elements(x, flat.reshape(len(rows), *trailing)), constant(np.asarray(sizes, dtype=np.int64))]

@@ -59,13 +59,9 @@ def depth_strip(strip: Sequence[Any], bands: Mapping[str, tuple[float, float]] |
     first, last = escape(rows[0].name), escape(rows[-1].name)
     text = below + 26
     parts.append(_text(_LEFT, text, "start", first))
-    parts.append(
-        f'<text x="{_WIDTH}" y="{text:.0f}" font-size="12" fill="currentColor" text-anchor="end">{last}</text>'
-    )
+    parts.append(_text(_WIDTH, text, "end", last))
     legend = "rms of z (blue) and of dL/dz (orange) over the layers; below, the share of dead or flat units"
-    parts.append(
-        f'<text x="{_WIDTH / 2}" y="{text:.0f}" font-size="12" fill="currentColor" text-anchor="middle">{legend}</text>'
-    )
+    parts.append(_text(_WIDTH / 2, text, "middle", legend))
     body = "".join(parts)
     return (
         f'<svg viewBox="0 0 {_WIDTH + 10:.0f} {text + 10:.0f}" role="img" aria-label="signal over depth">{body}</svg>'
@@ -78,9 +74,7 @@ def _axis(low: int, high: int) -> str:
     for decade in range(low, high + 1, every):
         at = _TOP + _HEIGHT * (high - decade) / (high - low)
         lines.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{at:.1f}" y2="{at:.1f}" stroke="var(--line)"/>')
-        lines.append(
-            f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" font-size="12" fill="currentColor" text-anchor="end">1e{decade}</text>'
-        )
+        lines.append(_text(_LEFT - 8, at + 4, "end", f"1e{decade}"))
     return "".join(lines)
 
 

@@ -24,6 +24,39 @@ STOCHASTIC = ("sgd", "adam", "adamw")
 class Perceptron(BaseEstimator):
     """Base of the two estimators; not for use by itself."""
 
+    # parameters, which the estimators' own __init__ sets, as scikit-learn wants it
+    hidden_layer_sizes: Any
+    activation: Any
+    loss: Any
+    batch_size: Any
+    verbose: Any
+    random_state: Any
+    n_iter_no_change: Any
+    solver: str
+    learning_rate: str
+    precision: str
+    backend: str
+    alpha: float
+    learning_rate_init: float
+    power_t: float
+    tol: float
+    momentum: float
+    validation_fraction: float
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    dropout: float
+    max_iter: int
+    max_fun: int
+    shuffle: bool
+    warm_start: bool
+    nesterovs_momentum: bool
+    early_stopping: bool
+    # what training keeps
+    best_loss_: Any
+    best_validation_score_: Any
+    validation_scores_: Any
+
     # ---- what the two differ in --------------------------------------------------------------------------
     def _validated(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, np.ndarray]:
         """X, and the targets as (samples, outputs)."""
@@ -223,7 +256,8 @@ class Perceptron(BaseEstimator):
                     )
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=5)
-        self._set(*(best if best is not None else training.compiled.weights(dtype)), dtype)
+        coefs, intercepts = best if best is not None else training.compiled.weights(dtype)
+        self._set(coefs, intercepts, dtype)
 
     def _see_score(self, held: Any, weights: Any, best: Any) -> Any:
         X, y, *w = held

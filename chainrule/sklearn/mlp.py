@@ -140,7 +140,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     def predict(self, X: Any) -> np.ndarray:
         """The class of each sample."""
         found = self._outputs(X)
-        return self._label_binarizer.inverse_transform(found.ravel() if self.n_outputs_ == 1 else found)
+        return np.asarray(self._label_binarizer.inverse_transform(found.ravel() if self.n_outputs_ == 1 else found))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(samples, classes): probability of each class, in the order of ``classes_``."""

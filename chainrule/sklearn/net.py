@@ -34,6 +34,28 @@ def default_module(inputs: int, outputs: int) -> nn.Module:
 class Net(BaseEstimator):
     """Base of the two estimators; not for use by itself."""
 
+    # parameters, which the estimators' own __init__ sets, as scikit-learn wants it
+    module: Any
+    module_params: Any
+    loss: Any
+    optimizer: Any
+    optimizer_params: Any
+    batch_size: Any
+    random_state: Any
+    verbose: Any
+    precision: str
+    backend: str
+    lr: float
+    tol: float
+    validation_fraction: float
+    max_iter: int
+    n_iter_no_change: int
+    shuffle: bool
+    early_stopping: bool
+    warm_start: bool
+    module_: Any
+    classes_: Any
+
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fits a module.
 
@@ -68,7 +90,7 @@ class Net(BaseEstimator):
                 epochs=self.max_iter,
                 batch_size=None if size == len(X) else size,
                 shuffle=self.shuffle,
-                validation=None if held is None else self._tensors(*held, dtype),
+                validation=None if held is None else self._tensors(held[0], held[1], held[2], dtype),
                 patience=self.n_iter_no_change,
                 min_delta=self.tol,
                 best_weights=held is not None,
@@ -121,7 +143,8 @@ class Net(BaseEstimator):
         options = dict(self.optimizer_params or {})
         if "lr" not in options and "lr" in inspect.signature(given).parameters:
             options["lr"] = self.lr
-        return given(module.parameters(), **options)
+        make: Any = given
+        return make(module.parameters(), **options)
 
     def _losses(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """The loss with one number per sample."""
@@ -132,7 +155,7 @@ class Net(BaseEstimator):
             given = given()
         if isinstance(given, nn.Module) and hasattr(given, "reduction"):
             given = copy.deepcopy(given)
-            given.reduction = "none"
+            given.__dict__["reduction"] = "none"
         if not callable(given):
             raise ValueError(f"loss={self.loss!r} is not a function of (output, target)")
         function: Any = given

@@ -54,7 +54,8 @@ def activation_module(activation: Any) -> nn.Module:
     if isinstance(activation, type) and issubclass(activation, nn.Module):
         return activation()
     if callable(activation):
-        return _Function(activation)
+        function: Any = activation
+        return _Function(function)
     if activation in _NAMES:
         return _NAMES[activation]()
     function = getattr(F, activation, None) if isinstance(activation, str) else None

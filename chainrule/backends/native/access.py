@@ -18,6 +18,11 @@ Index = tuple[Affine, ...]
 ZERO = Affine()
 
 
+def sizes(node: Node) -> tuple[int, ...]:
+    """The shape of a node of a traced model, where every size is a number."""
+    return node.shape  # type: ignore[return-value]
+
+
 def is_elementwise(node: Node) -> bool:
     """Whether the op's native form is a function of its operands' elements."""
     return callable(node.op.native)
@@ -26,12 +31,12 @@ def is_elementwise(node: Node) -> bool:
 def broadcast_index(x: Node, shape: Sequence[Any], index: Index) -> Index:
     """Where an operand is read that broadcasts to ``shape``."""
     shift = len(shape) - x.type.rank
-    return tuple(ZERO if size == 1 and shape[shift + a] != 1 else index[shift + a] for a, size in enumerate(x.shape))
+    return tuple(ZERO if size == 1 and shape[shift + a] != 1 else index[shift + a] for a, size in enumerate(sizes(x)))
 
 
 # ---- views -------------------------------------------------------------------------------------------------
 def _broadcast(node: Node, index: Index) -> Index:
-    return broadcast_index(node.inputs[0], node.shape, index)
+    return broadcast_index(node.inputs[0], sizes(node), index)
 
 
 def _expand_dims(node: Node, index: Index) -> Index:
@@ -50,7 +55,7 @@ def _slice(node: Node, index: Index) -> Index:
 
 
 def _flip(node: Node, index: Index) -> Index:
-    shape = node.shape
+    shape = sizes(node)
     return tuple(i * -1 + (shape[a] - 1) if a in node.params["axes"] else i for a, i in enumerate(index))
 
 
@@ -60,14 +65,14 @@ def _permuted(node: Node, index: Index) -> Index:
 
 
 def _split(node: Node, index: Index) -> Index:
-    groups = reshape_groups(node.inputs[0].shape, node.shape)
+    groups = reshape_groups(sizes(node.inputs[0]), sizes(node))
     out: list[Affine] = []
     for inside, outside in groups:
         total, stride = ZERO, 1
         for a in reversed(outside):
-            total, stride = total + index[a] * stride, stride * node.shape[a]
+            total, stride = total + index[a] * stride, stride * sizes(node)[a]
         # At most one dimension of the operand is larger than 1 here.
-        out += [total if node.inputs[0].shape[a] != 1 or len(inside) == 1 else ZERO for a in inside]
+        out += [total if sizes(node.inputs[0])[a] != 1 or len(inside) == 1 else ZERO for a in inside]
     return tuple(out)
 
 
@@ -114,8 +119,8 @@ def reshape_groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[li
 
 
 def _merges(node: Node) -> bool:
-    before = node.inputs[0].shape
-    groups = reshape_groups(before, node.shape)
+    before = sizes(node.inputs[0])
+    groups = reshape_groups(before, sizes(node))
     return any(sum(before[a] != 1 for a in inside) > 1 for inside, _ in groups)
 
 
@@ -157,10 +162,10 @@ def accumulation(node: Node) -> Accumulation | None:
 
 def _contraction(node: Node) -> Accumulation | None:
     operands, result = node.params["operands"], node.params["result"]
-    sizes: dict[int, int] = {}
+    size: dict[int, int] = {}
     for x, own in zip(node.inputs, operands, strict=True):
-        sizes.update(zip(own, x.shape, strict=True))
-    extra = [i for i in sizes if i not in result]
+        size.update(zip(own, sizes(x), strict=True))
+    extra = [i for i in size if i not in result]
     if not extra:
         return None
 
@@ -168,7 +173,7 @@ def _contraction(node: Node) -> Accumulation | None:
         at = dict(zip(result, index, strict=True)) | dict(zip(extra, more, strict=True))
         return [tuple(at[i] for i in own) for own in operands]
 
-    return Accumulation(tuple(sizes[i] for i in extra), "add", read)
+    return Accumulation(tuple(size[i] for i in extra), "add", read)
 
 
 def _extremum(node: Node) -> Accumulation:
@@ -179,7 +184,7 @@ def _extremum(node: Node) -> Accumulation:
         rest, extra = iter([i for a, i in enumerate(index) if not (keep and a in axes)]), iter(more)
         return [tuple(next(extra) if a in axes else next(rest) for a in range(x.type.rank))]
 
-    return Accumulation(tuple(x.shape[a] for a in axes), node.op.native[1:], read)
+    return Accumulation(tuple(sizes(x)[a] for a in axes), str(node.op.native)[1:], read)
 
 
 def _convolution(node: Node) -> Accumulation | None:
@@ -199,7 +204,7 @@ def _convolution(node: Node) -> Accumulation | None:
         places = [p * s + k * d for p, k, s, d in zip(at, taps, stride, dilation, strict=True)]
         return [(b, c, *places), (o, c, *taps)]
 
-    return Accumulation(tuple(w.shape) if plain else tuple(w.shape[1:]), "add", read)
+    return Accumulation(tuple(sizes(w)) if plain else tuple(sizes(w)[1:]), "add", read)
 
 
 _ACCUMULATIONS: dict[str, Callable[[Node], Accumulation | None]] = {
@@ -236,12 +241,12 @@ def part(node: Node, k: int, strides: Sequence[int]) -> tuple[int, tuple[int, ..
         )
     if node.op.native == "concat":
         axis = node.params["axis"]
-        return strides[axis] * sum(x.shape[axis] for x in node.inputs[:k]), tuple(strides)
-    shape = node.inputs[0].shape
+        return strides[axis] * sum(sizes(x)[axis] for x in node.inputs[:k]), tuple(strides)
+    shape = sizes(node.inputs[0])
     out = [0] * len(shape)
-    for inside, outside in reshape_groups(shape, node.shape):
+    for inside, outside in reshape_groups(shape, sizes(node)):
         # The result's run must have one stride: its layout keeps merged dimensions together.
-        stride = next((strides[a] for a in reversed(outside) if node.shape[a] != 1), 1)
+        stride = next((strides[a] for a in reversed(outside) if sizes(node)[a] != 1), 1)
         for a in reversed(inside):
             out[a], stride = stride, stride * shape[a]
     return 0, tuple(out)
@@ -252,10 +257,10 @@ def placement_is_exact(node: Node) -> tuple[bool, ...]:
     if node.op.native != "reshape":
         return (False,) * node.type.rank
     out = [False] * node.type.rank
-    for inside, outside in reshape_groups(node.inputs[0].shape, node.shape):
+    for inside, outside in reshape_groups(sizes(node.inputs[0]), sizes(node)):
         if (
-            len([a for a in outside if node.shape[a] != 1]) > 1
-            and len([a for a in inside if node.inputs[0].shape[a] != 1]) >= 1
+            len([a for a in outside if sizes(node)[a] != 1]) > 1
+            and len([a for a in inside if sizes(node.inputs[0])[a] != 1]) >= 1
         ):
             for a in outside:
                 out[a] = True

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from chainrule.backends.native import access
-from chainrule.backends.native.access import ZERO, Index
+from chainrule.backends.native.access import ZERO, Index, sizes
 from chainrule.backends.native.layout import vector_axis
 from chainrule.backends.native.memory import View
 from chainrule.backends.native.plan import Kernel, Root
@@ -101,7 +101,7 @@ class Accumulating(Writer):
         e, core = self.e, kernel.core
         assert core is not None
         lanes = e.lanes
-        shape = core.shape
+        shape = sizes(core)
         target = self.destination(kernel.roots[0])
         index: list[Affine] = [ZERO] * len(shape)
         rest = [a for a, n in enumerate(shape) if n > 1 and a != vector]
@@ -183,7 +183,7 @@ class Accumulating(Writer):
 
         def score(a: int) -> tuple[int, int]:
             shared = sum(marks[a] not in d for d in depends if vector is not None and marks[vector] in d)
-            return (min(shared, 1), core.shape[a])
+            return (min(shared, 1), sizes(core)[a])
 
         return max(rest, key=score)
 
@@ -216,7 +216,7 @@ class Accumulating(Writer):
         e, core = self.e, kernel.core
         assert core is not None
         lanes = e.lanes
-        shape = core.shape
+        shape = sizes(core)
         size = found.sizes[vector]
         roots = list(kernel.roots)
         later: list[Root] = []
@@ -319,7 +319,7 @@ class Accumulating(Writer):
         if core in self.layout.views:
             return
         view = self.destination(like)
-        count = 1 + sum((n - 1) * s for n, s in zip(core.shape, view.strides, strict=True)) + self.e.lanes
+        count = 1 + sum((n - 1) * s for n, s in zip(sizes(core), view.strides, strict=True)) + self.e.lanes
         start = self.layout.arena.take(count, self.kind(core))
         self.layout.views[core] = View(start, self.kind(core), 0, view.strides, view.innermost, view.room)
 
@@ -329,8 +329,8 @@ class Accumulating(Writer):
         reads = found.read(tuple(Affine(((v, 1),)) for v in marks), tuple(ZERO for _ in found.sizes))
         depends = [{v for i in at for v, _ in i.terms} for at in reads]
         if len(depends) < 2:
-            return (max(axes, key=lambda a: core.shape[a]), None) if axes else (None, None)
+            return (max(axes, key=lambda a: sizes(core)[a]), None) if axes else (None, None)
         only_first = [a for a in axes if marks[a] in depends[0] and marks[a] not in depends[1]]
         only_second = [a for a in axes if marks[a] in depends[1] and marks[a] not in depends[0]]
-        pick = lambda found_axes: max(found_axes, key=lambda a: core.shape[a]) if found_axes else None  # noqa: E731
+        pick = lambda found_axes: max(found_axes, key=lambda a: sizes(core)[a]) if found_axes else None  # noqa: E731
         return pick(only_first), pick(only_second)

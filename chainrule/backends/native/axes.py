@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from chainrule.backends.native import access
-from chainrule.backends.native.access import Index
+from chainrule.backends.native.access import Index, sizes
 from chainrule.backends.native.values import Affine, LoopVar
 from chainrule.ir import Node
 
@@ -37,7 +37,7 @@ def axis_classes(order: Sequence[Node]) -> Callable[[Node, int], object]:
                 classes.join((node, a), keys[i.terms[0][0]])
 
     for node in order:
-        rank = len(node.shape) if hasattr(node.type, "shape") else 0
+        rank = len(sizes(node)) if hasattr(node.type, "shape") else 0
         own = [LoopVar(f"{a}", a) for a in range(rank)]
         index = tuple(Affine(((v, 1),)) for v in own)
         keys: dict[LoopVar, object] = {v: (node, a) for a, v in enumerate(own)}
@@ -54,22 +54,22 @@ def axis_classes(order: Sequence[Node]) -> Callable[[Node, int], object]:
                 same(x, at, keys)
         elif access.is_elementwise(node):
             for x in node.inputs:
-                same(x, access.broadcast_index(x, node.shape, index), keys)
+                same(x, access.broadcast_index(x, sizes(node), index), keys)
         elif node.op.native == "reshape":
-            for inside, outside in access.reshape_groups(node.inputs[0].shape, node.shape):
+            for inside, outside in access.reshape_groups(sizes(node.inputs[0]), sizes(node)):
                 if len(inside) == len(outside) == 1:
                     classes.join((node, outside[0]), (node.inputs[0], inside[0]))
         elif node.op.native in ("concat", "pad"):
             for x in node.inputs:
                 for a in range(rank):
-                    if x.shape[a] == node.shape[a]:
+                    if sizes(x)[a] == sizes(node)[a]:
                         classes.join((node, a), (x, a))
         elif node.op.native in access.INDEXED:
             places, axis, rest = access.gathered(node, index)
             same(node.inputs[1], places, keys)
             left = [a for a in range(node.inputs[0].type.rank) if a != axis]
             for a, i in zip(left, rest, strict=True):
-                if node.inputs[0].shape[a] == node.shape[i.terms[0][0].depth]:
+                if sizes(node.inputs[0])[a] == sizes(node)[i.terms[0][0].depth]:
                     classes.join((node.inputs[0], a), keys[i.terms[0][0]])
         elif access.is_scatter(node):
             x = node.inputs[0]
@@ -77,7 +77,7 @@ def axis_classes(order: Sequence[Node]) -> Callable[[Node, int], object]:
             at = tuple(Affine(((v, 1),)) for v in inner)
             same(node.inputs[1], access.scatter_place(node, at), {v: (x, a) for a, v in enumerate(inner)})
             for a, i in enumerate(access.scattered(node, at, None)):
-                if i is not None and x.shape[i.terms[0][0].depth] == node.shape[a]:
+                if i is not None and sizes(x)[i.terms[0][0].depth] == sizes(node)[a]:
                     classes.join((node, a), (x, i.terms[0][0].depth))
         elif node.op.native == "max_pool_place":
             for a in range(rank - len(node.params["kernel_size"])):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from chainrule.backends.native.access import ZERO, Index
+from chainrule.backends.native.access import ZERO, Index, sizes
 from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.memory import View
 from chainrule.backends.native.prepare import StepGraph
@@ -32,12 +32,13 @@ def copy_weight(w: Writer, leaf: Node, to: View) -> None:
     e.scopes.append(scope)
     w.ground = len(e.scopes) - 1
     n = e.lanes
+    assert source.innermost is not None and to.innermost is not None
     fast, slow = source.innermost, to.innermost
     index: list[Affine] = [ZERO] * leaf.type.rank
-    others = [a for a, size in enumerate(leaf.shape) if size > 1 and a not in (fast, slow)]
+    others = [a for a, size in enumerate(sizes(leaf)) if size > 1 and a not in (fast, slow)]
 
     def squares() -> None:
-        rows, columns = leaf.shape[slow], leaf.shape[fast]
+        rows, columns = sizes(leaf)[slow], sizes(leaf)[fast]
         whole_rows = rows // n * n
 
         def square(i: Affine, j: Affine) -> None:
@@ -79,7 +80,7 @@ def copy_weight(w: Writer, leaf: Node, to: View) -> None:
             index[others[k]] = i
             nest(k + 1)
 
-        w.loop(leaf.shape[others[k]], body)
+        w.loop(sizes(leaf)[others[k]], body)
 
     nest(0)
     e.scopes.pop()

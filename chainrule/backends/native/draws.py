@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chainrule.backends.native.access import ZERO, Index
+from chainrule.backends.native.access import ZERO, Index, sizes
 from chainrule.backends.native.values import Value
 from chainrule.backends.native.write import Writer
 from chainrule.errors import UnsupportedOpError
@@ -23,7 +23,7 @@ def drawing(w: Writer) -> Callable[[Node, Index], Value]:
         (keep,) = node.params["args"]
         number, stride = ZERO, 1
         for a in reversed(range(len(index))):
-            number, stride = number + index[a] * stride, stride * node.shape[a]
+            number, stride = number + index[a] * stride, stride * sizes(node)[a]
         x = e.convert(e.index(number), "i32")
         step = e.convert(w.value(STEP_COUNTER, ()), "i32")
         salt = (node.params["stream"] * 0x9E3779B1 + 0x7F4A7C15) & 0xFFFFFFFF

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from chainrule.backends.native.access import ZERO
+from chainrule.backends.native.access import ZERO, sizes
 from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.memory import View
 from chainrule.backends.native.values import BYTES, LLVM, Affine, Scope, Value
@@ -21,7 +21,7 @@ def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
     e.scopes[-1].body.append(scope)
     e.scopes.append(scope)
     w.ground = len(e.scopes) - 1
-    sample = leaf.shape[1:]
+    sample = sizes(leaf)[1:]
     count = math.prod(sample)
     size = BYTES[view.kind]
     dense = [math.prod(sample[k + 1 :]) for k in range(len(sample))]
@@ -35,7 +35,7 @@ def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
         offset = e.let(f"mul nsw i64 {number}, {count}")
         return e.let(f"getelementptr inbounds {LLVM[view.kind]}, ptr {source}, i64 {offset}")
 
-    if view.strides and view.strides[0] == 1 and leaf.shape[0] > 1 and count > 1:
+    if view.strides and view.strides[0] == 1 and sizes(leaf)[0] > 1 and count > 1:
         _gather_lanes(w, leaf, view, row, dense)
     else:
         # The longest run of elements that lie one after the other in both.
@@ -71,7 +71,7 @@ def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
 
             nest(0)
 
-        w.loop(leaf.shape[0], copy)
+        w.loop(sizes(leaf)[0], copy)
     e.scopes.pop()
 
 
@@ -93,7 +93,7 @@ def _copy_run(e: Emitter, to: str, start: str, kind: str, count: int) -> None:
 def _gather_lanes(w: Writer, leaf: Node, view: View, row: Callable[[Affine], str], dense: Sequence[int]) -> None:
     """Samples side by side in the lanes: one load per element, one store per vector."""
     e = w.e
-    sample = leaf.shape[1:]
+    sample = sizes(leaf)[1:]
 
     def block(b: Affine) -> None:
         rows = [row(replace(b, lane=0) + k) for k in range(e.valid)]
@@ -122,4 +122,4 @@ def _gather_lanes(w: Writer, leaf: Node, view: View, row: Callable[[Affine], str
 
         nest(0)
 
-    w.along(leaf.shape[0], block)
+    w.along(sizes(leaf)[0], block)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chainrule.backends.native import access
-from chainrule.backends.native.access import ZERO
+from chainrule.backends.native.access import ZERO, sizes
 from chainrule.backends.native.accumulate import Accumulating
 from chainrule.backends.native.memory import View
 from chainrule.backends.native.plan import Kernel
@@ -42,7 +42,7 @@ class KernelWriter(Accumulating):
         x = node.inputs[0]
         index: list[Affine] = [ZERO] * x.type.rank
         source = self._view_of(x)
-        order = sorted((a for a, n in enumerate(x.shape) if n > 1), key=lambda a: -source.strides[a])
+        order = sorted((a for a, n in enumerate(sizes(x)) if n > 1), key=lambda a: -source.strides[a])
 
         def nest(k: int) -> None:
             if k < len(order):
@@ -52,12 +52,12 @@ class KernelWriter(Accumulating):
                     index[a] = i
                     nest(k + 1)
 
-                self.loop(x.shape[a], body)
+                self.loop(sizes(x)[a], body)
                 return
             place = e.convert(self.value(node.inputs[1], access.scatter_place(node, tuple(index))), "i64")
             target = access.scattered(node, tuple(index), None)
             axis = next(a for a, i in enumerate(target) if i is None)
-            place = self._within(place, node.inputs[1], node.shape[axis])
+            place = self._within(place, node.inputs[1], sizes(node)[axis])
             address = view.address(tuple(ZERO if i is None else i for i in target))
             pointer = e.pointer(self.base(view), view.kind, address)
             scaled = place * view.strides[axis]
@@ -70,7 +70,7 @@ class KernelWriter(Accumulating):
 
     def _fill(self, node: Node, view: View, zero: Value) -> None:
         index: list[Affine] = [ZERO] * node.type.rank
-        axes = [a for a, n in enumerate(node.shape) if n > 1]
+        axes = [a for a, n in enumerate(sizes(node)) if n > 1]
         unit = [a for a in axes if view.strides[a] == 1]
         vector = unit[-1] if unit else None
         order = sorted((a for a in axes if a != vector), key=lambda a: -view.strides[a])
@@ -83,13 +83,15 @@ class KernelWriter(Accumulating):
                     index[a] = i
                     nest(k + 1)
 
-                self.loop(node.shape[a], body)
+                self.loop(sizes(node)[a], body)
             elif vector is None:
                 self.store(zero, view, tuple(index))
             else:
-                self.along(
-                    node.shape[vector],
-                    lambda i: (index.__setitem__(vector, i), self.store(self.e.vector(zero), view, tuple(index))),
-                )
+
+                def vectors(i: Affine, axis: int = vector) -> None:
+                    index[axis] = i
+                    self.store(self.e.vector(zero), view, tuple(index))
+
+                self.along(sizes(node)[vector], vectors)
 
         nest(0)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from chainrule.backends.native import access
-from chainrule.backends.native.access import Index
+from chainrule.backends.native.access import Index, sizes
 from chainrule.backends.native.axes import axis_classes
 from chainrule.backends.native.forms import KINDS
 from chainrule.backends.native.memory import Arena, Layout, View, reuse
@@ -49,13 +49,13 @@ def choose(
     mark = layout.arena.size
     classes = axis_classes(order)
     batch, weights = list(batch), list(weights)
-    batch_classes = {classes(x, 0) for x in batch if x.shape}
+    batch_classes = {classes(x, 0) for x in batch if sizes(x)}
     windows = any(n.op.native == "conv" or n.op.native == "max_pool_place" for n in order)
-    size = max((x.shape[0] for x in batch if x.shape), default=1)
+    size = max((sizes(x)[0] for x in batch if sizes(x)), default=1)
     by_batch = windows and _filled(size, lanes) >= 0.7
 
     def innermost(node: Node) -> int | None:
-        shape = node.shape
+        shape = sizes(node)
         wide = [a for a, n in enumerate(shape) if n > 1]
         if not wide:
             return None
@@ -80,7 +80,7 @@ def choose(
             axes.append(axis)
         if axes and exact[axes[-1]]:
             pad = False
-        return layout.dense(node.shape, kind, axes, pad)
+        return layout.dense(sizes(node), kind, axes, pad)
 
     def place(node: Node) -> View:
         if node in layout.views:
@@ -96,20 +96,20 @@ def choose(
             whole, k = inside
             outer = place(whole)
             offset, strides = access.part(whole, k, outer.strides)
-            stride_one = [a for a, s in enumerate(strides) if s == 1 and node.shape[a] > 1]
+            stride_one = [a for a, s in enumerate(strides) if s == 1 and sizes(node)[a] > 1]
             axis = stride_one[-1] if stride_one else None
             full = (
                 axis is not None
                 and whole.op.native == "reshape"
                 and outer.room
                 and strides[axis] == 1
-                and any(outer.innermost == a and node.shape[axis] == whole.shape[a] for a in range(whole.type.rank))
+                and any(outer.innermost == a and sizes(node)[axis] == sizes(whole)[a] for a in range(whole.type.rank))
             )
             view = View(outer.start, outer.kind, outer.offset + offset, strides, axis, full)
         layout.views[node] = view
         return view
 
-    movable = [w for w in weights if sum(n > 1 for n in w.shape) > 1 and w not in plan.placed and w in plan.stored]
+    movable = [w for w in weights if sum(n > 1 for n in sizes(w)) > 1 and w not in plan.placed and w in plan.stored]
     if fixed is not None:
         layout.copies = fixed.copies
         layout.views.update({w: fixed.views[w] for w in movable if w in fixed.views})
@@ -140,7 +140,7 @@ def _followers(plan: Schedule, leaders: set[Node]) -> dict[Node, Node]:
     for kernel in plan.kernels:
         written = [r.into for r in kernel.roots if r.into is not None and r.part is None]
         for leaf in written:
-            leader = next((w for w in written if w in leaders and w.shape == leaf.shape), None)
+            leader = next((w for w in written if w in leaders and sizes(w) == sizes(leaf)), None)
             if leader is not None and leaf not in leaders and leaf not in plan.placed:
                 out[leaf] = leader
     return out
@@ -156,8 +156,8 @@ def kind_of(node: Node) -> str:
 
 def outside(node: Node, number: int) -> View:
     """A contiguous tensor of torch's."""
-    strides = tuple(math.prod(node.shape[a + 1 :]) for a in range(node.type.rank))
-    last = node.type.rank - 1 if node.shape and node.shape[-1] > 1 else None
+    strides = tuple(math.prod(sizes(node)[a + 1 :]) for a in range(node.type.rank))
+    last = node.type.rank - 1 if sizes(node) and sizes(node)[-1] > 1 else None
     return View(-1 - number, kind_of(node), 0, strides, last, False)
 
 
@@ -165,7 +165,7 @@ def _place_weight(
     w: Node, plan: Schedule, layout: Layout, own_view: Callable[[Node, int | None], View], number: int | None
 ) -> None:
     """The order of a weight's dimensions, and copies in another order where products want them."""
-    axes = [a for a, n in enumerate(w.shape) if n > 1]
+    axes = [a for a, n in enumerate(sizes(w)) if n > 1]
     mark = layout.arena.size
     trial = {a: own_view(w, a) for a in axes}
     layout.arena.size = mark  # trials take no room
@@ -187,10 +187,10 @@ def _place_weight(
     if wanted:
         # Kept where most of the work is: the first reader is the forward pass; a short innermost axis is waste.
         primary = max(
-            dict.fromkeys(wanted), key=lambda a: (round(_filled(w.shape[a], layout.lanes), 1), -wanted.index(a))
+            dict.fromkeys(wanted), key=lambda a: (round(_filled(sizes(w)[a], layout.lanes), 1), -wanted.index(a))
         )
     else:
-        primary = max(axes, key=lambda a: (round(_filled(w.shape[a], layout.lanes), 2), a))
+        primary = max(axes, key=lambda a: (round(_filled(sizes(w)[a], layout.lanes), 2), a))
     if number is not None:
         layout.views[w] = outside(w, number)
         primary = layout.views[w].innermost
@@ -225,7 +225,7 @@ def operand_loads(node: Node, index: Index, stored: set[Node]) -> list[tuple[Nod
         elif access.is_product(n):
             stack += list(zip(n.inputs, access.product_reads(n, at), strict=True))
         elif access.is_elementwise(n):
-            stack += [(x, access.broadcast_index(x, n.shape, at)) for x in n.inputs]
+            stack += [(x, access.broadcast_index(x, sizes(n), at)) for x in n.inputs]
         elif n.op.native == "one_hot":
             stack.append((n.inputs[0], at[:-1]))
         elif n.op.native in access.INDEXED:
@@ -242,7 +242,7 @@ def vector_costs(core: Node, plan: Schedule, layout: Layout) -> list[tuple[float
     extra = [LoopVar(f"r{a}", a) for a in range(len(found.sizes))]
     index = tuple(Affine(((v, 1),)) for v in own)
     more = tuple(Affine(((v, 1),)) for v in extra)
-    sizes = {("out", a): core.shape[a] for a in range(len(own))} | {("extra", a): n for a, n in enumerate(found.sizes)}
+    size = {("out", a): sizes(core)[a] for a in range(len(own))} | {("extra", a): n for a, n in enumerate(found.sizes)}
     variables = {("out", a): v for a, v in enumerate(own)} | {("extra", a): v for a, v in enumerate(extra)}
     addresses: list[list[Affine]] = []
     for x, at in zip(core.inputs, found.read(index, more), strict=True):
@@ -260,13 +260,13 @@ def vector_costs(core: Node, plan: Schedule, layout: Layout) -> list[tuple[float
             view = layout.views.get(root.into if root.into is not None and root.part is None else root.node)
             target = target or view
     points = 1.0
-    for n in sizes.values():
+    for n in size.values():
         points *= n
     results = 1.0
-    for n in core.shape:
+    for n in sizes(core):
         results *= n
     out = []
-    for key, n in sizes.items():
+    for key, n in size.items():
         if n == 1:
             continue
         vectors = -(-n // layout.lanes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from chainrule.backends.native.access import sizes
 from chainrule.ir import Node
 
 
@@ -27,7 +28,7 @@ class Kernel:
     @property
     def shape(self) -> tuple[int, ...]:
         """The index space of its results."""
-        return self.core.shape if self.core is not None else self.roots[0].node.shape
+        return sizes(self.core) if self.core is not None else sizes(self.roots[0].node)
 
 
 @dataclass(frozen=True)

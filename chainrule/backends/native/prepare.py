@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 
 from chainrule.backends.native import access
+from chainrule.backends.native.access import sizes
 from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.forms import Forms
 from chainrule.backends.native.values import Scope, Value
@@ -145,9 +146,9 @@ def _narrow(node: Node) -> Node:
     for k, x in enumerate(inputs):
         while x.op.native in ("broadcast", "expand_dims") and x.inputs:
             inner = x.inputs[0]
-            if x.op.native == "expand_dims" and inner.shape != ():
+            if x.op.native == "expand_dims" and sizes(inner) != ():
                 break
-            if x.op.native == "broadcast" and inner.type.rank != x.type.rank and inner.shape != ():
+            if x.op.native == "broadcast" and inner.type.rank != x.type.rank and sizes(inner) != ():
                 pass
             trial = [*inputs[:k], inner, *inputs[k + 1 :]]
             if apply(node.op, *trial, **node.params).type != node.type:
@@ -188,9 +189,9 @@ def _grouped(node: Node) -> Node:
     for k in range(groups):
         own = []
         for tensor, axis in ((x, 1), (w, 0)):
-            size = tensor.shape[axis] // groups
+            size = sizes(tensor)[axis] // groups
             starts = tuple(k * size if a == axis else 0 for a in range(tensor.type.rank))
-            stops = tuple((k + 1) * size if a == axis else n for a, n in enumerate(tensor.shape))
+            stops = tuple((k + 1) * size if a == axis else n for a, n in enumerate(sizes(tensor)))
             own.append(apply(OPS["slice"], tensor, starts=starts, stops=stops, steps=(1,) * tensor.type.rank))
         part = apply(node.op, *own, **{**node.params, "groups": 1})
         parts.append(_padded(part))
@@ -234,16 +235,16 @@ class Limit:
 
 def limits(order: Sequence[Node]) -> dict[Node, Limit]:
     """The limits of integer leaves that are used as positions or class numbers."""
-    sizes: dict[Node, int] = {}
+    found: dict[Node, int] = {}
     ignored: dict[Node, set[int]] = {}
     for node in order:
         kind = node.op.native
         if kind == "one_hot":
             size, place = node.params["classes"], node.inputs[0]
         elif kind in access.INDEXED:
-            size, place = node.inputs[0].shape[node.params["axis"]], node.inputs[1]
+            size, place = sizes(node.inputs[0])[node.params["axis"]], node.inputs[1]
         elif access.is_scatter(node):
-            size, place = node.shape[node.params["axis"]], node.inputs[1]
+            size, place = sizes(node)[node.params["axis"]], node.inputs[1]
         else:
             numbers = [x.number for x in node.inputs if isinstance(x.number, int)]
             if node.type.dtype == "bool" and numbers and access.is_elementwise(node):
@@ -252,8 +253,8 @@ def limits(order: Sequence[Node]) -> dict[Node, Limit]:
             continue
         for leaf in toposort([place]):
             if leaf.op.native == "input" and "int" in leaf.type.dtype:
-                sizes[leaf] = min(size, sizes.get(leaf, size))
-    return {leaf: Limit(size, frozenset(ignored.get(leaf, ()))) for leaf, size in sizes.items()}
+                found[leaf] = min(int(size or 0), found.get(leaf, int(size or 0)))
+    return {leaf: Limit(size, frozenset(ignored.get(leaf, ()))) for leaf, size in found.items()}
 
 
 def _behind(node: Node) -> Node:

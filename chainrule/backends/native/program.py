@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.backends.native import jit
+from chainrule.backends.native.access import sizes
 from chainrule.backends.native.copies import copy_weights
 from chainrule.backends.native.draws import STEP_COUNTER, drawing
 from chainrule.backends.native.emitter import Emitter
@@ -62,12 +63,12 @@ class Program:
         room = (len(flat) // BYTES[view.kind]) * BYTES[view.kind]
         typed = flat[:room].view(kind)[view.offset :]
         strides = tuple(s * BYTES[view.kind] for s in view.strides)
-        return np.lib.stride_tricks.as_strided(typed, leaf.shape, strides)
+        return np.lib.stride_tricks.as_strided(typed, sizes(leaf), strides)
 
 
 def lanes_of(graph: StepGraph, target: jit.Target) -> int:
     """Elements per vector: of the widest float among tensors."""
-    kinds = {n.type.dtype for n in graph.order if hasattr(n.type, "dtype") and n.type.is_float and n.shape != ()}
+    kinds = {n.type.dtype for n in graph.order if hasattr(n.type, "dtype") and n.type.is_float and sizes(n) != ()}
     kinds = kinds or {n.type.dtype for n in graph.results}
     for dtype in kinds:
         if dtype not in KINDS:
@@ -211,7 +212,7 @@ def emit(
             writer = KernelWriter(e, plan, layout, "%arena", target.registers)
             writer.draw = drawing(writer)
             for k, leaf in enumerate(batch):
-                size = leaf.shape[0]
+                size = sizes(leaf)[0]
                 position = e.let(f"mul nuw nsw i64 {s.ssa}, {size}")
                 gather(writer, leaf, sources[k], position)
             for g, leaf in enumerate(rates):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from chainrule.backends.native import access
-from chainrule.backends.native.access import ZERO, Index
+from chainrule.backends.native.access import ZERO, Index, sizes
 from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.forms import KINDS, Forms
 from chainrule.backends.native.memory import Layout, View
@@ -143,7 +143,7 @@ class Writer:
         if access.is_view(node):
             return self.value(node.inputs[0], access.through(node, index))
         if callable(kind):
-            xs = [self.value(x, access.broadcast_index(x, node.shape, index)) for x in node.inputs]
+            xs = [self.value(x, access.broadcast_index(x, sizes(node), index)) for x in node.inputs]
             return self._typed(kind(self.forms, *self._promoted(node, xs), **node.params), node)
         if access.is_product(node):
             reads = access.product_reads(node, index)
@@ -189,7 +189,7 @@ class Writer:
         e = self.e
         places, axis, rest = access.gathered(node, index)
         x = node.inputs[0]
-        place = self._within(self.value(node.inputs[1], places), node.inputs[1], x.shape[axis])
+        place = self._within(self.value(node.inputs[1], places), node.inputs[1], sizes(x)[axis])
         view = self._view_of(x)
         at = list(rest)
         at.insert(axis, ZERO)
@@ -236,13 +236,13 @@ class Writer:
         e, p = self.e, node.params
         (x,) = node.inputs
         rank = len(p["kernel_size"])
-        lead, at, sizes = index[:-rank], index[-rank:], x.shape[-rank:]
+        lead, at, span = index[:-rank], index[-rank:], sizes(x)[-rank:]
         best: Value | None = None
         place: Value | None = None
         taps: list[tuple[int, ...]] = [()]
         for k in p["kernel_size"]:
             taps = [(*t, j) for t in taps for j in range(k)]
-        outputs = node.shape[-rank:]
+        outputs = sizes(node)[-rank:]
         for tap in taps:
             where = [
                 i * s + (j * d - pad)
@@ -250,7 +250,7 @@ class Writer:
             ]
             inside: Value | None = None
             for w, j, n, m, s, d, pad in zip(
-                where, tap, sizes, outputs, p["stride"], p["dilation"], p["padding"], strict=True
+                where, tap, span, outputs, p["stride"], p["dilation"], p["padding"], strict=True
             ):
                 low, high = j * d - pad, (m - 1) * s + j * d - pad
                 if low < 0:
@@ -261,7 +261,7 @@ class Writer:
                     inside = c if inside is None else inside & c
             v = self.value(x, (*lead, *where))  # outside of the tensor: some other memory of the arena, not used
             number: Value = e.constant(0, "i64")
-            for w, n in zip(where, sizes, strict=True):
+            for w, n in zip(where, span, strict=True):
                 number = number * n + e.index(w)
             if best is None or place is None:
                 best = v if inside is None else e.where(inside, v, -math.inf)
@@ -307,7 +307,7 @@ class Writer:
             self.store(known, self.destination(root), index)
 
     def map(self, roots: Sequence[Root]) -> None:
-        shape = roots[0].node.shape
+        shape = sizes(roots[0].node)
         view = self.destination(roots[0])
         axes = [a for a, n in enumerate(shape) if n > 1]
         unit = [a for a in axes if view.strides[a] == 1]
@@ -327,7 +327,12 @@ class Writer:
             elif vector is None:
                 self.roots(roots, tuple(index))
             else:
-                self.along(shape[vector], lambda i: (index.__setitem__(vector, i), self.roots(roots, tuple(index))))
+
+                def vectors(i: Affine, axis: int = vector) -> None:
+                    index[axis] = i
+                    self.roots(roots, tuple(index))
+
+                self.along(shape[vector], vectors)
 
         nest(0)
 

@@ -15,13 +15,17 @@ from chainrule.frontends.torch.inner_transforms import without_python_kernels
 from chainrule.frontends.torch.meanings import Meanings, Refused
 from chainrule.frontends.torch.nesting import mapped, tensors
 from chainrule.frontends.torch.readings import READS
-from chainrule.ir import Origin
+from chainrule.ir import Node, Origin
 
 
 class ComplexCalls(Meanings):
     """The part of the recorder that knows complex numbers."""
 
     strict: bool
+
+    def originated(self, found: list[Node], origin: Origin, cut: bool = True) -> list[Node]:
+        """The nodes of a call, with the place they come from."""
+        raise NotImplementedError
 
     def fail(self, what: str, *, required: str = "", instead: str = "") -> None:
         """Raises, with the place."""

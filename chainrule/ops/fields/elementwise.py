@@ -348,7 +348,7 @@ def passed(g: Field, f: Function, u: Field, breaks: Sequence[float], shape: Sequ
     alignment, lift = _alignment(g, f, slope, u, breaks)
     if lift != 1.0:
         found = replace(found, second=found.second * lift, pairs=found.pairs * lift)
-    return replace(found, normal=False, through=(found.pairs, g, slope, u, tuple(breaks)), alignment=alignment)
+    return replace(found, normal=False, through=(found.pairs, g, _times(slope, u, breaks, g)), alignment=alignment)
 
 
 def _share(line: tuple[float, float], u: Field) -> float:
@@ -381,23 +381,29 @@ def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequenc
     return g.alignment * growth**2 * square / (steep * level * lift), lift
 
 
+def _times(slope: Function, u: Field, breaks: Sequence[float], g: Field) -> Any:
+    """(level, size) -> the field of slope(u) times the standardised u, scaled to this size about this level."""
+    m, s = average_law(u)
+
+    def made(level: float, size: float) -> Field:
+        def factor(x: np.ndarray) -> np.ndarray:
+            return slope(x) * (level + size * (x - m) / (s or 1.0))
+
+        part = applied(factor, u, breaks)
+        if g.focus is not None and g.focus[0] is g.pairs:
+            _, count, rho = g.focus
+            _, square, _ = of_largest(factor, m, s, rho, count)
+            lift = square / max(part.mean_square, 1e-300)
+            part = replace(part, second=part.second * 0 + square, pairs=part.pairs * lift)
+        return part
+
+    return made
+
+
 def weighted(g: Field, normal: Field, shape: Sequence[int]) -> Field:
     """``g x`` for the cotangent g of an affine function of a normal x: where g has come through a function of that,
     the two are one function of x."""
     if not normal.normal or g.through is None or g.through[0] is not g.pairs:
         return multiplied([g, normal], shape)
-    _, outer, slope, u, breaks = g.through
-    m, s = average_law(u)
-    if s == 0:
-        return multiplied([g, normal], shape)
-    level, size = average_law(normal)
-
-    def factor(x: np.ndarray) -> np.ndarray:
-        return slope(x) * (level + size * (x - m) / s)
-
-    part = applied(factor, u, breaks)
-    if outer.focus is not None and outer.focus[0] is outer.pairs:
-        _, count, rho = outer.focus
-        _, square, _ = of_largest(factor, m, s, rho, count)
-        part = replace(part, second=part.second * 0 + square, pairs=part.pairs * (square / max(part.mean_square, 1e-300)))
-    return multiplied([outer, part], shape)
+    _, outer, made = g.through
+    return multiplied([outer, made(*average_law(normal))], shape)

@@ -51,10 +51,19 @@ def centred_along(x: Field, dims: Sequence[int]) -> tuple[Field, np.ndarray]:
     level = _resolved_over(_pair_means(x.pairs, x, dims), x, others)  # E[mean^2]
     spread = np.maximum(_means(x.second, x, dims) - level, 0.0)
     table = _doubly_centred(x, dims)
-    moved = pair.resolved(table, x.axes) - pair.resolved(x.pairs, x.axes)
-    second = np.maximum(x.second + moved, 0.0)
+    second = np.maximum(x.second - 2.0 * _row_level(x, table, level, dims) + level, 0.0)
     mean = x.mean - _means(x.mean, x, dims)
     return replace(x, mean=mean, second=second, pairs=table, array=None, fresh=False, own=None), spread
+
+
+def _row_level(x: Field, centred: np.ndarray, level: np.ndarray, dims: Sequence[int]) -> np.ndarray:
+    """E[x_i mean(x)]: as the pairs say where they are kept one by one, else in proportion to the deviations."""
+    rows = (pair.resolved(x.pairs, x.axes) - pair.resolved(centred, x.axes) + level) / 2.0
+    coarse = [k for k in _factors(x, dims) if x.axes[k].lags is not None and x.second.shape[k] > 1]
+    if not coarse:
+        return rows
+    size = np.sqrt(np.maximum(x.second, 0.0))
+    return rows * size / np.maximum(np.mean(size, axis=tuple(coarse), keepdims=True), 1e-300)
 
 
 def _doubly_centred(x: Field, dims: Sequence[int]) -> np.ndarray:

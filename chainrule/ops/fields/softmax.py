@@ -400,19 +400,26 @@ def _attention_back(
     spread = u.T @ ((1 - w) * gg) @ u
     peaks = a.at_keys(w * gg / norm)
     gv = spread + peaks[..., None] * np.eye(n)
-    # logits: E[dS_ij dS_i'j] by pairs of rows, at one key
-    vv = a.over_width(a.v)
-    v_same = np.trace(vv, axis1=-2, axis2=-1) / n
-    v_far = (vv.sum(axis=(-2, -1)) - n * v_same) / max(n * (n - 1), 1)
-    base = a.v.shape[-1] * a.over_width(g) * np.clip(v_same - v_far, 0.0, None)[..., None, None]  # (lead, i, i')
+    # logits: dS_ij = p_ij g_i (v_j - sum of p_il v_l), the probabilities as equal as ``s`` leaves them
+    vv, kk, qq = a.over_width(a.v), a.over_width(a.k), a.over_width(a.q)
+    gd = a.scale**2 * a.v.shape[-1] * a.over_width(g)  # (lead, i, i')
+    ut = np.swapaxes(u, -1, -2)
+    vu, ku = vv @ ut, kk @ ut
+    mixed = u @ vu
+    once = u @ (vu * ku)
+    even = u @ (vv * kk) @ ut - once - np.swapaxes(once, -1, -2) + mixed * (u @ ku)
+    dv, dk = _differences(vv), _differences(kk)
     both = (1 - s) * norm + s  # sum over keys of E[p_ij p_i'j]
-    base = base * np.clip(1.0 - both, 0.0, 1.0)
-    kk, qq = a.over_width(a.k), a.over_width(a.q)
-    k_same = np.trace(kk, axis1=-2, axis2=-1) / n
-    k_far = (kk.sum(axis=(-2, -1)) - n * k_same) / max(n * (n - 1), 1)
-    gq = a.scale**2 * base * both * np.clip(k_same - k_far, 0.0, None)[..., None, None]
-    key = a.scale**2 * a.at_keys(base * qq * (1 - s + s / norm))
-    gk = key[..., None] * (np.eye(n) - (1 - np.eye(n)) / max(n - 1, 1))
+    peaked = both * np.clip(1.0 - both, 0.0, 1.0) * dv * dk
+    gq = gd * np.where(s > 0, (1 - s) * even + s * peaked, even)
+    h = gd * qq
+    hu = ut @ h
+    part = (hu * vu) @ u
+    even = vv * (hu @ u) - part - np.swapaxes(part, -1, -2) + ut @ (h * mixed) @ u
+    key = a.at_keys(h * dv * np.clip(1.0 - both, 0.0, 1.0) * s / norm)
+    share = float(np.mean(np.diagonal(s, axis1=-2, axis2=-1)))
+    gk = (1 - share) * even + key[..., None] * (np.eye(n) - (1 - np.eye(n)) / max(n - 1, 1))
+    base = gd / a.scale**2 * dv * np.clip(1.0 - both, 0.0, 1.0)
     found: list[Field | None] = [None] * len(inputs)
     if wanted[0]:
         found[0] = _cotangent(a.q, gq, g)
@@ -420,11 +427,37 @@ def _attention_back(
         found[1] = _cotangent(a.k, gk, g)
     if wanted[2]:
         found[2] = _back_to(a, a.v, gv, g)
+    if len(inputs) > 3 and wanted[3]:
+        share = np.diagonal(s, axis1=-2, axis2=-1)[..., None]
+        mass = np.diagonal(norm)[:, None]
+        square = np.diagonal(base, axis1=-2, axis2=-1)[..., None] * ((1 - share + share / mass) * u * u)
+        found[3] = _of_scores(square, a, inputs[3], g)
     if gqa:
         for j in (1, 2):
             if found[j] is not None:
                 found[j] = gathered_heads(found[j], inputs[j].shape)  # type: ignore[arg-type]
     return found
+
+
+def _differences(table: np.ndarray) -> np.ndarray:
+    """The mean of equal positions less that of different ones, (lead, 1, 1)."""
+    n = table.shape[-1]
+    same = np.trace(table, axis1=-2, axis2=-1) / n
+    far = (table.sum(axis=(-2, -1)) - n * same) / max(n * (n - 1), 1)
+    return np.clip(same - far, 0.0, None)[..., None, None]
+
+
+def _of_scores(square: np.ndarray, a: _Attention, mask: Field, g: Field) -> Field:
+    """The cotangent of what is added to the scores, (lead classes..., i, j), summed over what shares it."""
+    for k in range(square.ndim - 2):
+        axis = a.q.axes[k]
+        square = pair.resolved_one(square, k, axis).mean(axis=k, keepdims=True)
+    square = square.reshape(square.shape[-2:])
+    repeats = float(np.prod(g.shape[:-2])) / max(float(np.prod(mask.shape[:-2])), 1.0)
+    shape = mask.shape
+    second = (square * repeats).reshape((1,) * (len(shape) - 2) + square.shape)
+    second = second if shape[-2:] == square.shape else np.mean(second, axis=(-2, -1), keepdims=True)
+    return replace(iid(shape, 0.0, second), scale=g.scale, kind=worst(g.kind, "approximate"), why="scores' cotangent")
 
 
 def gathered_heads(g: Field, shape: Sequence[int]) -> Field:

@@ -189,7 +189,7 @@ class Examination:
                 updates[n] = float(change.square().mean().sqrt()) / scale if scale else float("inf")
                 predicted -= float((g.double() * change).sum())
                 touched = g != 0
-                if bool(touched.any()):
+                if bool(touched.any()) and id(subject.trainable[n]) in subject.optimized:
                     unmoved[n] = float(((change == 0) & touched).sum() / touched.sum())
             losses = [loss, *subject.steps(STEPS)]
         return Trial(tuple(losses), squared, updates, unmoved, predicted)

@@ -16,11 +16,13 @@ import numpy as np
 
 from chainrule.verbs.diagnose.examination import BOOST, Examination
 from chainrule.verbs.diagnose.layers import Layer, label, name_of
+from chainrule.verbs.diagnose.optimizers import is_adaptive
 from chainrule.verbs.diagnose.patches import Patch, initialize, submodule
 from chainrule.verbs.diagnose.torch_ops import RECURRENT
 from chainrule.verbs.kinds import Finding
 
 DECADES, FIT = 4.0, 0.9  # range of log10 rms over depth, and R^2 of the line, of a faulty signal
+SERIOUS = 6.0  # decades that no optimizer copes with: below, networks were seen to train with Adam
 FACTOR = 100.0  # per layer, of short nets; and of every weight against 1 / sqrt(fan_in)
 _HUGE = 1e18  # the square overflows float32
 
@@ -119,9 +121,14 @@ def _finding(e: Examination, layers: Sequence[Layer], slope: float, by_scale: bo
     lost = [x for x in e.layers if x.value in e.path and x.value.slope == 0.0]
     repeated = len(used) < len(layers) / 2
     where = most_used(layers) if repeated else first.name if kind == "vanishing" else last.name
+    decades = abs(math.log10(last.backward / first.backward)) if first.backward > 0 else math.inf
+    mild = kind == "vanishing" and not by_scale and decades < SERIOUS
+    steps_by_size = e.optimizer is None or is_adaptive(e.optimizer)
+    if mild:
+        cause += "; Adam, whose steps do not depend on the size of the gradient, copes with that much"
     return Finding(
         kind,
-        "error",
+        ("info" if steps_by_size else "warning") if mild else "error",
         where,
         cause,
         measured=f"rms of dL/dz {first.backward:.1e} at {first.name} against {last.backward:.1e} at {last.name}: "

@@ -15,6 +15,7 @@ from chainrule.verbs.diagnose.curvature import largest_eigenvalue
 from chainrule.verbs.diagnose.examination import Examination, Trial
 from chainrule.verbs.diagnose.layers import name_of
 from chainrule.verbs.diagnose.naming import listed
+from chainrule.verbs.diagnose.optimizers import is_adaptive, of_groups, rate_of
 from chainrule.verbs.diagnose.patches import Patch
 from chainrule.verbs.diagnose.torch_ops import LOSSES
 from chainrule.verbs.kinds import Finding
@@ -31,25 +32,11 @@ def stepping(e: Examination) -> list[Finding]:
     return found + learning_rate(e, trial) + regularizer(e) + rounding(e, trial)
 
 
-def _groups(optimizer: torch.optim.Optimizer, key: str, default: float = 0.0) -> list[float]:
-    return [float(g.get(key, default)) for g in optimizer.param_groups]
-
-
-def _rate(optimizer: torch.optim.Optimizer) -> float:
-    """The largest learning rate; of a warming schedule its peak."""
-    return max(max(_groups(optimizer, "lr")), max(_groups(optimizer, "initial_lr")))
-
-
-def _adaptive(optimizer: torch.optim.Optimizer) -> bool:
-    return any("betas" in g or "beta2_decay" in g or "rho" in g or ("alpha" in g and "eps" in g)
-               for g in optimizer.param_groups)  # fmt: skip
-
-
 def learning_rate(e: Examination, trial: Trial) -> list[Finding]:
     """Too high or too low."""
     optimizer, losses = e.optimizer, trial.losses
     assert optimizer is not None
-    lr, first = _rate(optimizer), losses[0]
+    lr, first = rate_of(optimizer), losses[0]
     if lr == 0.0:
         return [_low(e, trial, lr, "the learning rate is 0")] if not _scheduled(optimizer) else []
     blown = not all(map(math.isfinite, losses))
@@ -57,7 +44,7 @@ def learning_rate(e: Examination, trial: Trial) -> list[Finding]:
     if risen and len(losses) > 2:
         return _high(e, trial, lr)
     fall = lr * trial.squared / abs(first) if first else math.inf
-    if _adaptive(optimizer):
+    if is_adaptive(optimizer):
         fall = abs(trial.predicted) / abs(first) if first else math.inf
     changes = [u for u in trial.updates.values() if math.isfinite(u)]
     if changes and fall < _FALL and max(changes) < _CHANGE and trial.squared > 0 and not _scheduled(optimizer):
@@ -73,10 +60,10 @@ def _high(e: Examination, trial: Trial, lr: float) -> list[Finding]:
     optimizer = e.optimizer
     assert optimizer is not None
     top = largest_eigenvalue(e)
-    beta = max(_groups(optimizer, "momentum"))
+    beta = max(of_groups(optimizer, "momentum"))
     losses = trial.losses
     ended = f"{losses[-1]:.3g}" if math.isfinite(losses[-1]) else str(losses[-1])
-    adaptive = _adaptive(optimizer)
+    adaptive = is_adaptive(optimizer)
     limit = 2 * (1 + beta)
     if not adaptive:
         if top is None or lr * top <= limit:
@@ -127,7 +114,7 @@ def _summed(e: Examination) -> int:
 
 def _low(e: Examination, trial: Trial, lr: float, why: str) -> Finding:
     changes = [u for u in trial.updates.values() if math.isfinite(u)]
-    adaptive = e.optimizer is not None and _adaptive(e.optimizer)
+    adaptive = e.optimizer is not None and is_adaptive(e.optimizer)
     top = None if adaptive else largest_eigenvalue(e)
     better = 1e-3 if adaptive else (1 / top if top else 0.1)
     better = min(better, 1e3)
@@ -184,7 +171,7 @@ def rounding(e: Examination, trial: Trial) -> list[Finding]:
     lost = {n: s for n, s in trial.unmoved.items() if s > 0.5 and e.subject.trainable[n].numel() > 1}
     if len(lost) < max(1, len(trial.unmoved) // 2) or not lost:
         return []
-    if max(_groups(e.optimizer, "lr")) == 0.0:  # type: ignore[arg-type]
+    if max(of_groups(e.optimizer, "lr")) == 0.0:  # type: ignore[arg-type]
         return []
     name = max(lost, key=lambda n: lost[n])
     dtype = e.subject.trainable[name].dtype

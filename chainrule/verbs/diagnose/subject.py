@@ -38,7 +38,6 @@ class Observed:
     inputs: Mapping[str, Value]
     gradients: Mapping[str, torch.Tensor | None]
     loss_number: float
-    error: str = ""
 
 
 @dataclass(eq=False)
@@ -181,19 +180,19 @@ class Subject:
             if found is None:
                 found = tape.declare(loss, "the loss")
             outputs = tuple(v for t in tensors_in(output) if (v := tape.of(t)) is not None)
-            number, error = float(loss.detach()), ""
+            number = float(loss.detach())
             if loss.requires_grad:
                 try:
                     (loss if boost == 1.0 else loss * boost).backward()
                 except Exception as problem:
-                    error = f"{type(problem).__name__}: {problem}".split("\n")[0]
+                    raise failure(problem, given, "its backward pass") from problem
             del loss, output
             grads = {n: None if p.grad is None else whole(p.grad) for n, p in named.items()}
             for n, p in named.items():
                 values[n].backward = None
                 p.grad = None
         values |= {n: v for n, v in tape.adopted.items() if n in values}
-        return Observed(tape.settle(), found, outputs, values, inputs, grads, number, error)
+        return Observed(tape.settle(), found, outputs, values, inputs, grads, number)
 
     def gradients(self, batch: Any = None) -> tuple[float, dict[str, torch.Tensor | None]]:
         """Loss and gradients of one plain pass, at the parameters as they are now. Call inside of ``safely``."""
@@ -220,8 +219,7 @@ class Subject:
             loss.backward()
             self.optimizer.step()
         else:
-            with torch.no_grad():
-                losses.append(float(self.loss_of()[0].detach()))
+            losses.append(float(self.loss_of()[0].detach()))  # with gradients on: some models take some inside
         return losses
 
     @cached_property
@@ -261,13 +259,13 @@ def _scalar(value: Any, what: str) -> torch.Tensor:
     )
 
 
-def failure(error: Exception, batch: Any) -> ModelError:
+def failure(error: Exception, batch: Any, what: str = "the model") -> ModelError:
     """What the user's code raised, with its line."""
     place = of_traceback(error)
     said = str(error).strip().split("\n")[0]
     line = place.segment.text if place.segment is not None else ""
     found = ModelError(
-        f"the model raised {type(error).__name__}{f' at {place.text}' if place.text else ''}: {said}",
+        f"{what} raised {type(error).__name__}{f' at {place.text}' if place.text else ''}: {said}",
         given=convention.describe(batch) + (f"; in `{' '.join(line.split())}`" if line else ""),
         required="a model and a loss that run on this batch",
         instead=_advice(said, batch),

@@ -251,7 +251,9 @@ class Tape(ProxyTorchDispatchMode):
         twin = getattr(getattr(torch.ops.aten, name), func._overloadname, None)
         if twin is None or any(isinstance(a, torch.Tensor) and a.dim() for a in args[1:]):
             return None
-        with no_python_dispatcher(), torch.enable_grad():
+        # Hooks on saved tensors are the model's own business (activation checkpointing counts what is saved).
+        plain = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+        with no_python_dispatcher(), torch.enable_grad(), plain:
             leaf = z.detach().clone().requires_grad_()
             y = twin(leaf, *args[1:], **kwargs)
             y = y[0] if isinstance(y, tuple) else y

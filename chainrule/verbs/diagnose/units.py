@@ -85,7 +85,7 @@ def _symmetric(e: Examination, found: list[tuple[str, int, int]], grads: Mapping
 
 
 def _redraw(e: Examination, found: list[tuple[str, int, int]], squashing: str) -> Patch:
-    owners = [container(e, name) for name, _, _ in found]
+    owners = [container(e, name) or container(e, name.rpartition(".")[0]) for name, _, _ in found]
     if any(hasattr(m, "reset_parameters") for m in owners) and not all(
         hasattr(m, "kernel_size") or hasattr(m, "in_features") for m in owners
     ):

@@ -74,11 +74,12 @@ class Choice:
             )
         # llvmlite is loaded where it is needed, and may be missing where there is no wheel of it
         try:
-            from chainrule.backends.native import native_engine
+            from chainrule.verbs.native import native_engine
         except ModuleNotFoundError as error:
             raise BackendError(f"{error.name} is not installed", instead='pip install "chainrule[torch]"') from None
-        engine = native_engine(self.model, batch, self.loss, optimizer, objective=self.objective)
-        if engine.first.draws:
+        small = self.backend == "auto"
+        engine = native_engine(self.model, batch, self.loss, optimizer, objective=self.objective, small=small)
+        if engine.draws:
             if self.seed is None:  # so that torch.manual_seed decides the masks, and two runs have different ones
                 self.seed = int(torch.randint(2**31 - 1, ()))
             engine.seed = self.seed

@@ -269,5 +269,5 @@ def _generators(loader: DataLoader[Any] | None, own: torch.Generator | None) -> 
     found = [own]
     if loader is not None:
         inner = getattr(loader.batch_sampler, "sampler", None)
-        found += [g.generator if hasattr(g, "generator") else None for g in (loader, loader.sampler, inner)]
+        found += [getattr(held, "generator", None) for held in (loader, loader.sampler, inner)]
     return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))

@@ -28,7 +28,7 @@ def compile_forward(model: torch.nn.Module) -> Any:
     if not isinstance(model, torch.nn.Module):
         raise ModelError("compile_forward takes a torch module", given=type(model).__name__)
     try:
-        from chainrule.backends.native.forward import NativeForward
+        from chainrule.verbs.native.forward import NativeForward
     except ModuleNotFoundError as error:
         raise MissingExtraError("compile_forward", error.name or "llvmlite", "torch") from error
     if any(p.device.type != "cpu" for p in model.parameters()):

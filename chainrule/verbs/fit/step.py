@@ -144,7 +144,7 @@ class StepOfYourOwn:
             raise BackendError("native code trains one torch module", instead='backend="torch"')
         # llvmlite is loaded where it is needed, and may be missing where there is no wheel of it
         try:
-            from chainrule.backends.native.step import NativeStep
+            from chainrule.verbs.native.step import NativeStep
         except ModuleNotFoundError as error:
             raise BackendError(f"{error.name} is not installed", instead='pip install "chainrule[torch]"') from None
         step = NativeStep(self.model, self.loss, self.optimizer, self.objective)

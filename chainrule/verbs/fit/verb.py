@@ -110,6 +110,7 @@ def fit(
         raise ModelError("both loss and objective are given", required="one of them")
     if not isinstance(epochs, int) or epochs < 0:
         raise ModelError(f"epochs={epochs!r}", required="a whole number of passes over the data")
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper shares its parameters; steps are compiled here
     given = model
     model, objective = as_one(model, objective)
     optimizers, schedulers = _listed(optimizer), _listed(scheduler)
@@ -163,7 +164,7 @@ def fit(
         return _distributed(accelerator, train, model, optimizers, schedulers, source, backend)
     if seeds is not None:
         silent = Progress(epochs, shown=False)
-        run = lambda *parts: train(*parts, silent)  # noqa: E731
+        run = lambda m, o, s, d: train(m, o, s, d, silent)  # noqa: E731
         return replicas(run, model, optimizers, schedulers, source, list(seeds))
     return train(model, optimizers, schedulers, source, Progress(epochs, progress))
 

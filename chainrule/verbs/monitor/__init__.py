@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import _foreach_norm, nn  # type: ignore[attr-defined]
+from torch import _foreach_mul, _foreach_norm, nn  # type: ignore[attr-defined]
 
 from chainrule.errors import ModelError
 from chainrule.verbs.diagnose.sharding import own_part
@@ -86,7 +86,7 @@ class monitor:
         self._judge = Judge()
         self._measurement: Measurement | None = None
         self._recorder: Recorder | None = None
-        self._before: list[torch.Tensor] | None = None
+        self._before: Any = None
         self._previous: list[torch.Tensor | None] = []
         self._stack = contextlib.ExitStack()
         if original(model) is not model:
@@ -151,7 +151,7 @@ class monitor:
             if self._measurement is not None:
                 self._measurement.at_step(self._previous)
                 self._previous = self._gradients() if self.every == 1 else []
-                self._before = [p.detach().clone() for p in self._parameters]
+                self._before = _foreach_mul([own_part(p.detach()) for p in self._parameters], 1.0)
                 return
         if (self.step + 1) % self.every == 0:
             self._previous = self._gradients()

@@ -118,7 +118,7 @@ class Measurement:
         """All numbers of the step, over all processes."""
         seen = range(len(self.names))
         now = [own_part(p.detach()) for p in parameters]
-        old = [own_part(t) for t in before]
+        old = list(before)
         changes = _foreach_norm(_foreach_sub(now, old)) if old else []
         sizes = _foreach_norm(old) if old else []
         zero = self.forward[0][0].new_zeros(()) if self.forward else torch.zeros(())
@@ -128,7 +128,7 @@ class Measurement:
             [*changes], [*sizes], [*self.norms], [*self.earlier], [*self.products],
             [self.left if self.left is not None else zero, self.unclipped.get(0, zero), self.unclipped.get(1, zero)],
         ]  # fmt: skip
-        flat = [own_part(t.detach()) for row in rows for t in row]
+        flat = [own_part(t) for row in rows for t in row]
         alike = len({(t.dtype, t.device) for t in flat}) == 1
         device = flat[0].device
         packed = torch.stack(flat if alike else [t.to(device, torch.float64) for t in flat]).double()

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule.backends.native import jit, native_engine, shared
+from chainrule.backends.native import jit
 from chainrule.backends.native.program import emit
+from chainrule.verbs.native import native_engine, shared
 
 
 def trained(width: int = 6) -> tuple[Any, np.ndarray]:

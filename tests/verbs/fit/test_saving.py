@@ -183,7 +183,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import chainrule as cr
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Dropout(0.1 * (sys.argv[2] == "torch")), nn.Linear(16, 1))
+model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, 1))
 x = torch.randn(400, 3)
 loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8, shuffle=True)
 optimizer = torch.optim.Adam(model.parameters(), 0.01)

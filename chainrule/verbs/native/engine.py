@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from chainrule.backends.engine import Engine
-from chainrule.backends.native import access, architecture, jit, optimizers, verify
+from chainrule.backends.native import access, jit, optimizers
 from chainrule.backends.native.draws import STEP_COUNTER
 from chainrule.backends.native.prepare import StepGraph
 from chainrule.backends.native.program import Program
-from chainrule.backends.native.shared import Checked, shared
-from chainrule.backends.native.traced import Traced, traced_step
 from chainrule.errors import BackendError, ModelError, UnsupportedOpError
 from chainrule.frontends.torch import Trace, trace_case
 from chainrule.frontends.torch import batch as convention
 from chainrule.ir import Node
+from chainrule.verbs.native import architecture, verify
+from chainrule.verbs.native.closure import ClosureEngine
+from chainrule.verbs.native.shared import Checked, shared
+from chainrule.verbs.native.traced import Traced, traced_step
 
 
 class NativeEngine:
@@ -45,7 +46,7 @@ class NativeEngine:
         self.example, self.seed, self.small = example, seed, small
         self.steps_before = 0  # of the stream of random draws, when ``load`` is called: where a run goes on
         self._arena: np.ndarray | None = None
-        self._taken = 0
+        self._taken = self._drawn = 0  # steps since the last store, and since the last load
         self._loaded = False
         self._filled: set[int] = set()
         self._checked = Checked()
@@ -71,9 +72,14 @@ class NativeEngine:
 
     def _reason(self, size: int) -> str:
         graph = self.first.graph
-        count = sum(int(np.prod(leaf.shape)) for leaf in graph.parameters)
+        count = sum(int(np.prod(access.sizes(leaf))) for leaf in graph.parameters)
         words = f"{count:,} parameters, batches of {size}, {type(self.optimizer).__name__}: one compiled loop"
         return words + ("; dropout from a stream of its own" if self.first.draws else "")
+
+    @property
+    def draws(self) -> bool:
+        """Whether a step draws random numbers, from ``seed``."""
+        return self.first.draws
 
     # ---- programs ------------------------------------------------------------------------------------------
     def _program(self, size: int) -> tuple[Program, Traced]:
@@ -137,8 +143,7 @@ class NativeEngine:
                 value = optimizers.read_state(self.optimizer, named[state.parameter], state)
                 if value is not None:
                     self._write(program, state.leaf, value)
-        if program.draws:
-            program.array(arena, STEP_COUNTER)[...] = self.seed * 1_000_003 + self.steps_before
+        self._drawn = 0
         self._filled = set()
         self._fill(self.size)
         self._taken = 0
@@ -232,6 +237,9 @@ class NativeEngine:
         program, traced = self._program(size)
         self._fill(size)
         arena = self._memory()
+        if program.draws:  # every batch size has a counter of its own, and all of them are one stream
+            program.array(arena, STEP_COUNTER)[...] = self.seed * 1_000_003 + self.steps_before + self._drawn
+        self._drawn += steps
         tensors = self._tensors(program, traced, arrays)
         pointers = np.array([t.data_ptr() for t in tensors], dtype=np.uint64)
         arguments = np.array(
@@ -279,7 +287,7 @@ def native_engine(
     objective: Callable[[Any, Any], Any] | None = None,
     seed: int = 0,
     small: bool = False,
-) -> Engine:
+) -> NativeEngine | ClosureEngine:
     """A compiled training step.
 
     Args:
@@ -300,8 +308,6 @@ def native_engine(
         if count > _SMALL:
             raise BackendError(f"{count:,} parameters: torch's kernels are as fast", required=f"at most {_SMALL:,}")
     if type(optimizer) is torch.optim.LBFGS:
-        from chainrule.backends.native.closure import ClosureEngine  # made of single steps, which are made of this
-
         return ClosureEngine(model, loss, objective, optimizer, example)
     if not optimizers.supported(optimizer):
         raise UnsupportedOpError(f"optimizer {type(optimizer).__name__} has no native form", instead='backend="torch"')
@@ -324,7 +330,7 @@ def _refuse_large(graph: StepGraph) -> None:
     for node in nodes:
         found = access.accumulation(node)
         if found is not None:
-            work += float(np.prod(node.shape, dtype=float) * np.prod(found.sizes, dtype=float))
+            work += float(np.prod(access.sizes(node), dtype=float) * np.prod(found.sizes, dtype=float))
     if work > _SMALL_STEP:
         raise BackendError(f"{work:.1e} multiplications a step: torch's kernels are as fast")
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import chainrule as cr
-from chainrule.backends.native import native_engine
 from chainrule.errors import BackendError, ModelError, UnsupportedOpError
+from chainrule.verbs.native import native_engine
 
 OPTIMIZERS = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from chainrule.backends.engine import Engine
-from chainrule.backends.native import native_engine
 from chainrule.errors import BackendError, ModelError, UnsupportedOpError
-from tests.backends.native.training import assert_same, rounding, trained_twice
+from chainrule.verbs.native import native_engine
+from tests.verbs.native.training import assert_same, rounding, trained_twice
 
 
 def data(*, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -10,9 +10,9 @@ import torch
 
 from chainrule.backends.native.prepare import Limit
 from chainrule.backends.native.program import Program, build
-from chainrule.backends.native.traced import Traced
 from chainrule.errors import ModelError
 from chainrule.ir import Node
+from chainrule.verbs.native.traced import Traced
 
 
 class Checked:

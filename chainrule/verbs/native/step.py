@@ -17,15 +17,16 @@ import torch
 from torch import nn
 
 from chainrule.backends.native import optimizers
+from chainrule.backends.native.access import sizes
 from chainrule.backends.native.draws import STEP_COUNTER
 from chainrule.backends.native.prepare import StepGraph
 from chainrule.backends.native.program import Program, build
-from chainrule.backends.native.shared import Checked
-from chainrule.backends.native.traced import traced_step
 from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch import batch as convention
 from chainrule.frontends.torch import trace_case
 from chainrule.ir import Node, TensorType, variable
+from chainrule.verbs.native.shared import Checked
+from chainrule.verbs.native.traced import traced_step
 
 
 class Memory:
@@ -41,7 +42,7 @@ class Memory:
         self.data = (ctypes.c_uint64 * (batches + 1))()  # the last takes what is not read
         self.rates = (ctypes.c_double * max(rates, 1))()
         self.tensors = (ctypes.c_uint64 * (external + 1))()
-        self.order = np.arange(max([leaf.shape[0] for leaf in program.batch if leaf.shape], default=1), dtype=np.int64)
+        self.order = np.arange(max([sizes(leaf)[0] for leaf in program.batch if leaf.shape], default=1), dtype=np.int64)
         self.arguments = (ctypes.c_uint64 * 7)(
             self.arena.ctypes.data,
             ctypes.addressof(self.data),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chainrule.backends.native import native_engine
+from chainrule.verbs.native import native_engine
 
 
 def rounding(dtype: torch.dtype) -> float:

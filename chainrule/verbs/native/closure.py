@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from chainrule.backends.native.step import NativeStep
-from chainrule.errors import BackendError
+from chainrule.errors import BackendError, UnsupportedOpError
 from chainrule.frontends.torch import batch as convention
+from chainrule.verbs.native.step import NativeStep
 
 
 class ClosureEngine:
@@ -34,7 +34,10 @@ class ClosureEngine:
         options = {k: v for k, v in group.items() if k in known and k != "params"}
         self.copied = type(optimizer)([mine[id(p)] for p in group["params"]], **options)
         self.step = NativeStep(self.twin, loss, None, objective)
+        if any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p and m.training for m in model.modules()):
+            raise UnsupportedOpError("dropout under L-BFGS in native code", instead='backend="torch"')
         self.step.prepare(*(example if isinstance(example, tuple) else (example,)))
+        self.draws, self.seed = False, 0  # a line search needs the same loss twice
         count = sum(p.numel() for p in model.parameters())
         self.reason = f"{count:,} parameters, {type(optimizer).__name__}: loss and gradients in one compiled call"
 

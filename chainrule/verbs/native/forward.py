@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from chainrule.backends.native.access import sizes
 from chainrule.backends.native.prepare import StepGraph, forward_graph, limits
 from chainrule.backends.native.program import build
-from chainrule.backends.native.shared import Checked
-from chainrule.backends.native.step import Memory, has_modes, place
 from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch import Trace, trace
 from chainrule.ir import Node, toposort
+from chainrule.verbs.native.shared import Checked
+from chainrule.verbs.native.step import Memory, has_modes, place
 
 
 class NativeForward:
@@ -83,7 +84,7 @@ class _ForwardEntry:
         self.memory.constants({n: t for n, t in case.values.items() if n not in known})
         last = len(program.batch)
         self.slots = [program.batch.index(leaf) if leaf in program.batch else last for leaf in batch]
-        self.shape, self.dtype = tuple(output.shape), example.dtype
+        self.shape, self.dtype = sizes(output), example.dtype
         self.modules = [m for m in forward.modules if has_modes(m)]
         self.shapes, self.dtypes = [x.shape for x in inputs], [x.dtype for x in inputs]
         self.holders = [holder for holder, _, _ in self.checks]
