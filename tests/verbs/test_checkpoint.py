@@ -53,6 +53,13 @@ def trained(model, steps=3):
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
+def simple():
+    """A small net with dropout and statistics, and a batch."""
+    torch.manual_seed(2)
+    layers = [nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.1)) for _ in range(4)]
+    return nn.Sequential(*layers), torch.randn(64, 8)
+
+
 def net():
     torch.manual_seed(1)
     return Net()
@@ -86,7 +93,7 @@ def test_less_memory_costs_more_and_never_less(plans):
     again = [p.recompute_fraction for p in plans.values()]
     assert peaks == sorted(peaks, reverse=True) and again == sorted(again)
     for b, p in plans.items():
-        assert p.activation_bytes <= b * plans[1.0].activation_bytes
+        assert p.activation_bytes <= b * (p.baseline_bytes - p.static_bytes)
         assert 0.0 <= p.lower_bound <= p.recompute_fraction + 1e-9
 
 
@@ -105,29 +112,31 @@ def test_predicted_peak_is_what_python_holds(plans):
     alive.know([*model.parameters(), *model.buffers(), x])
     with alive:
         step()
-    assert alive.peak == pytest.approx(plans[0.6].activation_bytes, rel=0.03)
+    states = 5056 * small.source.count("get_state(")  # of the generator: no op of torch makes them
+    assert alive.peak + states == pytest.approx(plans[0.6].activation_bytes, rel=0.03)
 
 
 def test_the_module_is_the_model():
-    model = net()
-    small = cr.checkpoint(model, batch(), budget=0.8)
+    model, x = simple()
+    small = cr.checkpoint(model, x, budget=0.8)
     assert list(small.state_dict()) == list(model.state_dict())
     assert all(a is b for a, b in zip(small.parameters(), model.parameters(), strict=True))
     small.eval()
     assert not model.training
     with torch.no_grad():
-        assert torch.equal(small(batch())["logits"], model(batch())["logits"])
+        assert torch.equal(small(x), model(x))
     assert "source" in small.executor and small.reason
 
 
 def test_another_shape_is_planned_again_and_said():
-    small = cr.checkpoint(net(), batch(), budget=0.8)
-    criterion(small(batch())).backward()
+    model, x = simple()
+    small = cr.checkpoint(model, x, budget=0.8)
+    small(x).sum().backward()
     with pytest.warns(UserWarning, match="planned again"):
-        criterion(small(batch(6))).backward()
+        small(x[:32]).sum().backward()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        criterion(small(batch(6))).backward()
+        small(x[:32]).sum().backward()
 
 
 def test_a_branch_on_values_is_followed_as_eager_does():
@@ -149,14 +158,14 @@ def test_a_branch_on_values_is_followed_as_eager_does():
 
 
 def test_changed_in_place_and_a_second_backward_are_refused():
-    small = cr.checkpoint(net(), batch(), budget=0.8)
-    out = criterion(small(batch()))
+    model, x = simple()
+    small = cr.checkpoint(model, x, budget=0.8)
+    out = small(x).square().sum()
     with torch.no_grad():
-        next(small.parameters()).add_(1.0)
-        small.up.weight.add_(1.0)
+        model[1][0].weight.add_(1.0)
     with pytest.raises(RuntimeError, match="changed in place"):
         out.backward()
-    out = criterion(small(batch()))
+    out = small(x).square().sum()
     out.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="second time"):
         out.backward()
@@ -250,11 +259,12 @@ def test_budgets_that_are_none(budget):
         cr.plan(nn.Linear(3, 3), torch.ones(2, 3), budget=budget)
 
 
-def test_too_little_says_how_much(plans):
+def test_too_little_says_how_much():
+    model, x = simple()
     with pytest.raises(BudgetError) as refused:
-        cr.plan(plans[1.0].program.model, batch(), budget=1)
+        cr.plan(model, x, budget=1)
     least = refused.value.minimum_bytes
-    assert cr.plan(plans[1.0].program.model, batch(), budget=least).peak_bytes <= least
+    assert cr.plan(model, x, budget=least).peak_bytes <= least
 
 
 def test_other_bad_input():
