@@ -82,9 +82,7 @@ def simulated(name: str) -> None:
         f"{extracted - start:.2f}, plan (all budgets) {planned - extracted:.2f}, bound {bounded - planned:.2f}; "
         f"unplanned peak {most / 1e6:.1f} MB, least {least / 1e6:.1f} MB"
     )
-    print(
-        f"  {'budget':>6} {'torch s':>8} {'saved':>7} {'peak':>7} {'again %':>8} | {'ours':>7} {'again %':>8} {'bound %':>8}"
-    )
+    print("  budget  torch s   saved    peak  again % |    ours  again %  bound %")
     for budget in BUDGETS:
         schedule, seconds = torch_schedule(module, fakes, budget, extraction)
         theirs = simulate(problem, schedule)
@@ -136,7 +134,7 @@ def real(name: str, device: str) -> None:
         times.append(min(took))
         print(
             f"{name} at {part}: predicted {p.activation_bytes / 1e6:.2f} MB, measured {measured / 1e6:.2f} MB "
-            f"({100 * (measured / p.activation_bytes - 1):+.2f} %); again {100 * p.recompute_fraction:.1f} % predicted, "
+            f"({100 * (measured / p.activation_bytes - 1):+.2f} %); again {100 * p.recompute_fraction:.1f} %, "
             f"time {times[-1] / times[0]:.3f} of the unplanned step",
             flush=True,
         )
