@@ -39,7 +39,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Token and position embeddings, blocks, a head."""
 
-    def __init__(self, layers: int, width: int = 256, heads: int = 4, length: int = 256, words: int = 1024, dropout: float = 0.0) -> None:
+    def __init__(
+        self, layers: int, width: int = 256, heads: int = 4, length: int = 256, words: int = 1024, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(words, width), nn.Embedding(length, width)
         self.blocks = nn.ModuleList(Block(width, heads, True, dropout) for _ in range(layers))
@@ -55,7 +57,9 @@ class GPT(nn.Module):
 class ViT(nn.Module):
     """Patches, blocks, the mean, a head."""
 
-    def __init__(self, layers: int = 12, width: int = 192, heads: int = 3, size: int = 224, classes: int = 1000) -> None:
+    def __init__(
+        self, layers: int = 12, width: int = 192, heads: int = 3, size: int = 224, classes: int = 1000
+    ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, 16, 16)
         self.positions = nn.Parameter(torch.zeros((size // 16) ** 2, width))
@@ -72,7 +76,9 @@ class ViT(nn.Module):
 class BERT(nn.Module):
     """Post-LN blocks of torch's own kind of layer, with a mask that all of them read."""
 
-    def __init__(self, layers: int = 12, width: int = 256, heads: int = 4, length: int = 128, words: int = 1024) -> None:
+    def __init__(
+        self, layers: int = 12, width: int = 256, heads: int = 4, length: int = 128, words: int = 1024
+    ) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(words, width), nn.Embedding(length, width)
         self.ln = nn.LayerNorm(width)
@@ -93,7 +99,11 @@ class PostBlock(nn.Module):
         self.heads = heads
         self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.q, self.k, self.v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
-        self.proj, self.up, self.down = nn.Linear(width, width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.proj, self.up, self.down = (
+            nn.Linear(width, width),
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width),
+        )
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         b, t, d = x.shape
@@ -147,7 +157,11 @@ class UNet(nn.Module):
         super().__init__()
         self.down1, self.down2, self.bottom = Twice(3, width), Twice(width, 2 * width), Twice(2 * width, 4 * width)
         self.up2, self.up1 = nn.ConvTranspose2d(4 * width, 2 * width, 2, 2), nn.ConvTranspose2d(2 * width, width, 2, 2)
-        self.merge2, self.merge1, self.head = Twice(4 * width, 2 * width), Twice(2 * width, width), nn.Conv2d(width, 2, 1)
+        self.merge2, self.merge1, self.head = (
+            Twice(4 * width, 2 * width),
+            Twice(2 * width, width),
+            nn.Conv2d(width, 2, 1),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a = self.down1(x)
@@ -179,7 +193,9 @@ def made(name: str) -> tuple[nn.Module, Any, Any, Callable[..., Any]]:
 NAMES = ("GPT-12", "GPT-32", "ResNet-12", "U-Net", "BERT-12", "ViT-12")
 
 
-def joint(model: nn.Module, inputs: Any, target: Any, loss: Callable[..., Any]) -> tuple[torch.fx.GraphModule, list[Any]]:
+def joint(
+    model: nn.Module, inputs: Any, target: Any, loss: Callable[..., Any]
+) -> tuple[torch.fx.GraphModule, list[Any]]:
     """AOTAutograd's joint graph of one step, on fake tensors: the loss is its one forward output."""
     names = [n for n, _ in model.named_parameters()]
 
@@ -192,5 +208,6 @@ def joint(model: nn.Module, inputs: Any, target: Any, loss: Callable[..., Any]) 
     with mode:
         fakes = [mode.from_tensor(p.detach()).requires_grad_() for p in model.parameters()]
         fakes += [mode.from_tensor(inputs), mode.from_tensor(target)]
-        module = aot_export_joint_simple(step, fakes, trace_joint=True)
+        module = aot_export_joint_simple(step, tuple(fakes), trace_joint=True)
+    assert isinstance(module, torch.fx.GraphModule)
     return module, fakes

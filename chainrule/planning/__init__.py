@@ -1,0 +1,13 @@
+"""Which values of a forward pass are kept for its backward pass, and which are computed again: pure data in and out.
+
+problem    tasks, storages, schedules
+simulate   bytes alive over a schedule: the only judge
+blocks     the forward pass as a chain, repeated blocks found
+mincut     save or recompute at a price per byte
+options    what one block can keep
+chain      dynamic programming over blocks, with nested recomputation
+improve    local search on whole schedules
+bound      what no schedule can beat
+frontier   all plans worth having: where to start reading
+by_hand    plans that keep what somebody names
+"""

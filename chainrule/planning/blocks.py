@@ -1,8 +1,8 @@
 """A forward pass as a chain of blocks: it is cut wherever one storage alone goes from one side to the other.
 
-Storages that are read far from where they are written (the skips of a U-net, a mask that all layers read) would leave no
-such place; they are *pinned*: kept from their first run on, and looked through when cuts are searched. What may not run
-twice is pinned as well. Every task of the backward pass belongs to the block whose storages it reads.
+Storages that are read far from where they are written (the skips of a U-net, a mask that all layers read) would leave
+no such place; they are *pinned*: kept from their first run on, and looked through when cuts are searched. What may not
+run twice is pinned as well. Every task of the backward pass belongs to the block whose storages it reads.
 
 Blocks whose insides are the same, storage by storage, have the same ``kind``, and are planned once.
 """

@@ -44,7 +44,7 @@ class Bound:
 
     def at(self, peak: float) -> float:
         """No schedule with at most so many bytes recomputes less than this."""
-        return max((cut - price * (peak - there) for cut, price, there in self.lines), default=0.0) or 0.0
+        return max(0.0, *(float(cut - price * (peak - there)) for cut, price, there in self.lines), 0.0)
 
     def _instants(self, backward: Sequence[int], count: int) -> list[int]:
         """Early in the backward pass most is still needed: more instants there."""

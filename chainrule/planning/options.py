@@ -273,9 +273,7 @@ def _best(found: list[Option]) -> list[Option]:
     return kept
 
 
-def missing(
-    problem: Problem, roots: Iterable[int], have: Callable[[int], bool], made: dict[int, int]
-) -> list[int]:
+def missing(problem: Problem, roots: Iterable[int], have: Callable[[int], bool], made: dict[int, int]) -> list[int]:
     """Tasks that have to run so that ``roots`` are at hand, in the order of the program."""
     found: set[int] = set()
     stack = [s for s in roots if not have(s)]

@@ -18,7 +18,7 @@ def plan_lines(plan: Any) -> list[str]:
     table = plan.table()
     if plan.recompute_fraction:
         lines += ["", f"  {'module':32}{'kept':>10}{'again':>7}{'bytes':>11}{'seconds':>10}"]
-        rows = sorted(table, key=lambda r: (-r.kept_bytes - r.recomputed_bytes))
+        rows = sorted(table, key=lambda r: -r.kept_bytes - r.recomputed_bytes)
         for row in rows[:_ROWS]:
             lines.append(
                 f"  {row.module[-32:]:32}{_size(row.kept_bytes):>10}{row.recomputed:>7}"
@@ -28,7 +28,9 @@ def plan_lines(plan: Any) -> list[str]:
             lines.append(f"  ... and {len(rows) - _ROWS} more modules")
     lines += ["", "  memory over forward and backward pass, this plan", *_curve(plan.curve(), plan.baseline_bytes)]
     lines += ["", f"  {'peak':>10}{'more time':>11}{'at least':>10}   what less memory costs"]
-    for peak, again, bound in _some(plan.trade_off(), 12):
+    points = plan.trade_off()
+    shown = {*_some(points, 12), *(p for p in points if p[0] == plan.peak_bytes)}
+    for peak, again, bound in sorted(shown, reverse=True):
         here = "  <- this plan" if peak == plan.peak_bytes else ""
         lines.append(f"  {_size(peak):>10}{100 * again:>10.1f}%{100 * bound:>9.1f}%{here}")
     return lines

@@ -47,7 +47,7 @@ def cheapest(problem: Problem, limit: int) -> float | None:
                     moves.append((position + (t == first_runs[position] and extra == 0.0), after, extra))
         for p, after, extra in moves:
             after = pruned(after, p)
-            droppable = [s for s in after if s not in late and not (s in kept)]
+            droppable = [s for s in after if s not in late and s not in kept]
             for r in range(len(droppable) + 1):
                 for gone in itertools.combinations(droppable, r):
                     new = (p, after - set(gone))

@@ -1,6 +1,7 @@
 """The planner against brute force on small graphs, against the binomial optimum on chains, and its simulator."""
 
 from functools import cache
+from itertools import pairwise
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_uniform_chains_are_reversed_optimally(steps):
 def test_less_memory_never_plans_a_higher_peak_or_less_time():
     found = frontier(random_problem(3, forward=7))
     plans = [found.within(b) for b in range(found.plans[-1].peak, found.plans[0].peak + 5)]
-    for small, large in zip(plans, plans[1:]):
+    for small, large in pairwise(plans):
         assert small.peak <= large.peak and small.again >= large.again
 
 

@@ -25,6 +25,7 @@ from chainrule.frontends.torch.batch import leaves, with_leaves
 from chainrule.verbs.checkpoint.budget import size_text
 
 _MARK = "_chainrule_plain_forward"
+_ROWS = 3  # of modules that are tried
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def tried(program: Any) -> tuple[Choice, list[Choice]]:
 
 def candidates(model: nn.Module) -> list[tuple[str, ...]]:
     """Sets of modules: of every row of repeated modules the first k, for several k, and rows together."""
+    lists: list[list[str]] = []
     rows: list[list[str]] = []
     for path, module in model.named_modules():
         children = [
@@ -157,11 +159,12 @@ def candidates(model: nn.Module) -> list[tuple[str, ...]]:
             if next(child.parameters(), None) is not None and not _remembers(child)
         ]
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(children) > 1:
-            rows.append(children)
+            lists.append(children)
         elif not isinstance(module, (nn.ModuleList, nn.Sequential)) and children:
             rows.append([c for c in children if not isinstance(model.get_submodule(c), nn.ModuleList)])
     found: list[tuple[str, ...]] = []
-    for row in sorted(rows, key=len, reverse=True)[:2]:
+    longest = sorted(lists, key=len, reverse=True) + sorted(rows, key=len, reverse=True)
+    for row in longest[:_ROWS]:
         for part in (1, 2, 3, 4, 6, 8):
             count = -(-len(row) * part // 8)
             found.append(tuple(row[:count]))

@@ -43,7 +43,9 @@ def parsed(budget: Any) -> int | float:
 
 
 def _refused(budget: Any) -> ModelError:
-    return ModelError("this is no budget", given=repr(budget), required=_REQUIRED, instead='budget="8GB", or budget=0.5')
+    return ModelError(
+        "this is no budget", given=repr(budget), required=_REQUIRED, instead='budget="8GB", or budget=0.5'
+    )
 
 
 def size_text(size: float) -> str:

@@ -18,7 +18,6 @@ from chainrule.verbs.checkpoint.budget import parsed
 from chainrule.verbs.checkpoint.plan import Plan, planned
 from chainrule.verbs.checkpoint.program import Program, arguments, program_of, state_of
 
-
 _STALE = 3  # traces for other branches, after which the program branches on every batch
 
 
@@ -129,7 +128,9 @@ class Checkpointed(nn.Module):
 
     def _same(self, args: Any, kwargs: Any) -> bool:
         """Whether a batch is like the one that was planned."""
-        one = [(t.shape, t.dtype, t.requires_grad) for _, t in leaves((self.plan.program.args, self.plan.program.kwargs))]
+        one = [
+            (t.shape, t.dtype, t.requires_grad) for _, t in leaves((self.plan.program.args, self.plan.program.kwargs))
+        ]
         two = [(t.shape, t.dtype, t.requires_grad) for _, t in leaves((args, kwargs))]
         return one == two and self.plan.program.state == state_of(self._model)
 

@@ -52,7 +52,7 @@ class Plan:
 
     Attributes:
         peak_bytes: everything alive on the device at the worst moment of a step under this plan; baseline_bytes: of the
-            unplanned step; minimum_bytes: of the plan that needs least.
+            unplanned step.
         recompute_fraction: time of recomputation over the time of the unplanned step, by the cost model.
         lower_bound: no schedule in this peak recomputes less than this fraction; gap: how far this plan is above it.
         breakdown: what -> bytes: parameters, buffers, gradients, optimizer state, inputs, activations, total.
@@ -62,7 +62,6 @@ class Plan:
 
     peak_bytes: int
     baseline_bytes: int
-    minimum_bytes: int
     recompute_fraction: float
     breakdown: dict[str, int]
     not_counted: tuple[str, ...]
@@ -71,6 +70,11 @@ class Plan:
     program: Program = field(repr=False)
     static_bytes: int = field(repr=False)
     floor_bytes: int = field(repr=False)
+
+    @cached_property
+    def minimum_bytes(self) -> int:
+        """What a step needs at least, with as much recomputation as it takes."""
+        return max(self.static_bytes + self.program.frontier.plans[-1].peak, self.floor_bytes)
 
     @cached_property
     def lower_bound(self) -> float:
@@ -213,7 +217,6 @@ class Plan:
         return Plan(
             total,
             self.baseline_bytes,
-            self.minimum_bytes,
             found.again / cost,
             breakdown,
             self.not_counted,
@@ -259,6 +262,7 @@ def plan(
     """
     if isinstance(model, Case):
         model, batch, loss, optimizer = model.model, model.batch, model.loss, model.optimizer
+    assert isinstance(model, nn.Module)
     wanted = None if budget is None else parsed(budget)
     if sum((wanted is not None, every is not None, bool(keep))) > 1:
         raise ModelError("a budget, every= and keep= are given together", required="one of them")
@@ -304,7 +308,7 @@ def planned(
     limit = None
     if wanted is not None:
         limit = int(wanted * base.peak) if isinstance(wanted, float) else int(wanted) - static
-    found, least = base, base.peak
+    found = base
     if every is not None or keep:
         found = judged(problem, keeping(problem, storages_kept(program, every, keep)))
     if limit is not None:
@@ -324,7 +328,6 @@ def planned(
     plan = Plan(
         0,
         max(static + base.peak, floor),
-        0,
         0.0,
         {
             "parameters": parameters,
@@ -340,14 +343,7 @@ def planned(
         static,
         floor,
     )
-    return _minimal(plan._with(found, budget), least if limit is not None else None)
-
-
-def _minimal(plan: Plan, least: int | None) -> Plan:
-    from dataclasses import replace
-
-    least = plan.program.frontier.plans[-1].peak if least is None else least
-    return replace(plan, minimum_bytes=max(plan.static_bytes + least, plan.floor_bytes))
+    return plan._with(found, budget)
 
 
 def _up(fraction: float) -> float:

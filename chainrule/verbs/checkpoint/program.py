@@ -139,9 +139,7 @@ def _emptied(value: Any) -> Any:
 def _between(loss: Callable[[Any, Any], Any], structure: Any, outputs: Sequence[Node], target: Any) -> Loss:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
-        fakes = [
-            torch.empty(o.type.shape, dtype=getattr(torch, o.type.dtype), device=o.type.device) for o in outputs
-        ]
+        fakes = [torch.empty(o.type.shape, dtype=getattr(torch, o.type.dtype), device=o.type.device) for o in outputs]
         for fake in fakes:
             fake.requires_grad_(fake.is_floating_point())
         wanted = iter([_faked(mode, t) for _, t in leaves(target)])

@@ -1,9 +1,9 @@
-"""``torch.compile(model, backend="chainrule", options={"memory_budget": ...})``: our plan in AOTAutograd's place.
+"""``torch.compile(model, backend="chainrule", options={"memory_budget": ...})``: our plan in AOTAutograd.
 
 AOTAutograd traces the joint graph; here it is planned and cut into a forward and a backward graph, in which what is
 recomputed is written again where it is needed (more than once, where the plan nests). Inductor compiles the two where a
-C++ compiler or Triton exists, else they run eagerly, node by node, and free as they go. Draws never run twice here: what
-they drew is kept.
+C++ compiler or Triton exists, else they run eagerly, node by node, and free as they go. Draws never run twice here:
+what they drew is kept.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class Partition:
         joint.graph.eliminate_dead_code()
         joint.graph = fx_graph_cse(joint.graph)
         joint.recompile()
-        symbolic = [n for n in joint.graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.SymInt)]
+        symbolic = [
+            n for n in joint.graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.SymInt)
+        ]
         if symbolic:
             raise BackendError(
                 "the back end chainrule plans for fixed sizes",

@@ -47,7 +47,9 @@ class Alive(TorchDispatchMode):
         self.now -= size
 
 
-def loss_of(loss: Callable[[Any, Any], torch.Tensor], output: Any, target: Any, outputs: Sequence[torch.Tensor]) -> Loss:
+def loss_of(
+    loss: Callable[[Any, Any], torch.Tensor], output: Any, target: Any, outputs: Sequence[torch.Tensor]
+) -> Loss:
     """What a loss keeps and needs, eagerly.
 
     Args:

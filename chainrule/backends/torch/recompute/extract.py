@@ -7,7 +7,7 @@ torch.fx; both are the same to the planner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from chainrule.planning.problem import Problem, Task
 
-Value = Hashable  # a node of a graph: what a variable of the emitted source holds
+Value = Any  # a node of a graph: what a variable of the emitted source holds
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,14 @@ from chainrule.errors import ModelError
 class Call:
     """One call of a program: runs forwards, and is remembered for the backward pass."""
 
-    def __init__(self, joint: Joint, passes: Passes, inputs: Sequence[torch.Tensor], write: Callable[..., None], holds: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        joint: Joint,
+        passes: Passes,
+        inputs: Sequence[torch.Tensor],
+        write: Callable[..., None],
+        holds: Callable[..., None],
+    ) -> None:
         self.joint, self.passes, self.inputs = joint, passes, inputs
         self.write, self.holds = write, holds
         self.kept: list[Any] | None = None

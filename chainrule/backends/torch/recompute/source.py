@@ -1,8 +1,8 @@
 """A schedule of a joint program as two Python functions: what runs forwards, and what runs backwards.
 
-``forward(*inputs)`` returns the outputs, the new buffers and the list of what is kept; ``backward(inputs, kept)`` empties
-that list into local names, so that whatever is deleted is free. A line that runs again is written again, under the same
-names; a draw that runs again is given the generator's state from before its first run.
+``forward(*inputs)`` returns the outputs, the new buffers and the list of what is kept; ``backward(inputs, kept)``
+empties that list into local names, so that whatever is deleted is free. A line that runs again is written again, under
+the same names; a draw that runs again is given the generator's state from before its first run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Passes:
     """The two functions.
 
     Attributes:
-        forward: ``(*inputs) -> (outputs, buffers and checks, kept)``. backward: ``(inputs, kept) -> gradients``, with the
+        forward: ``(*inputs) -> (outputs, buffers and checks, kept)``.
+        backward: ``(inputs, kept) -> gradients``, with the
             cotangents of the outputs at the end of ``kept``. source: what runs.
         read: indices of inputs that the backward pass reads.
     """
