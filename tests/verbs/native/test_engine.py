@@ -66,7 +66,9 @@ LOSSES: list[tuple[Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("loss", "target"), LOSSES, ids=lambda v: v if isinstance(v, str) else getattr(v, "__name__", str(v)[:30]))
+@pytest.mark.parametrize(
+    ("loss", "target"), LOSSES, ids=lambda v: v if isinstance(v, str) else getattr(v, "__name__", str(v)[:30])
+)
 def test_losses(loss: Any, target: str) -> None:
     d = data()
     torch.manual_seed(1)
