@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -388,7 +388,9 @@ def _bert() -> Case:
 def _t5() -> Case:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    c = T5Config(vocab_size=512, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    c: Any = cast(Any, T5Config)(
+        vocab_size=512, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
     return language(T5ForConditionalGeneration(c))
 
 
@@ -396,7 +398,7 @@ def _t5() -> Case:
 def _vit() -> Case:
     from transformers import ViTConfig, ViTForImageClassification
 
-    c = ViTConfig(
+    c: Any = cast(Any, ViTConfig)(
         hidden_size=128,
         num_hidden_layers=3,
         num_attention_heads=4,
@@ -413,7 +415,7 @@ def _vit() -> Case:
 def _convnext() -> Case:
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
-    c = ConvNextConfig(hidden_sizes=[32, 64], depths=[2, 2], num_stages=2, num_labels=10)
+    c: Any = cast(Any, ConvNextConfig)(hidden_sizes=[32, 64], depths=[2, 2], num_stages=2, num_labels=10)
     model = ConvNextForImageClassification(c).eval()
     return cr.case(model, {"pixel_values": torch.randn(4, 3, 32, 32), "labels": torch.randint(0, 10, (4,))}, "model")
 
@@ -422,7 +424,9 @@ def _convnext() -> Case:
 def _hf_resnet() -> Case:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    c = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64], depths=[2, 2], layer_type="basic", num_labels=10)
+    c: Any = cast(Any, ResNetConfig)(
+        embedding_size=32, hidden_sizes=[32, 64], depths=[2, 2], layer_type="basic", num_labels=10
+    )
     model = ResNetForImageClassification(c)
     return cr.case(model, {"pixel_values": torch.randn(8, 3, 32, 32), "labels": torch.randint(0, 10, (8,))}, "model")
 

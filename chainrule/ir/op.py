@@ -151,7 +151,7 @@ class Op:
     recorded: Rule | None = None
     keeps_more: bool = False
     choosy: bool = False
-    native: str | Rule | None = None
+    native: Any = None
     code: str | Rule | Code | None = None
     stable: tuple[Rewrite, ...] = ()
     aten: Mapping[str, Rule | None] = field(default_factory=dict)

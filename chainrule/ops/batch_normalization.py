@@ -263,7 +263,9 @@ def _tracked_value(x: Any, mean: Any, variance: Any, *affine: Any, momentum: flo
 def _tracked_parts(
     x: Node, center: Node, variance: Node, *affine: Node, momentum: float, eps: float
 ) -> tuple[Node, ...]:
-    count = float(product([x.shape[a] for a in _axes(x)]))
+    size = product([x.shape[a] for a in _axes(x)])
+    assert isinstance(size, int)  # of a program
+    count = float(size)
     found = mean(x, _axes(x))
     spread = mean((x - mean(x, _axes(x), keepdims=True)) ** 2.0, _axes(x))
     inverse = 1.0 / apply(OPS["sqrt"], spread + as_node(eps, like=x))

@@ -232,7 +232,7 @@ class NetClassifier(ClassifierMixin, Net):
 
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)
-    >>> bool(NetClassifier(lr=0.01, random_state=0, max_iter=300).fit(X, y).score(X, y) > 0.95)
+    >>> bool(NetClassifier(lr=0.01, random_state=0, max_iter=1000).fit(X, y).score(X, y) > 0.95)
     True
     """
 

@@ -10,7 +10,7 @@ sound = "--sound" in sys.argv
 net = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 4))
 if not sound:
     with torch.no_grad():
-        net[2].weight.mul_(2000)
+        list(net.parameters())[2].mul_(2000)
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
 

@@ -144,7 +144,8 @@ class Writer:
             return self.value(node.inputs[0], access.through(node, index))
         if callable(kind):
             xs = [self.value(x, access.broadcast_index(x, sizes(node), index)) for x in node.inputs]
-            return self._typed(kind(self.forms, *self._promoted(node, xs), **node.params), node)
+            found: Any = kind(self.forms, *self._promoted(node, xs), **node.params)
+            return self._typed(found, node)
         if access.is_product(node):
             reads = access.product_reads(node, index)
             out = None

@@ -174,6 +174,28 @@ def lower(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: str 
     return rule(*args, **kwargs)
 
 
+def nodes_of(func: Any, args: Any, kwargs: Any, outputs: Sequence[torch.Tensor]) -> list[Node]:
+    """The nodes of one call, held against the tensors that it returned."""
+    found = lower(func, args, kwargs, dtype_name(outputs[0].dtype))
+    found = [found] if isinstance(found, Node) else list(found)
+    for tensor, node in zip(outputs, found, strict=True):
+        if node is not None:
+            check_type(func, tensor, node)
+    return found
+
+
+def check_type(func: Any, tensor: torch.Tensor, node: Node) -> None:
+    """Our rules and torch agree on shape, dtype and device of each result, or the op is refused."""
+    if node.number is not None:  # a constant has no place of its own
+        return
+    given = (tuple(tensor.shape), dtype_name(tensor.dtype), str(tensor.device))
+    ours = (node.shape, node.type.dtype, node.type.device)
+    if given != ours:
+        raise UnsupportedOpError(
+            f"{func} with these arguments", given=f"torch's result is {given}", required=f"{ours} by our rule"
+        )
+
+
 def _placement(key: str) -> bool:
     return key in ("layout", "device", "pin_memory", "non_blocking", "memory_format", "copy", "implicit")
 

@@ -236,12 +236,12 @@ class Recorder(ComplexCalls, ProxyTorchDispatchMode):
         try:
             if stream is None:
                 found = strided(lowering.key_of(func)[0], given[0], args, outputs[0])
-                found = _lowered(func, args, kwargs, outputs) if found is None else found
+                found = lowering.nodes_of(func, args, kwargs, outputs) if found is None else found
                 found = of_the_same_bits(lowering.key_of(func)[0], given[0], args, found, outputs[0])
             else:
                 found = drawn(func, given[0], given[1], args, outputs[0], stream)
                 for tensor, node in zip(outputs, found or (), strict=found is not None):
-                    _check_type(func, tensor, node)
+                    lowering.check_type(func, tensor, node)
             problem = UnsupportedOpError(f"{func} draws random numbers and is not declared")
         except ShapeError as error:  # our rule is narrower than torch's: the model runs, but is not expressed
             problem = UnsupportedOpError(
@@ -494,29 +494,7 @@ def active() -> Recorder | None:
 # In-place ops that change how a tensor reads its memory, and write nothing.
 _TURNS = frozenset(("transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_"))
 
-# Ops that update running statistics (arguments 3 and 4, if argument 5 is true) without saying so in their
-# schema.
+# Ops that update running statistics (arguments 3 and 4, if argument 5 is true) and do not say so in their schema.
 _HIDDEN_WRITES = frozenset(
     ("batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
 )
-
-
-def _lowered(func: Any, args: Any, kwargs: Any, outputs: Sequence[torch.Tensor]) -> list[Node]:
-    found = lowering.lower(func, args, kwargs, lowering.dtype_name(outputs[0].dtype))
-    found = [found] if isinstance(found, Node) else list(found)
-    for tensor, node in zip(outputs, found, strict=True):
-        if node is not None:
-            _check_type(func, tensor, node)
-    return found
-
-
-def _check_type(func: Any, tensor: torch.Tensor, node: Node) -> None:
-    """Our rules and torch agree on shape, dtype and device of each result, or the op is refused."""
-    if node.number is not None:  # a constant has no place of its own
-        return
-    given = (tuple(tensor.shape), lowering.dtype_name(tensor.dtype), str(tensor.device))
-    ours = (node.shape, node.type.dtype, node.type.device)
-    if given != ours:
-        raise UnsupportedOpError(
-            f"{func} with these arguments", given=f"torch's result is {given}", required=f"{ours} by our rule"
-        )

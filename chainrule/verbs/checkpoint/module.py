@@ -177,10 +177,10 @@ def checkpoint(
         BudgetError, ModelError, UnsupportedOpError: as :func:`plan`.
 
     >>> import torch, chainrule as cr
-    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-    >>> small = cr.checkpoint(net, torch.ones(4, 8), budget=0.9)
-    >>> small(torch.ones(4, 8)).sum().backward()
-    >>> net[0].weight.grad.shape
+    >>> net = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(6)))
+    >>> small = cr.checkpoint(net, torch.ones(64, 8), budget=0.8)
+    >>> small(torch.ones(64, 8)).sum().backward()
+    >>> net[0][0].weight.grad.shape
     torch.Size([8, 8])
     """
     if (budget is None) == (plan is None):

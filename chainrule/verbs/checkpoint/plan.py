@@ -256,7 +256,7 @@ def plan(
 
     >>> import torch, chainrule as cr
     >>> net = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh()) for _ in range(8)))
-    >>> p = cr.plan(net, torch.ones(512, 64), budget=0.5)
+    >>> p = cr.plan(net, torch.ones(512, 64), budget=0.65)
     >>> p.peak_bytes < p.baseline_bytes, p.recompute_fraction < 0.3
     (True, True)
     """
