@@ -86,6 +86,7 @@ NO_TEXT = (
 )
 # How torch itself computes what has a kink: (function of tensors and static parameters).
 TORCH_AT_KINKS = {
+    "selu": torch.selu,
     "abs": torch.abs,
     "sign": torch.sign,
     "relu": torch.relu,

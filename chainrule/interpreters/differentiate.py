@@ -38,39 +38,47 @@ def expand_composites(outputs: Sequence[Node], keep_named: bool = True) -> tuple
     return tuple(_expansion_image(outputs, keep_named)[node] for node in outputs)
 
 
-def _expansion_image(outputs: Sequence[Node], keep_named: bool) -> dict[Node, Node]:
+def _expansion_image(outputs: Sequence[Node], keep_named: bool, again: bool = False) -> dict[Node, Node]:
     def expand(node: Node, inputs: tuple[Node, ...]) -> Node:
-        if node.op.expansion is None or (keep_named and node.op.vjp is not None):
+        kept = (keep_named and node.op.vjp is not None) or (again and node.op.fused_again)
+        if node.op.expansion is None or kept:
             return node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
-        (inner,) = expand_composites([node.op.expansion(*inputs, **node.params)], keep_named)
-        return inner
+        inner = node.op.expansion(*inputs, **node.params)
+        return _expansion_image([inner], keep_named, again)[inner]
 
     return rebuild(outputs, expand)
 
 
 # ---- reverse mode ------------------------------------------------------------------------------------------
-def vjp(outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]) -> list[Node | None]:
+def vjp(
+    outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node], again: bool = False
+) -> list[Node | None]:
     """Cotangents of ``wrt`` for given cotangents of ``outputs`` (reverse mode).
 
     ``wrt`` may be any nodes, not only leaves. By a variable of declared structure the derivative is taken within it.
-    None where no differentiable path exists.
+    None where no differentiable path exists. ``again`` as in :func:`vjp_all`.
 
     Raises:
         UnsupportedOpError: an op on the path has no derivative rule.
     """
-    return vjp_all(outputs, cotangents, wrt)[0]
+    return vjp_all(outputs, cotangents, wrt, again=again)[0]
 
 
 def vjp_all(
-    outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node], whole: bool = False
+    outputs: Sequence[Node],
+    cotangents: Sequence[Node],
+    wrt: Sequence[Node],
+    whole: bool = False,
+    again: bool = False,
 ) -> tuple[list[Node | None], dict[Node, Node]]:
     """Like :func:`vjp`, with the cotangent of every node on the way (first outputs of tuples left out).
 
     ``whole``: composites stay as they are in the derivative and go back by their kernels (``Op.fused_vjp``); only the
     inside of one that has none is expanded. A program then computes its forward pass once; a formula, where expansions
     of different composites may cancel, is expanded throughout.
+    ``again``: a program that is differentiated once more: whole where the kernels have derivatives themselves.
     """
-    image = {} if whole else _expansion_image([*outputs, *wrt], keep_named=True)
+    image = {} if whole else _expansion_image([*outputs, *wrt], keep_named=True, again=again)
     roots, targets = [image.get(o, o) for o in outputs], [image.get(w, w) for w in wrt]
     flowing = _reverse(roots, cotangents, targets, whole)
     back = {image[n]: n for n in image}
@@ -138,7 +146,7 @@ def _depends_on(roots: Sequence[Node], targets: set[Node], stop: Callable[[Node]
 def _apply_vjp(node: Node, g: Cotangent, active: Container[Node], whole: bool = False) -> tuple[Cotangent, ...]:
     if not node.op.differentiable:
         return (None,) * len(node.inputs)
-    if whole and node.op.fused_vjp is not None:
+    if (whole or node.op.fused_again) and node.op.fused_vjp is not None:
         fused = node.op.fused_vjp(g, node, *node.inputs, **node.params)
         if fused is not None:
             return tuple(fused)

@@ -102,6 +102,7 @@ class Op:
         prelude: source of what that expression calls, written once above. externals: ``(**params) -> objects`` that it
             refers to; their names come first among the operand names.
         fused_vjp: like vjp, by kernels that have no derivative themselves: what programs run; None where none fits.
+        fused_again: whether the kernels of ``fused_vjp`` have derivatives themselves.
         recorded: ``(node, inputs) -> Node | None``: the same call in the form whose first outputs are the op's and
             which keeps what its backward kernel reads; where both forms of a call occur, that one runs.
         keeps_more: at run time there is one thing behind the outputs, which only its backward op understands.
@@ -148,6 +149,7 @@ class Op:
     prelude: str = ""
     externals: Rule | None = None
     fused_vjp: Rule | None = None
+    fused_again: bool = False
     recorded: Rule | None = None
     keeps_more: bool = False
     choosy: bool = False

@@ -179,7 +179,7 @@ def convolution_vjp(
     output_padding: Any = None,
     given: tuple[str, ...] = (),
 ) -> tuple[Node, ...]:
-    """``vjp`` of convolution layers, transposed ones (with an ``output_padding``) included."""
+    """``fused_vjp`` of convolution layers, transposed ones (with an ``output_padding``) included."""
     count = 2 + len(bias)
     back = apply(
         CONVOLUTION_BACKWARD,

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import OPS, Node, Sample, apply, broadcast_shapes, constant, item, lowering
+from chainrule.ir import OPS, Code, Kink, Node, Sample, apply, broadcast_shapes, constant, item, lowering
+from chainrule.ops.arithmetic import where
 from chainrule.ops.contraction import einsum, matmul, sum_axes, transpose
 from chainrule.ops.decompositions import CHOLESKY, status
-from chainrule.ops.families import kernel
+from chainrule.ops.families import kernel, unary
 from chainrule.ops.kernels import backward_kernel, same_as_first
 from chainrule.ops.leaves import SEVERAL
 from chainrule.ops.movement import broadcast, expand_dims
@@ -210,8 +211,13 @@ CDIST = kernel(
 _INNER, _CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
-def _gelu_tanh(x: Node) -> Node:
-    return 0.5 * x * (1.0 + apply(OPS["tanh"], _INNER * (x + _CUBE * x**3.0)))
+def _gelu_tanh(x: Any) -> Any:
+    return 0.5 * x * (1.0 + np.tanh(_INNER * (x + _CUBE * x**3)))
+
+
+def _gelu_tanh_derivative(y: Node, x: Node) -> Node:
+    t = apply(OPS["tanh"], _INNER * (x + _CUBE * x**3.0))
+    return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t**2.0) * (_INNER * (1.0 + 3 * _CUBE * x**2.0))
 
 
 def _gelu_tanh_slope(g: Any, x: Any) -> Any:
@@ -229,13 +235,15 @@ GELU_TANH_BACKWARD = backward_kernel(
     source="the derivative of GELU_TANH",
 )
 
-GELU_TANH = kernel(
+GELU_TANH = unary(
     "gelu_tanh",
-    call="",
+    value=_gelu_tanh,
+    derivative=_gelu_tanh_derivative,
     torch=f"{_F}.gelu({{0}}, approximate='tanh')",
-    expansion=_gelu_tanh,
-    text="",
-    latex="",
+    code=Code(
+        f"0.5 * {{0}} * (1 + {{np}}.tanh({_INNER!r} * ({{0}} + {_CUBE!r} * {{0}} ** 3)))",
+        torch="torch.nn.functional.gelu({0}, approximate='tanh')",
+    ),
     fused_vjp=lambda g, y, x: (apply(GELU_TANH_BACKWARD, g, x),),
     samples=(Sample((_X,)),),
     source="Hendrycks and Gimpel 2016: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))",
@@ -250,14 +258,20 @@ def gelu(x: Node, approximate: str = "none") -> Node:
 
 _ALPHA, _SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 
-SELU = kernel(
+SELU = unary(
     "selu",
-    call="torch.selu",
-    expansion=lambda x: apply(OPS["elu"], x, constant(_ALPHA, x.type.dtype)) * _SCALE,
-    text="",
-    latex="",
+    value=lambda x: _SCALE * np.where(np.asarray(x) > 0, x, _ALPHA * np.expm1(x)),
+    derivative=lambda y, x: where(
+        apply(OPS["gt"], x, constant(0.0, x.type.dtype)), constant(_SCALE, x.type.dtype), y + _SCALE * _ALPHA
+    ),
+    kinks=(Kink(0.0, _SCALE * _ALPHA),),
+    torch="torch.selu({0})",
+    code=Code(
+        f"{{np}}.where({{0}} > 0, {_SCALE!r} * {{0}}, {_SCALE * _ALPHA!r} * {{np}}.expm1({{0}}))",
+        torch="torch.selu({0})",
+    ),
+    native=lambda m, x: m.where(x > 0.0, _SCALE * x, _SCALE * _ALPHA * m.expm1(x)),
     aten={"selu": None},
-    samples=(Sample((_X,)),),
     source="Klambauer et al. 2017",
 )
 

@@ -151,7 +151,7 @@ class Hessian:
     # ---- without one ---------------------------------------------------------------------------------------
     def _by_columns(self, program: Program, whole: bool) -> list[Node]:
         leaves = program.leaves(self._argnums)
-        back, _ = vjp_all(program.results, program.seeds(program.results), leaves)
+        back, _ = vjp_all(program.results, program.seeds(program.results), leaves, again=True)
         gradients = [zeros_like(x) if g is None else g for g, x in zip(back, leaves, strict=True)]
         found = jvp(gradients, leaves, program.seeds(leaves))
         return [zeros_like(g) if t is None else t for t, g in zip(found, gradients, strict=True)]
@@ -159,7 +159,7 @@ class Hessian:
     def _times_vector(self, program: Program, whole: bool) -> list[Node]:
         leaves = program.leaves(self._argnums)
         root = program.scalar()
-        back, _ = vjp_all([root], [constant(1.0, root.type.dtype)], leaves)
+        back, _ = vjp_all([root], [constant(1.0, root.type.dtype)], leaves, again=True)
         gradients = [zeros_like(x) if g is None else g for g, x in zip(back, leaves, strict=True)]
         found = jvp(gradients, leaves, program.seeds(leaves))
         straight = [zeros_like(g) if t is None else t for t, g in zip(found, gradients, strict=True)]

@@ -73,7 +73,7 @@ def grad_and_value(
     def derived(program: Program, whole: bool) -> list[Node]:
         root = program.scalar()
         leaves = program.leaves(argnums)
-        found, _ = vjp_all([root], [constant(1.0, root.type.dtype)], leaves, whole)
+        found, _ = vjp_all([root], [constant(1.0, root.type.dtype)], leaves, whole, again=True)
         return [zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
 
     programs = Programs(func, "grad", derived, has_aux, compile)
@@ -100,7 +100,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
 
     def derived(program: Program, whole: bool) -> list[Node]:
         leaves = program.leaves(argnums)
-        found, _ = vjp_all(program.results, program.seeds(program.results), leaves, whole)
+        found, _ = vjp_all(program.results, program.seeds(program.results), leaves, whole, again=True)
         return [zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
 
     run = Programs(func, "vjp", derived, has_aux)(primals, {})
@@ -182,7 +182,7 @@ def jacrev(
 
     def derived(program: Program, whole: bool) -> list[Node]:
         leaves = program.leaves(argnums)
-        found, _ = vjp_all(program.results, program.seeds(program.results), leaves, whole)
+        found, _ = vjp_all(program.results, program.seeds(program.results), leaves, whole, again=True)
         return [zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
 
     programs = Programs(func, "jacrev", derived, has_aux)

@@ -57,7 +57,7 @@ def inner_gradient(
         constant(1.0, node.type.dtype) if g is None else recorder.node_of(g)
         for node, g in zip(nodes, given, strict=True)
     ]
-    found = vjp(nodes, seeds, [recorder.node_of(t) for t in wanted])
+    found = vjp(nodes, seeds, [recorder.node_of(t) for t in wanted], again=True)
     options = {"grad_outputs": grad_outputs, "allow_unused": allow_unused, "materialize_grads": materialize_grads}
     # Kept in any case: the trace goes on to use what this call would free.
     options |= {"create_graph": create_graph, "retain_graph": True if retain_graph is None else retain_graph}

@@ -109,7 +109,7 @@ def _recorded(recorder: Recording, func: Any, argnums: Any, has_aux: bool, args:
         value, _ = _unwrapped(out)
         node = recorder.node_of(value)
         seed = broadcast(constant(1.0, node.type.dtype), node.shape)
-        found = vjp([node], [seed], [s.leaf for s in stand_ins])
+        found = vjp([node], [seed], [s.leaf for s in stand_ins], again=True)
         image = {s.leaf: s.node for s in stand_ins}
         own = [zeros_like(s.leaf) if g is None else g for g, s in zip(found, stand_ins, strict=True)]
         found = substitute_nodes(own, image)

@@ -58,6 +58,9 @@ def norms(traced: Trace) -> list[tuple[Node, Node, Node]]:
     leaves = set(traced.parameters.values())
     found = []
     for node in nodes_of(traced):
+        if node.op.name == "weight_norm" and leaves.issuperset(node.inputs):
+            found.append((node, *node.inputs))
+            continue
         call = node.inputs[0].params.get("call") if node.op.name == "item" else None
         if isinstance(call, Call) and "weight_norm" in call.name and node.params.get("index") == 0:
             operands = [i for i in node.inputs[0].inputs if i in leaves]

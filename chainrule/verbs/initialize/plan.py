@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from chainrule.frontends.torch import Trace
-from chainrule.ir import Node
+from chainrule.ir import Node, TensorType
 from chainrule.ir.field import Field
 from chainrule.verbs.initialize.chain_plan import Chains
 from chainrule.verbs.initialize.graph_roles import Use, norms
@@ -124,7 +124,7 @@ class Planner:
         fan_in = max(use.fans[0], 1)
         first = chosen.law is None and not chosen.fixed
         if not first:
-            if self.ground.flow.second(node) is None:
+            if isinstance(node.type, TensorType) and self.ground.flow.second(node) is None:
                 self.ground.flow.assume(node, (chosen.law.std**2 if chosen.law else 1 / fan_in) * fan_in)
             nodes = [u.node for u in self.ground.shape.uses[chosen.leaf] if u.kind == "weight"]
             if node is nodes[-1] and not chosen.fixed and chosen.why.startswith("makes"):
@@ -139,7 +139,7 @@ class Planner:
         if made is None:
             std, told = math.sqrt(1 / fan_in), "what it reads cannot be predicted: taken as 1"
             self.ground.give(chosen, Normal(std), f"fan_in {fan_in}; {told}")
-            return self.ground.flow.assume(node, 1.0)
+            return self.ground.flow.assume(node, 1.0) if isinstance(node.type, TensorType) else None
         if made == 0:
             return self.ground.give(
                 chosen, Normal(1 / math.sqrt(fan_in)), f"reads zeros: 1 / fan_in, fan_in = {fan_in}"
