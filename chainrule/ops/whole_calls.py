@@ -225,6 +225,10 @@ def _gelu_tanh_slope(g: Any, x: Any) -> Any:
     return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * _INNER * (1 + 3 * _CUBE * x * x))
 
 
+def _native_slope(m: Any, g: Any, x: Any, t: Any) -> Any:
+    return g * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * (_INNER * (1.0 + 3 * _CUBE * x * x)))
+
+
 GELU_TANH_BACKWARD = backward_kernel(
     "gelu_tanh_backward",
     shape=same_as_first,
@@ -232,6 +236,7 @@ GELU_TANH_BACKWARD = backward_kernel(
     torch="torch.ops.aten.gelu_backward({0}, {1}, approximate='tanh')",
     samples=(Sample((_X[::-1], _X)),),
     error_samples=(Sample((_X, _X[:, :2])),),
+    native=lambda m, g, x: _native_slope(m, g, x, m.tanh(_INNER * (x + _CUBE * x * x * x))),
     source="the derivative of GELU_TANH",
 )
 
@@ -239,6 +244,7 @@ GELU_TANH = unary(
     "gelu_tanh",
     value=_gelu_tanh,
     derivative=_gelu_tanh_derivative,
+    native=lambda m, x: 0.5 * x * (1.0 + m.tanh(_INNER * (x + _CUBE * x * x * x))),
     torch=f"{_F}.gelu({{0}}, approximate='tanh')",
     code=Code(
         f"0.5 * {{0}} * (1 + {{np}}.tanh({_INNER!r} * ({{0}} + {_CUBE!r} * {{0}} ** 3)))",

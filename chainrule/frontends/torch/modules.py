@@ -117,12 +117,19 @@ class ModuleStack:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Keeps the stack while the block runs; the hooks are gone afterwards."""
-        before = register_module_forward_pre_hook(self._before)
-        after = register_module_forward_hook(self._after, with_kwargs=True)
-        try:
+        with around_calls(self._before, self._after):
             yield
-        finally:
-            before.remove()
-            after.remove()
-            # torch forgets this one: it would grow with every trace.
-            torch.nn.modules.module._global_forward_hooks_with_kwargs.pop(after.id, None)
+
+
+@contextmanager
+def around_calls(before: Callable[..., Any], after: Callable[..., Any]) -> Iterator[None]:
+    """In the block ``before(module, args)`` and ``after(module, args, kwargs, output)`` are called around each module."""
+    first = register_module_forward_pre_hook(before)
+    second = register_module_forward_hook(after, with_kwargs=True)
+    try:
+        yield
+    finally:
+        first.remove()
+        second.remove()
+        # torch forgets this one: it would grow with every block.
+        torch.nn.modules.module._global_forward_hooks_with_kwargs.pop(second.id, None)

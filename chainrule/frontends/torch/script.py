@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from chainrule.errors import ModelError
 from chainrule.frontends.torch.batch import leaves
+from chainrule.frontends.torch.modules import around_calls
 from chainrule.frontends.torch.places import Place, here, of_traceback, skipped
 
 
@@ -376,12 +376,8 @@ def run_script(
         return watch.scale(self, scale, outputs)
 
     with contextlib.ExitStack() as stack:
-        for handle in (
-            register_module_forward_pre_hook(watch.before),
-            register_module_forward_hook(watch.after, with_kwargs=True),
-            register_optimizer_step_pre_hook(watch.step),
-        ):
-            stack.callback(handle.remove)
+        stack.enter_context(around_calls(watch.before, watch.after))
+        stack.callback(register_optimizer_step_pre_hook(watch.step).remove)
         torch.amp.GradScaler.scale = scaled  # type: ignore[method-assign]
         stack.callback(setattr, torch.amp.GradScaler, "scale", scale)
         torch.compiler.set_stance("force_eager")  # compiled models run as they were written

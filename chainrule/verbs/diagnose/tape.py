@@ -19,10 +19,10 @@ from torch import nn
 from torch._C._functorch import maybe_current_level  # type: ignore[import]
 from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chainrule.frontends.torch.modules import around_calls
 from chainrule.frontends.torch.places import Place, here
 from chainrule.frontends.torch.python_side import custom_calls
 from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, LOSSES, MOVEMENT, base_name
@@ -119,11 +119,7 @@ class Tape(ProxyTorchDispatchMode):
     def recording(self) -> Iterator[Tape]:
         """Everything in the block is recorded; module hooks and modes end with it."""
         with ExitStack() as stack:
-            for handle in (
-                register_module_forward_pre_hook(self._before),
-                register_module_forward_hook(self._after, with_kwargs=True),
-            ):
-                stack.callback(handle.remove)
+            stack.enter_context(around_calls(self._before, self._after))
             stack.enter_context(_PythonSide(self))
             stack.enter_context(custom_calls(self))  # type: ignore[arg-type]
             stack.enter_context(enable_python_dispatcher())

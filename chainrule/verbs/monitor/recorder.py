@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from chainrule.errors import ModelError
+from chainrule.frontends.torch.modules import around_calls
 from chainrule.frontends.torch.script import Segment, Watch
 
 FORMAT = "chainrule.recording/1"
@@ -30,11 +30,7 @@ class Recorder(contextlib.AbstractContextManager["Recorder"]):
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Recorder:
-        for handle in (
-            register_module_forward_pre_hook(self.watch.before),
-            register_module_forward_hook(self.watch.after, with_kwargs=True),
-        ):
-            self._stack.callback(handle.remove)
+        self._stack.enter_context(around_calls(self.watch.before, self.watch.after))
         self._stack.enter_context(self.watch)
         return self
 
