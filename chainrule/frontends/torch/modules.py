@@ -123,7 +123,7 @@ class ModuleStack:
 
 @contextmanager
 def around_calls(before: Callable[..., Any], after: Callable[..., Any]) -> Iterator[None]:
-    """In the block ``before(module, args)`` and ``after(module, args, kwargs, output)`` are called around each module."""
+    """Calls ``before(module, args)`` and ``after(module, args, kwargs, output)`` around every module in the block."""
     first = register_module_forward_pre_hook(before)
     second = register_module_forward_hook(after, with_kwargs=True)
     try:
