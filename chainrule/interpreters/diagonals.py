@@ -9,6 +9,7 @@ Neighbours: ``linearize`` gives the tensor, ``contraction_order`` the order of t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,7 +17,7 @@ from fractions import Fraction
 from chainrule.interpreters.contraction_order import pairwise
 from chainrule.interpreters.factors import Factor, Sum, Term, rename
 from chainrule.interpreters.rebuild_terms import Builder
-from chainrule.interpreters.terms import Algebra, collect
+from chainrule.interpreters.terms import Algebra, collect, is_identity
 from chainrule.ir import Node, apply, toposort
 
 Ties = tuple[tuple[int, int], ...]
@@ -123,13 +124,12 @@ def _only_scales(node: Node, large: Node) -> bool:
     """Whether the node is a number times ``large``, by the algebra."""
     algebra = Algebra()
     free = algebra.indices_of(node.type)
-    terms = algebra.expand(node, free)
-    inner = algebra.expand(large, free)
-    return len(terms) == len(inner) == 1 and len(terms[0].factors) == len(inner[0].factors)
-
-
-def _is_identity(f: Factor) -> bool:
-    return len(f.indices) == 2 and "size" in f.atom.params and f.atom.is_leaf
+    terms, inner = algebra.expand(node, free), algebra.expand(large, free)
+    if len(terms) != 1 or len(inner) != 1:
+        return False
+    # Powers too: the square of a product has the product's factors.
+    outside, within = ([(f.atom, f.power) for f in t[0].factors] for t in (terms, inner))
+    return Counter(outside) == Counter(within)
 
 
 def _hides_an_identity(f: Factor) -> bool:
@@ -144,7 +144,7 @@ def _untied(term: Term, free: Sequence[int]) -> tuple[Ties, Term]:
     ties: list[tuple[int, int]] = []
     rest: list[Factor] = []
     for f in term.factors:
-        if f.power == 1 and _is_identity(f) and set(f.indices) <= set(free):
+        if f.power == 1 and is_identity(f) and set(f.indices) <= set(free):
             a, b = sorted(place[_last(i, image)] for i in f.indices)
             if a != b:
                 ties.append((a, b))

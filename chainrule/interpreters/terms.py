@@ -316,7 +316,7 @@ def contract(term: Term, algebra: Algebra) -> Term:
     while changed:
         changed = False
         for position, f in enumerate(term.factors):
-            if not _is_identity(f):
+            if not is_identity(f):
                 continue
             i, j = f.indices
             rest = term.factors[:position] + term.factors[position + 1 :]
@@ -339,7 +339,7 @@ def contract(term: Term, algebra: Algebra) -> Term:
     for f in term.factors:
         # A delta between free indices is its own square.
         key = (f.atom, f.indices)
-        merged[key] = Fraction(1) if _is_identity(f) and f.power > 0 else merged.get(key, Fraction(0)) + f.power
+        merged[key] = Fraction(1) if is_identity(f) and f.power > 0 else merged.get(key, Fraction(0)) + f.power
     factors = [Factor(a, i, p) for (a, i), p in merged.items() if p != 0]
     factors = _read_diagonals(factors)
     found = _by_fact(replace(term, factors=tuple(factors)), algebra) if term.summed else None
@@ -434,13 +434,14 @@ def _gram(f: Factor, others: Term, algebra: Algebra) -> Term | None:
     return Term(others.coefficient * m.coefficient, (*rest, *m.factors), summed)
 
 
-def _is_identity(f: Factor) -> bool:
+def is_identity(f: Factor) -> bool:
+    """Whether a factor is an identity matrix."""
     return len(f.indices) == 2 and "size" in f.atom.params and f.atom.is_leaf
 
 
 def _read_diagonals(factors: list[Factor]) -> list[Factor]:
     """``D_ii delta_ij`` as ``D_ij`` of a diagonal matrix, so that ``diag(diag(D))`` is D."""
-    for e in filter(_is_identity, factors):
+    for e in filter(is_identity, factors):
         for f in factors:
             within = len(f.indices) == 2 and set(f.indices) <= set(e.indices)
             if f is not e and f.power == 1 and within and is_diagonal(f.atom):

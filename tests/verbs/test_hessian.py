@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,10 @@ from torch import nn
 
 import chainrule as cr
 from chainrule.errors import ModelError, ShapeError
+from chainrule.interpreters.diagonals import _scaled_inside
+from chainrule.interpreters.evaluate import evaluate
+from chainrule.ir import TensorType, variable
+from chainrule.ops.contraction import einsum
 
 
 def _t(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -205,3 +210,12 @@ def test_it_shows_what_it_is() -> None:
     parts = cr.hessian(f).factored(*args)
     assert str(parts).splitlines() == ["6 x 2 x 6 x 2, 192 bytes in 1 parts", "  (6, 2, 2) over (0, 1, 3) [0 = 2]"]
     assert parts.to_dict()["parts"] == [{"ties": [(0, 2)], "axes": [0, 1, 3], "factors": [[6, 2, 2]]}]
+
+
+def test_a_number_moves_into_a_product_and_a_square_does_not() -> None:
+    p, q = (variable(name, TensorType((5,))) for name in "pq")
+    outer = einsum("i,j->ij", p, q)
+    values = {p: np.arange(5.0) + 1, q: np.arange(5.0) - 2.5}
+    for node in (outer * -3.0, -outer, outer**2.0, 2.0 / outer, outer / 4.0):
+        assert np.allclose(evaluate([_scaled_inside(node)], values)[0], evaluate([node], values)[0])
+    assert _scaled_inside(-outer) is not -outer and _scaled_inside(outer**2.0) is outer**2.0
