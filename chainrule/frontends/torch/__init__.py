@@ -8,6 +8,9 @@
 that the model is as it was.
 """
 
+from chainrule.frontends.torch.generators import generator_states as generator_states
+from chainrule.frontends.torch.generators import restore_generators as restore_generators
+from chainrule.frontends.torch.generators import seeded as seeded
 from chainrule.frontends.torch.modules import ModuleCall as ModuleCall
 from chainrule.frontends.torch.record import active as active
 from chainrule.frontends.torch.surroundings import fingerprint as fingerprint
