@@ -1,6 +1,6 @@
 """What the verbs do on a CUDA device: ``python -m benchmarks.cuda [sections...]``.
 
-    plan        predicted against allocated peak, unplanned and at budgets; gradients against eager's; time of a step
+    plan        predicted (calibrated) against allocated peak, unplanned and at budgets; gradients against eager's; time of a step
     verbs       diagnose, initialize_, monitor, moments, chain and fit on a network there, against the same on the CPU
     precision   autocast to float16 with a GradScaler and to bfloat16: gradients against eager's under the same autocast
     compile     the emitted step through ``torch.compile``, and ``torch.compile(backend="chainrule")`` with a budget
@@ -82,7 +82,7 @@ def plan() -> None:
         print(f"{name}: eager peak {eager_peak / 1e6:.1f} MB, {eager_time * 1e3:.2f} ms")
         for part in (1.0, 0.5, 0.25):
             try:
-                p = cr.plan(model, (x, y), loss, budget=part)
+                p = cr.plan(model, (x, y), loss, budget=part, calibrate=True)
             except BudgetError as error:
                 print(f"  at {part}: {' '.join(str(error).split())[:150]}")
                 continue
@@ -127,12 +127,19 @@ def verbs() -> None:
         states = torch.cuda.get_rng_state_all() if device == DEVICE else []
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
         case = cr.case(model, batch, nn.CrossEntropyLoss(), optimizer)
+
+        def unchanged(verb: str) -> None:
+            same = all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+            drew = not all(torch.equal(a, b) for a, b in zip(states, torch.cuda.get_rng_state_all(), strict=False))
+            if not same or drew:
+                print(f"{verb} on {device}: {'' if same else 'values changed '}{'generators moved' if drew else ''}")
+
         found["findings"] = [(f.kind, f.where) for f in cr.diagnose(case).findings]
+        unchanged("diagnose")
         found["chain"] = [f"{link.gain_predicted:.3f}" if link.gain_predicted else None for link in case.chain.links]
+        unchanged("chain")
         found["moments"] = [f"{row.second:.4f}" for row in case.moments.rows if isinstance(row.second, float)][-3:]
-        same = all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-        same &= all(torch.equal(a, b) for a, b in zip(states, torch.cuda.get_rng_state_all(), strict=False))
-        found["untouched"] = same
+        unchanged("moments")
         cr.initialize_(model, batch, nn.CrossEntropyLoss(), seed=3)
         found["initialized"] = [round(float(p.detach().double().pow(2).sum()), 9) for p in model.parameters()]
         with cr.monitor(model, optimizer, every=2) as watch:

@@ -161,7 +161,13 @@ def _of_dtype(make: Callable[[], Made], dtype: torch.dtype, mode: Mode) -> Made:
     """The model, made anew from one seed: the same values, rounded to the dtype."""
     torch.manual_seed(0)
     model, batch = make()
-    return model.to(mode.device, dtype).train(mode.train), moved(batch, dtype, mode.device)
+    model = model.to(mode.device, dtype).train(mode.train)
+    if mode.device != "cpu":
+        for module in model.modules():  # tensors that are no buffers stay behind
+            for key, value in module.__dict__.items():
+                if isinstance(value, (torch.Tensor, list, tuple)) and any(True for _ in tensors_in(value)):
+                    module.__dict__[key] = on(value, mode.device)
+    return model, on(moved(batch, dtype), mode.device)
 
 
 def _ours(step: Any, model: nn.Module, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor | None]]:
@@ -196,15 +202,24 @@ def _distance(ours: Mapping[str, Any], truth: Mapping[str, Any], scales: Mapping
     return worst
 
 
-def moved(batch: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
-    """The batch on the device, with its floating-point tensors in another dtype."""
+def moved(batch: Any, dtype: torch.dtype) -> Any:
+    """The batch with its floating-point tensors in another dtype."""
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, dtype) if batch.is_floating_point() else batch.to(device)
+        return batch.to(dtype) if batch.is_floating_point() else batch
     if isinstance(batch, Mapping):
-        return {k: moved(v, dtype, device) for k, v in batch.items()}
+        return {k: moved(v, dtype) for k, v in batch.items()}
     if isinstance(batch, nn.utils.rnn.PackedSequence):
-        return batch.to(device=device, dtype=dtype)
-    return type(batch)(moved(v, dtype, device) for v in batch) if isinstance(batch, (list, tuple)) else batch
+        return batch.to(dtype=dtype)
+    return type(batch)(moved(v, dtype) for v in batch) if isinstance(batch, (list, tuple)) else batch
+
+
+def on(batch: Any, device: str) -> Any:
+    """The batch on a device."""
+    if isinstance(batch, (torch.Tensor, nn.utils.rnn.PackedSequence)):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {k: on(v, device) for k, v in batch.items()}
+    return type(batch)(on(v, device) for v in batch) if isinstance(batch, (list, tuple)) else batch
 
 
 def written(row: Row) -> str:

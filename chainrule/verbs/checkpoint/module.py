@@ -12,7 +12,7 @@ from torch import nn
 from chainrule.backends.torch.recompute.module import run
 from chainrule.backends.torch.recompute.source import Passes, passes_of
 from chainrule.errors import ModelError, StaleTraceError
-from chainrule.frontends.torch import fingerprint, generator_states, restore_generators
+from chainrule.frontends.torch import Surroundings, generator_states, restore_generators
 from chainrule.frontends.torch.batch import leaves
 from chainrule.verbs.checkpoint.budget import parsed
 from chainrule.verbs.checkpoint.plan import Plan, planned
@@ -42,6 +42,7 @@ class Checkpointed(nn.Module):
         object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "_budget", budget)
         object.__setattr__(self, "_programs", {})
+        object.__setattr__(self, "_surroundings", Surroundings(model))
         object.__setattr__(self, "_used", False)
         object.__setattr__(self, "source", "")
         self.executor = "source"
@@ -101,7 +102,7 @@ class Checkpointed(nn.Module):
                         for n, t in leaves((args, kwargs)))  # fmt: skip
         static = repr([(k, v) for k, v in _static((args, kwargs))])
         casts = tuple((k, torch.get_autocast_dtype(k)) for k in ("cpu", "cuda") if torch.is_autocast_enabled(k))
-        return tensors, static, casts, fingerprint(self._model)
+        return tensors, static, casts, self._surroundings.now()
 
     def _program(self, args: Any, kwargs: Any) -> tuple[Program, Passes]:
         key = self._key(args, kwargs)
