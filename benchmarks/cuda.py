@@ -1,6 +1,6 @@
 """What the verbs do on a CUDA device: ``python -m benchmarks.cuda [sections...]``.
 
-    plan        predicted (calibrated) against allocated peak, unplanned and at budgets; gradients against eager's; time of a step
+    plan        predicted (calibrated) against allocated peak, unplanned and at budgets; gradients and time against eager's
     verbs       diagnose, initialize_, monitor, moments, chain and fit on a network there, against the same on the CPU
     precision   autocast to float16 with a GradScaler and to bfloat16: gradients against eager's under the same autocast
     compile     the emitted step through ``torch.compile``, and ``torch.compile(backend="chainrule")`` with a budget
@@ -117,6 +117,14 @@ def network(device: str) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     return model.to(device), (torch.randn(32, 3, 16, 16).to(device), torch.randint(10, (32,)).to(device))
 
 
+def report_moves(verb: str, model: nn.Module, before: dict[str, torch.Tensor], states: list[torch.Tensor]) -> None:
+    """One line if looking at a model changed it or a generator of the device."""
+    same = all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    drew = not all(torch.equal(a, b) for a, b in zip(states, torch.cuda.get_rng_state_all(), strict=False))
+    if drew or not same:
+        print(f"{verb}: {'' if same else 'values changed '}{'generators moved' if drew else ''}")
+
+
 def verbs() -> None:
     """The same questions on both devices."""
     answers: dict[str, dict[str, Any]] = {}
@@ -128,18 +136,12 @@ def verbs() -> None:
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
         case = cr.case(model, batch, nn.CrossEntropyLoss(), optimizer)
 
-        def unchanged(verb: str) -> None:
-            same = all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-            drew = not all(torch.equal(a, b) for a, b in zip(states, torch.cuda.get_rng_state_all(), strict=False))
-            if not same or drew:
-                print(f"{verb} on {device}: {'' if same else 'values changed '}{'generators moved' if drew else ''}")
-
         found["findings"] = [(f.kind, f.where) for f in cr.diagnose(case).findings]
-        unchanged("diagnose")
+        report_moves("diagnose", model, before, states)
         found["chain"] = [f"{link.gain_predicted:.3f}" if link.gain_predicted else None for link in case.chain.links]
-        unchanged("chain")
+        report_moves("chain", model, before, states)
         found["moments"] = [f"{row.second:.4f}" for row in case.moments.rows if isinstance(row.second, float)][-3:]
-        unchanged("moments")
+        report_moves("moments", model, before, states)
         cr.initialize_(model, batch, nn.CrossEntropyLoss(), seed=3)
         found["initialized"] = [round(float(p.detach().double().pow(2).sum()), 9) for p in model.parameters()]
         with cr.monitor(model, optimizer, every=2) as watch:
@@ -154,7 +156,7 @@ def verbs() -> None:
         for p in model.parameters():
             p.data.copy_(torch.randn(p.shape) * 0.05)
         history = cr.fit(model, batch, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 0.1, 0.9), epochs=20)
-        found["fit"] = (history.backend, f"{history.loss[-1]:.5f}")
+        found["fit"] = f"{history.loss[-1]:.5f}"
         answers[device] = found
     for key, value in answers["cpu"].items():
         other = answers[DEVICE][key]
@@ -224,7 +226,7 @@ def compiled() -> None:
     peak = peak_of(eager)
     for budget in (1.0, 0.5):
         torch._dynamo.reset()
-        ours = torch.compile(model, backend="chainrule", options={"memory_budget": budget}, dynamic=False)
+        ours = torch.compile(model, backend="chainrule", options=dict[str, Any](memory_budget=budget), dynamic=False)
         eager(ours)
         print(f"backend='chainrule', budget {budget}: {peak_of(lambda: eager(ours)) / peak:.3f} of eager's peak")  # noqa: B023
 
