@@ -1,6 +1,6 @@
 """What the verbs do on a CUDA device: ``python -m benchmarks.cuda [sections...]``.
 
-    plan        predicted (calibrated) against allocated peak, unplanned and at budgets; gradients and time against eager's
+    plan        predicted (calibrated) and allocated peak, unplanned and at budgets; gradients and time beside eager's
     verbs       diagnose, initialize_, monitor, moments, chain and fit on a network there, against the same on the CPU
     precision   autocast to float16 with a GradScaler and to bfloat16: gradients against eager's under the same autocast
     compile     the emitted step through ``torch.compile``, and ``torch.compile(backend="chainrule")`` with a budget

@@ -209,7 +209,7 @@ def moved(batch: Any, dtype: torch.dtype) -> Any:
     if isinstance(batch, Mapping):
         return {k: moved(v, dtype) for k, v in batch.items()}
     if isinstance(batch, nn.utils.rnn.PackedSequence):
-        return batch.to(dtype)
+        return batch.to(torch.empty((), dtype=dtype))
     return type(batch)(moved(v, dtype) for v in batch) if isinstance(batch, (list, tuple)) else batch
 
 

@@ -56,7 +56,11 @@ def call_text(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tupl
     operands: list[torch.Tensor] = []
     parts = [_text(a, operands) for a in args]
     parts += [f"{key}={_text(value, operands)}" for key, value in kwargs.items()]
-    return f"{_functional(func)}({', '.join(parts)})", operands
+    text = f"{_functional(func)}({', '.join(parts)})"
+    if any(t.device.type != "cpu" for t in operands):  # numbers that a kernel wants on the CPU: lengths of sequences
+        for k in [k for k, t in enumerate(operands) if t.device.type == "cpu" and t.dim()]:
+            text = text.replace(f"{{{k}}}", f"{{{k}}}.cpu()")
+    return text, operands
 
 
 def opaque_function(
