@@ -209,14 +209,16 @@ def moved(batch: Any, dtype: torch.dtype) -> Any:
     if isinstance(batch, Mapping):
         return {k: moved(v, dtype) for k, v in batch.items()}
     if isinstance(batch, nn.utils.rnn.PackedSequence):
-        return batch.to(torch.empty((), dtype=dtype))
+        return batch.to(dtype=dtype)
     return type(batch)(moved(v, dtype) for v in batch) if isinstance(batch, (list, tuple)) else batch
 
 
 def on(batch: Any, device: str) -> Any:
     """The batch on a device."""
-    if isinstance(batch, (torch.Tensor, nn.utils.rnn.PackedSequence)):
+    if isinstance(batch, torch.Tensor):
         return batch.to(device)
+    if isinstance(batch, nn.utils.rnn.PackedSequence):
+        return batch.to(device=device)
     if isinstance(batch, Mapping):
         return {k: on(v, device) for k, v in batch.items()}
     return type(batch)(on(v, device) for v in batch) if isinstance(batch, (list, tuple)) else batch

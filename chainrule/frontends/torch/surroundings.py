@@ -69,7 +69,7 @@ class Surroundings:
 
 
 class _Glance:
-    """May say that something has changed where it has not (a number was replaced by an equal one), never the contrary."""
+    """May say that something changed where it did not (a number gave way to an equal one), never the contrary."""
 
     def __init__(self, function: Any) -> None:
         self._empty: list[Any] = []  # most of a module's containers: its hooks
