@@ -209,7 +209,8 @@ def moved(batch: Any, dtype: torch.dtype) -> Any:
     if isinstance(batch, Mapping):
         return {k: moved(v, dtype) for k, v in batch.items()}
     if isinstance(batch, nn.utils.rnn.PackedSequence):
-        return batch.to(dtype=dtype)
+        packed: Any = batch
+        return packed.to(dtype)
     return type(batch)(moved(v, dtype) for v in batch) if isinstance(batch, (list, tuple)) else batch
 
 
@@ -218,7 +219,8 @@ def on(batch: Any, device: str) -> Any:
     if isinstance(batch, torch.Tensor):
         return batch.to(device)
     if isinstance(batch, nn.utils.rnn.PackedSequence):
-        return batch.to(device=device)
+        packed: Any = batch
+        return packed.to(device)
     if isinstance(batch, Mapping):
         return {k: on(v, device) for k, v in batch.items()}
     return type(batch)(on(v, device) for v in batch) if isinstance(batch, (list, tuple)) else batch
