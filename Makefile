@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --con
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 CACHES := build dist docs/_build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis chainrule-report.html
 
-.PHONY: help demo test lint docs format clean
+.PHONY: help demo test lint docs dist format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,6 +34,9 @@ lint: .venv/.dev  ## ruff, pyright and the import contracts
 
 docs: .venv/.docs  ## the documentation as a site, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+
+dist: .venv/.dev  ## a wheel and a source distribution, in dist
+	$(BIN)/python -m build --outdir dist .
 
 format: .venv/.dev  ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .
