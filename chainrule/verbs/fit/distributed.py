@@ -68,7 +68,7 @@ class Prepared:
         """
         end = monotonic() + seconds
         while self.recent and monotonic() < end:
-            if self.recent[0]._use_count() <= 1:
+            if self.recent[0]._use_count() <= 1:  # type: ignore[attr-defined]
                 self.recent.popleft()
             else:
                 sleep(0.001)
