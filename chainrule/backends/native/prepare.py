@@ -64,8 +64,13 @@ class StepGraph:
 
 def expanded(nodes: Sequence[Node]) -> list[Node]:
     """Without composites, and without ops of several outputs where these have forms of their own."""
-    image = rebuild(nodes, _taken_apart)
-    return list(expand_composites([image[n] for n in nodes], keep_named=False))
+    found = list(nodes)
+    while True:
+        image = rebuild(found, _taken_apart)
+        short = list(expand_composites([image[n] for n in found], keep_named=False))
+        if short == found:  # composites may hold further ones, and ops of several outputs
+            return found
+        found = short
 
 
 def _taken_apart(node: Node, inputs: tuple[Node, ...]) -> Node:
