@@ -37,20 +37,24 @@ _MOST_GIVEN = 4_000_000  # elements of given numbers that are computed
 def expanded(outputs: Sequence[Node]) -> dict[Node, Node]:
     """node -> node with composites that have no rule replaced by their expansions."""
 
-    loops: dict[Node, list[Node]] = {}
+    several: dict[Node, list[Node]] = {}  # a node with several outputs -> what they are
 
     def expand(node: Node, inputs: tuple[Node, ...]) -> Node:
-        if inputs and inputs[0] in loops:
-            return loops[inputs[0]][node.params["index"]]
+        if inputs and inputs[0] in several and node.op.name == "item":
+            return several[inputs[0]][node.params["index"]]
         same = node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
         written = written_out(same)
         if written is not None:
             inner = expanded(written)
-            loops[same] = [inner[n] for n in written]
+            several[same] = [inner[n] for n in written]
             return same
         if node.op.expansion is None or rule_for(node) is not None or node.op.family == "elementwise":
             return same
         root = node.op.expansion(*inputs, **node.params)
+        if root.op.name == "several":
+            inner = expanded(root.inputs)
+            several[same] = [inner[n] for n in root.inputs]
+            return same
         return expanded([root])[root]
 
     return rebuild(outputs, expand)
