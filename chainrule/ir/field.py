@@ -58,6 +58,10 @@ class Field:
         alignment: of a cotangent g of a value y, E[g_i y_i g_j y_j] over E[g^2] E[y^2] for two units of one vector: 0
             where they are independent, 1 where g is a multiple of y. local: variance of the logarithm of one vector's
             mean square (``scale`` is that of all of them together).
+        noise: variance of the logarithm of one entry, or of the sum, of the table of products of vectors, as layers
+            have added it up (``scale`` is that of the trace, over which much averages out); it outlives norms, since
+            directions stay random. rough: how far single products of given data differ from their class's mean,
+            squared. units: independent elements of a vector.
         visible: of scores, which elements a mask leaves (a tensor that broadcasts); the moments are those of them.
         kind: exact, approximate, probe or unknown. why: the assumption of the last step.
     """
@@ -82,6 +86,9 @@ class Field:
     alignment: float = 0.0
     local: float = 0.0
     visible: np.ndarray | None = None
+    noise: float = 0.0
+    rough: float = 0.0
+    units: float = 0.0
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -146,12 +153,18 @@ class Field:
     def own_spread(self) -> float:
         """Relative variance of the mean square of all elements through the value's own randomness."""
         if self.own is not None:
-            return self.own
+            return self.own + (self.uneven_products if self.own > 0 else 0.0)
         if self.array is not None or not self.known or self.mean_square == 0.0:
             return 0.0
         share = float(np.mean(self.variance)) / self.mean_square
         extra = (self.kurtosis - 3.0) * share * share / max(self.independent_units, 1.0)
-        return max(0.0, pair_average(self.excess, self.axes) + extra)
+        return max(0.0, pair_average(self.excess, self.axes) + extra) + self.uneven_products * share
+
+    @property
+    def uneven_products(self) -> float:
+        """What products of single vectors that differ from their class's mean add to the spread: E[c^2] > E[c]^2."""
+        vectors = prod(self.shape) / self.units if self.units else 1.0
+        return (self.noise + 2.0 * self.rough) * (1.0 - 1.0 / vectors) / self.units if vectors > 1 else 0.0
 
     @property
     def independent_units(self) -> float:

@@ -17,6 +17,7 @@ from chainrule.ir import pairs as pair
 from chainrule.ir.field import Dims, Field, unknown, with_scale, within_budget, worst
 from chainrule.ops.fields.align import aligned, factor_labels, product_over, restricted
 from chainrule.ops.fields.registry import rule, sizes
+from chainrule.ops.fields.spread import summed_up
 
 
 def contracted(
@@ -80,10 +81,19 @@ def contracted(
     spread: float | None = None
     if fresh and len(others) == 1 and others[0].array is None:
         scale = with_scale(scale, name, float(np.sqrt(np.log1p(others[0].own_spread))))
-    local = 0.0
-    if fresh and len(others) == 1 and others[0].array is None:
-        units = float(np.prod([axis_of[x].size for x in summed] or [1.0]))
-        local = others[0].local + max(others[0].kurtosis - 1.0, 0.0) / units
+    local, noise, rough, units = 0.0, 0.0, 0.0, 0.0
+    if fresh and len(others) == 1:
+        (x,) = others
+        fan_in = float(np.prod([axis_of[i].size for i in summed] or [1.0]))
+        own = next(o for f, o in zip(fields, labels, strict=True) if f is x)
+        units = float(np.prod([axis_of[i].size for i in order if i not in own] or [1.0]))
+        if x.array is None:
+            local = x.local + max(x.kurtosis - 1.0, 0.0) / fan_in
+            noise, rough = x.noise + max(x.kurtosis - 1.0, 0.0) / fan_in, x.rough
+        elif x.array.size > 1:
+            rough = 1.0 / fan_in
+    elif random:
+        noise, rough = sum(f.noise for f in random), sum(f.rough for f in random)
     shared = frozenset.intersection(*(f.sources for f in random)) if len(random) > 1 else frozenset()
     kind = worst(
         *(f.kind for f in fields),
@@ -94,7 +104,7 @@ def contracted(
     if len(random) > 1 and not fresh:
         kurtosis = 3.0 + 6.0 / max(float(np.prod([axis_of[x].size for x in summed] or [1.0])), 1.0)
         normal = True
-    return within_budget(
+    found = within_budget(
         Field(
             dims,
             mean,
@@ -104,6 +114,9 @@ def contracted(
             kurtosis=kurtosis,
             scale=scale,
             local=local,
+            noise=noise,
+            rough=rough,
+            units=units,
             own=0.0 if given else spread,
             sources=frozenset().union(*(f.sources for f in fields)),
             odd=odd_product(fields),
@@ -111,6 +124,9 @@ def contracted(
             why="independent weights: E[y y'] sums E[w w'] E[x x']" if fresh else "operands taken as independent",
         )
     )
+    if summed and random and not fresh:
+        return summed_up(found, fields, labels, summed, [axis_of[x] for x in summed])
+    return found
 
 
 def odd_product(fields: Sequence[Field]) -> frozenset[str]:

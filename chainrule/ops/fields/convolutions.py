@@ -84,10 +84,14 @@ def windowed(
             mean = _moved(mean, k, sums[d])
         units = units + level**2 * both
         second = second + level**2 * pair.resolved(both, new_axes)
-    scale, local = dict(x.scale), 0.0
+    scale, local, noise, rough = dict(x.scale), 0.0, 0.0, 0.0
+    fan_in = max(n_in * float(np.prod([len(t) for t in taps])), 1.0)
     if x.array is None:
         scale = with_scale(scale, name, float(np.sqrt(np.log1p(x.own_spread))))
-        local = x.local + max(x.kurtosis - 1.0, 0.0) / max(n_in * float(np.prod([len(t) for t in taps])), 1.0)
+        local = x.local + max(x.kurtosis - 1.0, 0.0) / fan_in
+        noise, rough = x.noise + max(x.kurtosis - 1.0, 0.0) / fan_in, x.rough
+    elif x.array.size > 1:
+        rough = 1.0 / fan_in
     dims = (x.dims[0], (out,), *((new_axes[k],) for k in spatial))
     return within_budget(
         Field(
@@ -98,6 +102,9 @@ def windowed(
             normal=True,
             scale=scale,
             local=local,
+            noise=noise,
+            rough=rough,
+            units=float(n_out),
             sources=x.sources | w.sources,
             odd=odd_product([x, w]),
             kind=worst(x.kind, w.kind),

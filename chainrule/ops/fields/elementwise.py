@@ -71,6 +71,9 @@ def added(
             kurtosis=3.0 + excess,
             scale=shared_scale(shares),
             local=sum(f.local * min(share, 1.0) ** 2 for f, share in shares),
+            noise=sum(f.noise * min(share, 1.0) ** 2 for f, share in shares),
+            rough=sum(f.rough * min(share, 1.0) ** 2 for f, share in shares),
+            units=max(f.units for f in parts),
             visible=visible,
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=frozenset.intersection(*(f.odd for f in parts if f.mean_square > 0)) if q > 0 else frozenset(),
@@ -123,6 +126,9 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
             kurtosis=kurtosis,
             scale=scale,
             own=own,
+            noise=a.noise + b.noise,
+            rough=a.rough + b.rough,
+            units=max(a.units, b.units),
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=a.odd ^ b.odd,
             kind=worst(*(f.kind for f in parts)),
@@ -303,6 +309,9 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
     q = found.series.at_one
     own = pair_average(found.squares(c), axes) / q**2 - 1 if q > 0 else 0.0
     kurtosis = found.fourth / q**2 if q > 0 else 1.0
+    level = pair_average(found.series(c), axes)
+    turned = pair_average(found.series(c) - found.series(0.99 * c), axes) / (0.01 * level) if level > 0 else 1.0
+    response = max(abs(found.growth), turned) ** 2
     law = "a normal law" if u.normal else "a law taken as normal"
     return Field(
         u.dims,
@@ -312,6 +321,9 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
         kurtosis=kurtosis,
         scale={k: e * found.growth for k, e in u.scale.items()},
         local=u.local * found.growth**2,
+        noise=u.noise * response,
+        rough=u.rough * response,
+        units=u.units,
         own=max(own, 0.0),
         law=(pairs, f, u),
         sources=u.sources,

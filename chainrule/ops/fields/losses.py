@@ -10,7 +10,7 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, fixed, iid, pair_average, unknown, worst
+from chainrule.ir.field import Field, fixed, iid, pair_average, unknown, with_scale, worst
 from chainrule.ops.fields.align import aligned
 from chainrule.ops.fields.elementwise import added, multiplied, scaled
 from chainrule.ops.fields.lookup import alike
@@ -94,7 +94,7 @@ def _cross_entropy_back(
             mask = fixed(np.expand_dims(kept, axis), [0 if len(d) != 1 else d[0].lags for d in _beside(x, axis)])
             found = replace(multiplied([found, mask], x.shape), own=found.own)
         each = counted
-    found = replace(found, alignment=_alignment(x, p, found, axis))
+    found = replace(found, alignment=_alignment(x, p, found, axis), **_response(x, p, found, axis))
     factor = 1.0 / each if node.params["reduction"] == "mean" else 1.0
     found = scaled(found, factor)
     if node.params["reduction"] == "none":
@@ -104,6 +104,36 @@ def _cross_entropy_back(
         multiplied([found, replace(g, dims=((),) * len(x.dims))], x.shape) if g.mean_square != 1.0 else found,
         *[None] * (len(inputs) - 1),
     ]
+
+
+def _response(x: Field, p: Field, g: Field, axis: int) -> dict[str, Any]:
+    """How the size of p - onehot follows that of the scores: of single elements, and of the sum over samples."""
+    if x.array is not None:
+        return {}
+    step = 0.01
+    moved = softmaxed(scaled(x, 1.0 + step), axis)
+    growth = np.log1p((moved.mean_square - p.mean_square) / g.mean_square) / (2 * step) if g.mean_square > 0 else 0.0
+    others = [d for d in range(len(x.dims)) if d != axis]
+    together = [_pairs_over(f, others) for f in (g, p, moved)]
+    turned = np.log1p((together[2] - together[1]) / together[0]) / (2 * step) if together[0] > 0 else 0.0
+    sources = x.scale if x.own_spread == 0 else with_scale(x.scale, object(), float(np.sqrt(np.log1p(x.own_spread))))
+    noise = x.noise + 2.0 / max(x.shape[axis] - 1, 1)
+    return {
+        "scale": {k: e * growth for k, e in sources.items()},
+        "noise": noise * max(float(turned), float(growth), 0.0) ** 2,
+        "units": float(x.shape[axis]),
+    }
+
+
+def _pairs_over(f: Field, dims: Sequence[int]) -> float:
+    """The mean of the table over all pairs along these dimensions, positions with themselves elsewhere."""
+    start = np.cumsum([0, *(len(d) for d in f.dims)])
+    table = f.pairs
+    for d in range(len(f.dims)):
+        for k in range(start[d], start[d + 1]):
+            a = f.axes[k]
+            table = pair.total(table, k, a) / a.size**2 if d in dims else pair.traced(table, k, a) / a.size
+    return float(table.ravel()[0])
 
 
 def _alignment(x: Field, p: Field, g: Field, axis: int) -> float:

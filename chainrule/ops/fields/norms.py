@@ -15,7 +15,7 @@ import numpy as np
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
 from chainrule.ir.factors import regrouped
-from chainrule.ir.field import Field, iid, unknown, within_budget, worst
+from chainrule.ir.field import Field, iid, pair_average, unknown, with_scale, within_budget, worst
 from chainrule.ops.fields.contraction import contracted
 from chainrule.ops.fields.elementwise import added, logarithm, multiplied, of_logarithm, scaled, weighted
 from chainrule.ops.fields.layers import fitted
@@ -135,11 +135,38 @@ def standardised(x: Field, dims: Sequence[int], eps: float, centre: bool = True)
             found,
             own=own,
             scale=scale,
+            noise=x.noise * (1 - shares * _in_common(x, moved, dims)) ** 2,
             local=x.local * (1 - shares),
             normal=normal,
             why="its deviation taken as certain",
         )
     ), spread
+
+
+def _in_common(x: Field, moved: Field, dims: Sequence[int]) -> float:
+    """The mean correlation of different normalised vectors: how much of what they add up to their sizes decide."""
+    others = [d for d in range(len(x.dims)) if d not in dims]
+    table = _same(_pair_means(moved.pairs, moved, others), moved, dims)
+    level = moved.mean_square
+    return float(np.clip(np.mean(table) / level, 0.0, 1.0)) if level > 0 else 0.0
+
+
+def _spread_of_size(x: Field, g: Field, dims: Sequence[int]) -> float:
+    """Relative variance of the mean square of the vectors of x, each weighted by what it gets of a cotangent."""
+    if x.array is not None or not x.known:
+        return 0.0
+    if g.second.ndim != len(x.axes):
+        return x.own_spread
+    weight = np.mean(g.second, axis=tuple(_factors(x, dims)), keepdims=True)
+    level = float(np.mean(weight))
+    if level <= 0 or weight.size == 1:
+        return x.own_spread
+    try:
+        both = pair.outer(weight / level, weight / level, x.axes)
+        weighted_ = pair_average(np.broadcast_to(x.excess * both, np.broadcast_shapes(x.excess.shape, both.shape)), x.axes)
+    except ValueError:  # other factors
+        return x.own_spread
+    return max(weighted_, x.own_spread)
 
 
 def back_through_norm(
@@ -173,12 +200,17 @@ def back_through_norm(
     for k, e in x.scale.items():
         scale[k] = scale.get(k, 0.0) - e * float(share)
     factor = max(1.0 - along, 0.0)
+    spread_of_size = float(share) ** 2 * float(np.log1p(_spread_of_size(x, g, dims)))
+    scale = with_scale(scale, object(), -float(np.sqrt(spread_of_size)))  # a source of its own
     return within_budget(
         replace(
             found,
             second=found.second * factor,
             pairs=found.pairs * factor,
             scale=scale,
+            noise=g.noise + spread_of_size,
+            rough=g.rough,
+            units=g.units,
             alignment=0.0,
             kind=worst(g.kind, x.kind, "approximate"),
         )
