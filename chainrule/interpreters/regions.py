@@ -259,6 +259,7 @@ def _of_two(region: Region, slope: Node | None = None, times: tuple[float, float
         kurtosis=fourth / at_one**2 if at_one > 0 else 1.0,
         scale={},
         noise=a.noise + b.noise,
+        noise_lean=a.noise_lean + b.noise_lean,
         rough=a.rough + b.rough,
         units=max(a.units, b.units),
         sources=a.sources | b.sources,

@@ -61,7 +61,10 @@ class Field:
         noise: variance of the logarithm of one entry, or of the sum, of the table of products of vectors, as layers
             have added it up (``scale`` is that of the trace, over which much averages out); it outlives norms, since
             directions stay random. rough: how far single products of given data differ from their class's mean,
-            squared. units: independent elements of a vector.
+            squared. units: independent elements of a vector. steady: its vectors' sizes are nearly certain,
+            apart from ``noise``. lean, noise_lean: how far the mean of the logarithm lies
+            below the logarithm of the mean through ``scale`` and through ``noise``: half the variance where a factor
+            enters as it is, less where a bounded function has flattened it, negative where it divides.
         visible: of scores, which elements a mask leaves (a tensor that broadcasts); the moments are those of them.
         kind: exact, approximate, probe or unknown. why: the assumption of the last step.
     """
@@ -89,6 +92,9 @@ class Field:
     noise: float = 0.0
     rough: float = 0.0
     units: float = 0.0
+    steady: bool = False
+    lean: float = 0.0
+    noise_lean: float = 0.0
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -176,10 +182,27 @@ class Field:
         share = pair_average((c / v) ** 2, self.axes)
         return 1.0 / max(share, 1e-12)
 
+    def spread_of_vector(self, units: float) -> float:
+        """Relative variance of the mean square of one vector of so many elements through its own randomness."""
+        return 0.0 if self.array is not None or self.steady else max(self.kurtosis - 1.0, 0.0) / max(units, 1.0)
+
     @property
     def log_spread(self) -> float:
         """Variance of the logarithm of the mean square over draws of the weights."""
         return sum(e * e for e in self.scale.values()) + float(np.log1p(self.own_spread))
+
+    @property
+    def log_mean(self) -> float:
+        """The mean of the logarithm of the mean square over draws of the weights."""
+        return float(np.log(self.mean_square)) - self.lean - float(np.log1p(self.own_spread)) / 2
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """Where the mean square of one draw of the weights lies in nine draws of ten (log-normal)."""
+        if not self.mean_square > 0:
+            return self.mean_square, self.mean_square
+        centre, width = self.log_mean, _NINE_OF_TEN * float(np.sqrt(self.log_spread))
+        return float(np.exp(centre - width)), float(np.exp(centre + width))
 
     def correlation(self, *dims: int) -> float | None:
         """Mean of E[x_i x_j] / E[x^2] over pairs that differ along exactly these dimensions; None without such."""
@@ -228,6 +251,7 @@ def pair_average(table: np.ndarray, axes: Sequence[Axis]) -> float:
 
 
 _MOST_SCALES = 96
+_NINE_OF_TEN = 1.645  # standard deviations
 
 
 def with_scale(scale: Mapping[Any, float], key: Any, exponent: float) -> dict[Any, float]:

@@ -79,9 +79,11 @@ def contracted(
         for key, e in f.scale.items():
             scale[key] = scale.get(key, 0.0) + e
     spread: float | None = None
+    lean = sum(f.lean for f in random)
     if fresh and len(others) == 1 and others[0].array is None:
-        scale = with_scale(scale, name, float(np.sqrt(np.log1p(others[0].own_spread))))
-    local, noise, rough, units = 0.0, 0.0, 0.0, 0.0
+        fluctuation = float(np.log1p(others[0].own_spread))
+        scale, lean = with_scale(scale, name, float(np.sqrt(fluctuation))), lean + fluctuation / 2
+    local, noise, noise_lean, rough, units = 0.0, 0.0, 0.0, 0.0, 0.0
     if fresh and len(others) == 1:
         (x,) = others
         fan_in = float(np.prod([axis_of[i].size for i in summed] or [1.0]))
@@ -89,11 +91,13 @@ def contracted(
         units = float(np.prod([axis_of[i].size for i in order if i not in own] or [1.0]))
         if x.array is None:
             local = x.local + max(x.kurtosis - 1.0, 0.0) / fan_in
-            noise, rough = x.noise + max(x.kurtosis - 1.0, 0.0) / fan_in, x.rough
+            more = x.spread_of_vector(fan_in)
+            noise, noise_lean, rough = x.noise + more, x.noise_lean + more / 2, x.rough
         elif x.array.size > 1:
             rough = 1.0 / fan_in
     elif random:
         noise, rough = sum(f.noise for f in random), sum(f.rough for f in random)
+        noise_lean = sum(f.noise_lean for f in random)
     shared = frozenset.intersection(*(f.sources for f in random)) if len(random) > 1 else frozenset()
     kind = worst(
         *(f.kind for f in fields),
@@ -115,6 +119,8 @@ def contracted(
             scale=scale,
             local=local,
             noise=noise,
+            noise_lean=noise_lean,
+            lean=lean,
             rough=rough,
             units=units,
             own=0.0 if given else spread,
@@ -221,7 +227,7 @@ def _einsum_backward(
             summed = int(np.prod([n for i, n in zip(w, others[0].shape, strict=True) if i not in result]))
             part = with_alignment(part, g, others[0], x, outputs, summed)
         elif is_permutation(node):
-            part = replace(part, alignment=g.alignment, scale=g.scale, own=g.own)
+            part = replace(part, alignment=g.alignment, scale=g.scale, own=g.own, units=g.units)
         found.append(_spread_to(part, target, own, x))
     return found
 

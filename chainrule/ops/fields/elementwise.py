@@ -72,6 +72,8 @@ def added(
             scale=shared_scale(shares),
             local=sum(f.local * min(share, 1.0) ** 2 for f, share in shares),
             noise=sum(f.noise * min(share, 1.0) ** 2 for f, share in shares),
+            noise_lean=sum(f.noise_lean * min(share, 1.0) for f, share in shares),
+            lean=sum(f.lean * share for f, share in shares),
             rough=sum(f.rough * min(share, 1.0) ** 2 for f, share in shares),
             units=max(f.units for f in parts),
             visible=visible,
@@ -127,6 +129,8 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
             scale=scale,
             own=own,
             noise=a.noise + b.noise,
+            noise_lean=a.noise_lean + b.noise_lean,
+            lean=a.lean + b.lean,
             rough=a.rough + b.rough,
             units=max(a.units, b.units),
             sources=frozenset().union(*(f.sources for f in parts)),
@@ -236,7 +240,11 @@ def of_logarithm(f: Function, log: Field, u: Field) -> Field:
     growth = float(np.sum(weights * values * slopes) / np.sum(weights * values**2))
     found = applied(inner, log, ())
     return replace(
-        found, scale={k: e * growth for k, e in u.scale.items()}, kind=worst(u.kind, "approximate"), law=None
+        found,
+        scale={k: e * growth for k, e in u.scale.items()},
+        lean=u.lean * growth,
+        kind=worst(u.kind, "approximate"),
+        law=None,
     )
 
 
@@ -287,6 +295,7 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
                 second=square,
                 pairs=moved.pairs + constant,
                 scale={k: e * min(share, 1.0) for k, e in moved.scale.items()},
+                lean=moved.lean * min(share, 1.0),
                 array=None if moved.array is None else moved.array + intercept,
                 fresh=False,
                 odd=frozenset(),
@@ -320,6 +329,8 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
         pairs,
         kurtosis=kurtosis,
         scale={k: e * found.growth for k, e in u.scale.items()},
+        lean=u.lean * found.growth,
+        noise_lean=u.noise_lean * max(found.growth, turned),
         local=u.local * found.growth**2,
         noise=u.noise * response,
         rough=u.rough * response,

@@ -84,6 +84,7 @@ def _take_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: 
             table,
             kind=g.kind,
             scale=g.scale,
+            lean=g.lean,
             why="summed over equal numbers",
         ),
         None,

@@ -120,8 +120,11 @@ def _response(x: Field, p: Field, g: Field, axis: int) -> dict[str, Any]:
     noise = x.noise + 2.0 / max(x.shape[axis] - 1, 1)
     return {
         "scale": {k: e * growth for k, e in sources.items()},
+        "lean": (x.lean + float(np.log1p(x.own_spread)) / 2) * growth,
         "noise": noise * max(float(turned), float(growth), 0.0) ** 2,
+        "noise_lean": (x.noise_lean + 1.0 / max(x.shape[axis] - 1, 1)) * max(float(turned), float(growth), 0.0),
         "units": float(x.shape[axis]),
+        "steady": True,
     }
 
 

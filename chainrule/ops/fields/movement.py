@@ -282,10 +282,12 @@ def joined(inputs: Sequence[Field], axis: int, shape: Sequence[int]) -> Field:
         mean, second = _blocks(wholes, axis, k, n, full)
     q = float(np.mean(second))
     scale: dict[Any, float] = {}
+    lean = 0.0
     for whole in wholes:
         share = whole.mean_square * whole.shape[axis] / n / q if q > 0 else 0.0
         for key, e in whole.scale.items():
             scale[key] = scale.get(key, 0.0) + share * e
+        lean += share * whole.lean
     random = [f for f in wholes if f.array is None]
     own = None
     if not all(f.normal for f in random):
@@ -300,7 +302,9 @@ def joined(inputs: Sequence[Field], axis: int, shape: Sequence[int]) -> Field:
             kurtosis=float(np.mean([f.kurtosis for f in wholes])),
             scale=scale,
             own=own,
+            lean=lean,
             noise=max(f.noise for f in wholes),
+            noise_lean=max(f.noise_lean for f in wholes),
             rough=max(f.rough for f in wholes),
             units=max(f.units for f in wholes),
             sources=frozenset().union(*(f.sources for f in wholes)),

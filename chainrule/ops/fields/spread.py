@@ -31,14 +31,24 @@ def summed_up(
     ``labels``: of the factors of each operand; ``summed``: those that are summed over, with their axes.
     """
     inherited = sum(e * e for f in fields for e in f.scale.values())
+    lean = sum(f.lean for f in fields)
     if len(fields) == 1:
         (f,) = fields
         if not f.units:
             return found
         own = found.own_spread
         terms = min(own * f.units / 2.0, 1.0)
+        own = 0.0 if f.steady else own
+        more = max(terms * f.noise - inherited, 0.0)
+        shift = max(terms * f.noise_lean, lean) - float(np.log1p(own + more) - np.log1p(own)) / 2
         return replace(
-            found, own=own + max(terms * f.noise - inherited, 0.0), noise=f.noise, rough=f.rough, units=f.units
+            found,
+            own=own + more,
+            lean=shift,
+            noise=f.noise,
+            noise_lean=f.noise_lean,
+            rough=f.rough,
+            units=f.units,
         )
     if len(fields) > 2 or set(labels[0]) & set(labels[1]) - set(summed):
         return found
@@ -48,9 +58,11 @@ def summed_up(
     terms = 1.0 / independent_terms(tables, axes)
     uneven = sum(f.noise / 2 + f.rough + 1.0 / n for f, n in zip(fields, sizes, strict=True))
     terms = min(terms + (1.0 - terms) * uneven, 1.0)
-    own = sum(max(f.kurtosis - 1.0, 0.0) / n for f, n in zip(fields, sizes, strict=True) if f.array is None)
-    noise = sum(f.noise for f in fields)
-    return replace(found, own=terms * own + max(terms * noise - inherited, 0.0), units=0.0, noise=noise)
+    own = sum(f.spread_of_vector(n) for f, n in zip(fields, sizes, strict=True))
+    noise, noise_lean = sum(f.noise for f in fields), sum(f.noise_lean for f in fields)
+    own, more = terms * own, max(terms * noise - inherited, 0.0)
+    shift = max(terms * noise_lean, lean) - float(np.log1p(own + more) - np.log1p(own)) / 2
+    return replace(found, own=own + more, lean=shift, noise=noise, noise_lean=noise_lean, units=0.0)
 
 
 def _over_units(f: Field, own: Sequence[Any], summed: Sequence[Any]) -> np.ndarray:
