@@ -154,21 +154,19 @@ def _in_common(x: Field, moved: Field, dims: Sequence[int]) -> float:
 
 
 def _spread_of_size(x: Field, g: Field, dims: Sequence[int]) -> float:
-    """Relative variance of the mean square of the vectors of x, each weighted by what it gets of a cotangent."""
+    """Relative variance of the vectors' mean squares, averaged with the shares of a cotangent that they divide."""
     if x.array is not None or not x.known:
         return 0.0
-    if g.second.ndim != len(x.axes):
+    size, part = (np.mean(f.second, axis=tuple(_factors(f, dims)), keepdims=True) for f in (x, g))
+    if [a.size for a in g.axes] != [a.size for a in x.axes] or np.min(size) <= 0:
         return x.own_spread
-    weight = np.mean(g.second, axis=tuple(_factors(x, dims)), keepdims=True)
-    level = float(np.mean(weight))
-    if level <= 0 or weight.size == 1:
+    share = part / size
+    if share.size == 1 or not np.mean(share) > 0:
         return x.own_spread
-    try:
-        both = pair.outer(weight / level, weight / level, x.axes)
-        weighted_ = pair_average(np.broadcast_to(x.excess * both, np.broadcast_shapes(x.excess.shape, both.shape)), x.axes)
-    except ValueError:  # other factors
-        return x.own_spread
-    return max(weighted_, x.own_spread)
+    share = share / np.mean(share) / size * x.mean_square
+    both = pair.outer(share, share, x.axes)
+    table = np.broadcast_to(x.excess, np.broadcast_shapes(x.excess.shape, both.shape)) * both
+    return pair_average(table, x.axes) + x.uneven_products
 
 
 def back_through_norm(
