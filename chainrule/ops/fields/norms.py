@@ -22,6 +22,9 @@ from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.registry import rule, sizes
 
 
+_LAID = 64  # positions whose pairs are laid out as a matrix
+
+
 def _factors(value: Field, dims: Sequence[int]) -> list[int]:
     start = np.cumsum([0, *(len(d) for d in value.dims)])
     return [k for d in dims for k in range(start[d], start[d + 1])]
@@ -74,10 +77,10 @@ def _doubly_centred(x: Field, dims: Sequence[int]) -> np.ndarray:
     level = table
     for k in factors:
         level = pair.total(level, k, x.axes[k]) / float(x.axes[k].size) ** 2
-    fine = [k for k in factors if x.axes[k].lags is None and x.axes[k].size > 1 and table.shape[k] > 1]
+    fine = [k for k in factors if x.axes[k].lags != 0 and 1 < x.axes[k].size <= _LAID and table.shape[k] > 1]
     if not fine:
         return table - level
-    # rows: for factors whose pairs are kept one by one the mean of a row differs from row to row
+    # rows: the mean of a row differs from row to row, at the border by its distances alone
     rows = table
     for k in factors:
         a = x.axes[k]
@@ -178,9 +181,11 @@ def back_through_norm(
     eps: float,
     centre: bool,
     effective: float,
+    along: float | None = None,
 ) -> Field:
     """The cotangent through x -> normal: less its mean and its part along the value, over the deviation.
 
+    ``along``: the share of g's square that lies along the value; one over the count, where nothing is said.
     ``effective``: independent elements that the deviation is taken over; E[1 / s^2] exceeds 1 / E[s^2] accordingly.
     """
     removed = g
@@ -189,7 +194,7 @@ def back_through_norm(
         removed = replace(moved, scale=g.scale, normal=g.normal)
     count = float(np.prod([x.shape[d] for d in dims]))
     share = np.mean(spread / (spread + eps))
-    along = (1.0 / count) * share
+    along = (1.0 / count if along is None else along) * share
     lift = effective / (effective - 2.0) if effective > 4 else 1.0
     inverse = np.sqrt(lift / (spread + eps))
     given = Field(
@@ -217,6 +222,18 @@ def back_through_norm(
             kind=worst(g.kind, x.kind, "approximate"),
         )
     )
+
+
+def share_along(g: Field, normal: Field, dims: Sequence[int]) -> float:
+    """The share of a cotangent's square that lies along the normalised value: E[(g.x)^2] / (E[g.g] E[x.x]).
+
+    One over the number of elements where their products are unrelated; more where they agree, as after a pool.
+    """
+    count = float(np.prod([normal.shape[d] for d in dims]))
+    kept = [d for d in range(len(normal.dims)) if d not in dims]
+    part = contracted([weighted(g, normal, normal.shape)], [list(range(len(normal.dims)))], kept, "sum")
+    level = g.mean_square * normal.mean_square * count**2
+    return float(np.clip(part.mean_square / level, 1.0 / count, 1.0)) if level > 0 and part.known else 1.0 / count
 
 
 def _affine(y: Field, weight: Field | None, bias: Field | None, shape: Sequence[int]) -> Field:
@@ -252,7 +269,10 @@ def _norm_backward(
     w = _shaped(weight, len(shape), channel)
     if wanted[0]:
         inner = multiplied([g, w], shape) if w is not None else g
-        found[0] = back_through_norm(inner, normal, x, spread, dims, eps, centre, effective_count(x, dims))
+        along = share_along(g, normal, dims) if channel is not None else None
+        found[0] = back_through_norm(
+            inner, normal, x, spread, dims, eps, centre, effective_count(x, dims), along
+        )
     position = 1
     for value, factor in ((weight, normal), (bias, None)):
         if value is None:
@@ -385,8 +405,9 @@ def _group_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted:
     if wanted[0]:
         w = _shaped(weight, len(x.dims), 1)
         inner = multiplied([g, w], x.shape) if w is not None else g
+        along = share_along(_grouped(g, groups), normal, (2, 3))
         back = back_through_norm(
-            _grouped(inner, groups), normal, parts, spread, (2, 3), eps, True, effective_count(parts, (2, 3))
+            _grouped(inner, groups), normal, parts, spread, (2, 3), eps, True, effective_count(parts, (2, 3)), along
         )
         found[0] = regrouped(back, x.shape)
     whole = regrouped(normal, x.shape)
