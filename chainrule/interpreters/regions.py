@@ -15,7 +15,7 @@ import numpy as np
 from chainrule.ir import Node, toposort
 from chainrule.ir import pairs as pair
 from chainrule.ir.factors import with_factor, without_ones
-from chainrule.ir.field import Field, unknown, worst
+from chainrule.ir.field import Field, pair_average, unknown, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.elementwise import applied, average_law, correlations, multiplied, passed
@@ -251,6 +251,8 @@ def _of_two(region: Region, slope: Node | None = None, times: tuple[float, float
     std = np.sqrt(np.maximum(second - first**2, 0.0))
     pairs = pair.outer(first, first, axes) + rho * pair.outer(std, std, axes)
     fourth = float(np.sum(weight * values**4))
+    level = pair_average(np.broadcast_to(series, np.broadcast_shapes(series.shape, (1,) * len(axes))), axes)
+    turned = 1.0 - base / level if level > 0 else 1.0  # the part of the products that depends on directions
     return Field(
         dims,
         first,
@@ -258,8 +260,8 @@ def _of_two(region: Region, slope: Node | None = None, times: tuple[float, float
         pairs,
         kurtosis=fourth / at_one**2 if at_one > 0 else 1.0,
         scale={},
-        noise=a.noise + b.noise,
-        noise_lean=a.noise_lean + b.noise_lean,
+        noise=(a.noise + b.noise) * turned**2,
+        noise_lean=(a.noise_lean + b.noise_lean) * turned,
         rough=a.rough + b.rough,
         units=max(a.units, b.units),
         sources=a.sources | b.sources,

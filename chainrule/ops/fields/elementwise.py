@@ -319,7 +319,7 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
     own = pair_average(found.squares(c), axes) / q**2 - 1 if q > 0 else 0.0
     kurtosis = found.fourth / q**2 if q > 0 else 1.0
     level = pair_average(found.series(c), axes)
-    turned = pair_average(found.series(c) - found.series(0.99 * c), axes) / (0.01 * level) if level > 0 else 1.0
+    turned = 1.0 - base / level if level > 0 else 1.0  # the part of the products that depends on directions
     response = max(abs(found.growth), turned) ** 2
     law = "a normal law" if u.normal else "a law taken as normal"
     return Field(
