@@ -239,7 +239,16 @@ def _met(a: Any, b: Any, x: Node) -> Any:
     """The sum of the cotangents of two uses of one value, as if the paths were uncorrelated."""
     if isinstance(a, list):
         return [q if p is None else p if q is None else _met(p, q, x) for p, q in zip(a, b, strict=True)]
-    return added([a, b], (1.0, 1.0), sizes(x.shape))
+    found = added([a, b], (1.0, 1.0), sizes(x.shape))
+    whole = a.mean_square + b.mean_square
+    if not found.known or not whole > 0:
+        return found
+    shares = ((a, a.mean_square / whole), (b, b.mean_square / whole))
+    return replace(
+        found,
+        alignment=sum(f.alignment * share for f, share in shares),
+        own_alignment=sum(f.own_alignment * share for f, share in shares),
+    )
 
 
 def _back(
@@ -266,7 +275,9 @@ def _back(
         x = states[norm.x]
         normal, spread = standardised(x, norm.axes, norm.eps, norm.centre)
         count = effective_count(x, norm.axes)
-        return [(norm.x, back_through_norm(g, normal, x, spread, norm.axes, norm.eps, norm.centre, count))]
+        units = float(np.prod([x.shape[d] for d in norm.axes]))
+        along = min(g.pull(units) / units, 1.0)
+        return [(norm.x, back_through_norm(g, normal, x, spread, norm.axes, norm.eps, norm.centre, count, along))]
     if node.op.family == "elementwise":
         random = [
             i for i, f in zip(node.inputs, inputs, strict=True) if f.array is None or f.array.size > 1 or i in active
@@ -320,7 +331,8 @@ def _within(
             if gi is not None and i in values and i not in found:
                 found[i] = gi
     del found[node]
-    return found
+    pull = g.pull(float(np.prod([node.shape[d] for d in norm.axes])))  # all of them see g only through its part along x
+    return {n: replace(f, second=f.second * pull, pairs=f.pairs * pull) for n, f in found.items()}
 
 
 def _shape(node: Node) -> tuple[int, ...]:

@@ -128,7 +128,7 @@ class Region:
                 def made(level: float, size: float, leaf: Node = leaf) -> Field:
                     return _of_two(self, slope=leaf, times=(level, size))
 
-                part = replace(part, through=(part.pairs, g, made))
+                part = replace(part, through=(part.pairs, g, made), own_alignment=_own_alignment(self, leaf))
             found.append((leaf, fitted(part, sizes(leaf.shape))))
         return found
 
@@ -268,6 +268,20 @@ def _of_two(region: Region, slope: Node | None = None, times: tuple[float, float
         kind=worst(a.kind, b.kind, "exact" if a.normal and b.normal and unique.shape[1] == 1 else "approximate"),
         why="quadrature under two normal laws",
     )
+
+
+def _own_alignment(region: Region, leaf: Node) -> float:
+    """E[f_u u (f_u u + f_v v)] over E[f_u^2] E[u^2] of f(u, v): how far this leaf's part moves with the leaves' size."""
+    values = [average_law(replace(region.states[n], array=None)) for n in region.leaves]
+    (ma, sa), (mb, sb) = values
+    parts, moments = {}, {}
+    for n, (m, s) in zip(region.leaves, values, strict=True):
+        slopes, (za, zb), weight = _grid(region, ma, sa, mb, sb, n)
+        u = (ma + sa * za)[:, None] if n is region.leaves[0] else (mb + sb * zb)[None, :]
+        parts[n] = slopes * u
+        moments[n] = float(np.sum(weight * slopes**2)) * (m * m + s * s)
+    whole = sum(parts.values())
+    return float(np.sum(weight * parts[leaf] * whole)) / moments[leaf] if moments[leaf] > 0 else 1.0
 
 
 def _grid(

@@ -56,7 +56,8 @@ class Field:
         focus: of a cotangent, (its pairs, count, correlation): it is zero except where its value is the largest of so
             many correlated ones. through: (its pairs, cotangent, slope, argument, breaks) that it is the product of.
         alignment: of a cotangent g of a value y, E[g_i y_i g_j y_j] over E[g^2] E[y^2] for two units of one vector: 0
-            where they are independent, 1 where g is a multiple of y. local: variance of the logarithm of one vector's
+            where they are independent, 1 where g is a multiple of y. own_alignment: the same of a unit with itself, as
+            far as it is no consequence of that: E[g_i y_i (g y)_i] over E[g^2] E[y^2]. local: variance of the logarithm of one vector's
             mean square (``scale`` is that of all of them together).
         noise: variance of the logarithm of one entry, or of the sum, of the table of products of vectors, as layers
             have added it up (``scale`` is that of the trace, over which much averages out); it outlives norms, since
@@ -87,6 +88,7 @@ class Field:
     focus: tuple[np.ndarray, int, float] | None = None
     through: tuple[Any, ...] | None = None
     alignment: float = 0.0
+    own_alignment: float = 1.0
     local: float = 0.0
     visible: np.ndarray | None = None
     noise: float = 0.0
@@ -181,6 +183,10 @@ class Field:
             return 1.0
         share = pair_average((c / v) ** 2, self.axes)
         return 1.0 / max(share, 1e-12)
+
+    def pull(self, units: float) -> float:
+        """E[(g.y)^2] over E[g.g] E[y.y], times the number of units, of a cotangent: 1 where it is unrelated to y."""
+        return max(self.own_alignment + (units + 1.0) * self.alignment, 0.0)
 
     def spread_of_vector(self, units: float) -> float:
         """Relative variance of the mean square of one vector of so many elements through its own randomness."""

@@ -195,13 +195,12 @@ def with_alignment(
     Given y, the part of W along x is fixed (W x = y) and the rest is still random, so that
     E[g_x^2] = E[(g.y)^2] / (n |x|^2) + (1 - 1/n) s^2 sum E[g^2], and g_x.x = g.y.
     """
-    a = g.alignment * share
-    if a == 0.0 or not weights.fresh or not back.known or inputs < 2:
+    if (g.alignment == 0.0 and g.own_alignment == 1.0) or not weights.fresh or not back.known or inputs < 2:
         return back
-    lift = 1.0 + (outputs + 1) * a  # a unit with itself counts three times: the fourth moment of a normal value
+    lift = 1.0 + (g.pull(outputs) - 1.0) * share
     # (g.y)^2 / |x|^2, vector by vector: (g.y)^2 grows with |x| between its square and its fourth power
     uneven = np.sqrt(x.unevenness * (1.0 + x.local))
-    more = 1.0 + (outputs + 1) * a / (inputs * uneven)
+    more = 1.0 + (lift - 1.0) / (inputs * uneven)
     alignment = (lift / more - 1.0) / (inputs + 1)
     return replace(back, mean=back.mean, second=back.second * more, pairs=back.pairs * more, alignment=alignment)
 
@@ -221,13 +220,13 @@ def _einsum_backward(
         present = {*result, *(i for o in rest for i in o)}
         target = [i for i in own if i in present]
         part = contracted([g, *others], [result, *rest], target, ("back", node, k), copies=True)
-        if len(others) == 1 and others[0].fresh and g.alignment:
+        if len(others) == 1 and others[0].fresh:
             (w,) = rest
             outputs = int(np.prod([n for i, n in zip(w, others[0].shape, strict=True) if i in result and i not in own]))
             summed = int(np.prod([n for i, n in zip(w, others[0].shape, strict=True) if i not in result]))
             part = with_alignment(part, g, others[0], x, outputs, summed)
         elif is_permutation(node):
-            part = replace(part, alignment=g.alignment, scale=g.scale, own=g.own, units=g.units)
+            part = replace(part, alignment=g.alignment, own_alignment=g.own_alignment, scale=g.scale, own=g.own, units=g.units)
         found.append(_spread_to(part, target, own, x))
     return found
 

@@ -388,10 +388,11 @@ def passed(g: Field, f: Function, u: Field, breaks: Sequence[float], shape: Sequ
             inner, second=inner.second * 0 + square, pairs=inner.pairs * (square / max(inner.mean_square, 1e-300))
         )
     found = multiplied([g, inner], shape)
-    alignment, lift = _alignment(g, f, slope, u, breaks)
+    alignment, lift, own = _alignment(g, f, slope, u, breaks)
     if lift != 1.0:
         found = replace(found, second=found.second * lift, pairs=found.pairs * lift)
-    return replace(found, normal=False, through=(found.pairs, g, _times(slope, u, breaks, g)), alignment=alignment)
+    through = (found.pairs, g, _times(slope, u, breaks, g))
+    return replace(found, normal=False, through=through, alignment=alignment, own_alignment=own)
 
 
 def _share(line: tuple[float, float], u: Field) -> float:
@@ -400,28 +401,33 @@ def _share(line: tuple[float, float], u: Field) -> float:
     return moving / max(moving + line[1] ** 2, 1e-300)
 
 
-def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequence[float]) -> tuple[float, float]:
-    """(the alignment of g f'(u) with u from that of g with f(u), what it adds to the mean square as a factor).
+def _alignment(
+    g: Field, f: Function, slope: Function, u: Field, breaks: Sequence[float]
+) -> tuple[float, float, float]:
+    """(the alignment of g f'(u) with u from that of g with f(u), what it adds to the mean square, that of a unit alone).
 
     The part of g along f(u) meets the slope where f(u) is large. A given g is a certain function of u, and then the
     two vectors have their size in common.
     """
     m, s = average_law(u)
-    if s == 0 or (g.alignment == 0.0 and g.array is None):
-        return 0.0, 1.0
+    if s == 0:
+        return 0.0, 1.0, 1.0
     points, _, weights = (a[0] for a in nodes(np.array([m]), np.array([s]), breaks))
     with np.errstate(all="ignore"):
         value, rise = np.broadcast_to(f(points), points.shape), slope(points)
     square, steep = float(np.sum(weights * value**2)), float(np.sum(weights * rise**2))
     level = m * m + s * s
     if steep <= 0 or square <= 0:
-        return 0.0, 1.0
+        return 0.0, 1.0, 1.0
+    own = float(np.sum(weights * (rise * points) ** 2)) / (steep * level)
     if g.array is not None:
-        return u.unevenness * float(np.sum(weights * rise * points)) ** 2 / (steep * level), 1.0
+        return u.unevenness * float(np.sum(weights * rise * points)) ** 2 / (steep * level), 1.0, own
+    if g.alignment == 0.0:
+        return 0.0, 1.0, own
     growth = float(np.sum(weights * rise * points * value)) / square
     both = float(np.sum(weights * (value * rise) ** 2)) / (square * steep)
     lift = 1.0 + g.alignment / (1.0 + u.local) * (both - 1.0)
-    return g.alignment * growth**2 * square / (steep * level * lift), lift
+    return g.alignment * growth**2 * square / (steep * level * lift), lift, own
 
 
 def _times(slope: Function, u: Field, breaks: Sequence[float], g: Field) -> Any:

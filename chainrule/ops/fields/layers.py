@@ -43,9 +43,13 @@ def _add_backward(
     found: list[Field | None] = []
     for x, i, w, s in zip(inputs, node.inputs, wanted, signs, strict=True):
         part = fitted(scaled(g, s), sizes(i.shape)) if w else None
-        if part is not None and g.alignment:
+        if part is not None and (g.alignment or g.own_alignment != 1.0):
             share = min(x.mean_square / max(y.mean_square, 1e-300), 1.0)
-            part = replace(part, alignment=g.alignment * share * x.unevenness / y.unevenness)
+            part = replace(
+                part,
+                alignment=g.alignment * share * x.unevenness / y.unevenness,
+                own_alignment=1.0 + (g.own_alignment - 1.0) * share,
+            )
         found.append(part)
     return found
 

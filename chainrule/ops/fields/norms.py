@@ -219,6 +219,7 @@ def back_through_norm(
             rough=g.rough,
             units=g.units,
             alignment=0.0,
+            own_alignment=1.0,
             kind=worst(g.kind, x.kind, "approximate"),
         )
     )
@@ -234,6 +235,12 @@ def share_along(g: Field, normal: Field, dims: Sequence[int]) -> float:
     part = contracted([weighted(g, normal, normal.shape)], [list(range(len(normal.dims)))], kept, "sum")
     level = g.mean_square * normal.mean_square * count**2
     return float(np.clip(part.mean_square / level, 1.0 / count, 1.0)) if level > 0 and part.known else 1.0 / count
+
+
+def _along_vector(g: Field, shape: Sequence[int], dims: Sequence[int]) -> float:
+    """The share of a vector's cotangent along the vector itself, from its alignment."""
+    count = float(np.prod([shape[d] for d in dims]))
+    return min(g.pull(count) / count, 1.0)
 
 
 def _affine(y: Field, weight: Field | None, bias: Field | None, shape: Sequence[int]) -> Field:
@@ -269,7 +276,7 @@ def _norm_backward(
     w = _shaped(weight, len(shape), channel)
     if wanted[0]:
         inner = multiplied([g, w], shape) if w is not None else g
-        along = share_along(g, normal, dims) if channel is not None else None
+        along = share_along(g, normal, dims) if channel is not None else _along_vector(inner, shape, dims)
         found[0] = back_through_norm(
             inner, normal, x, spread, dims, eps, centre, effective_count(x, dims), along
         )
