@@ -57,7 +57,8 @@ class Field:
             many correlated ones. through: (its pairs, cotangent, slope, argument, breaks) that it is the product of.
         alignment: of a cotangent g of a value y, E[g_i y_i g_j y_j] over E[g^2] E[y^2] for two units of one vector: 0
             where they are independent, 1 where g is a multiple of y. own_alignment: the same of a unit with itself, as
-            far as it is no consequence of that: E[g_i y_i (g y)_i] over E[g^2] E[y^2]. local: variance of the logarithm of one vector's
+            far as it is no consequence of that: E[g_i y_i (g y)_i] over E[g^2] E[y^2]. degree: d ln E[y^2] / d ln of the
+            mean square of what it was last normalised to, through weights and functions. local: variance of the logarithm of one vector's
             mean square (``scale`` is that of all of them together).
         noise: variance of the logarithm of one entry, or of the sum, of the table of products of vectors, as layers
             have added it up (``scale`` is that of the trace, over which much averages out); it outlives norms, since
@@ -89,6 +90,7 @@ class Field:
     through: tuple[Any, ...] | None = None
     alignment: float = 0.0
     own_alignment: float = 1.0
+    degree: float = 1.0
     local: float = 0.0
     visible: np.ndarray | None = None
     noise: float = 0.0

@@ -121,6 +121,7 @@ def contracted(
             noise=noise,
             noise_lean=noise_lean,
             lean=lean,
+            degree=sum(f.degree for f in fields if not f.fresh and f.array is None),
             rough=rough,
             units=units,
             own=0.0 if given else spread,

@@ -107,6 +107,7 @@ def windowed(
             noise=noise,
             noise_lean=noise_lean,
             lean=lean,
+            degree=x.degree if x.array is None else 0.0,
             rough=rough,
             units=float(n_out),
             sources=x.sources | w.sources,

@@ -74,6 +74,7 @@ def added(
             noise=sum(f.noise * min(share, 1.0) ** 2 for f, share in shares),
             noise_lean=sum(f.noise_lean * min(share, 1.0) for f, share in shares),
             lean=sum(f.lean * share for f, share in shares),
+            degree=sum(f.degree * share for f, share in shares if f.array is None and not f.fresh),
             rough=sum(f.rough * min(share, 1.0) ** 2 for f, share in shares),
             units=max(f.units for f in parts),
             visible=visible,
@@ -131,6 +132,7 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
             noise=a.noise + b.noise,
             noise_lean=a.noise_lean + b.noise_lean,
             lean=a.lean + b.lean,
+            degree=sum(f.degree for f in random if not f.fresh),
             rough=a.rough + b.rough,
             units=max(a.units, b.units),
             sources=frozenset().union(*(f.sources for f in parts)),
@@ -330,6 +332,7 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
         kurtosis=kurtosis,
         scale={k: e * found.growth for k, e in u.scale.items()},
         lean=u.lean * found.growth,
+        degree=u.degree * found.growth,
         noise_lean=u.noise_lean * max(found.growth, turned),
         local=u.local * found.growth**2,
         noise=u.noise * response,
@@ -419,7 +422,9 @@ def _alignment(
     level = m * m + s * s
     if steep <= 0 or square <= 0:
         return 0.0, 1.0, 1.0
-    own = float(np.sum(weights * (rise * points) ** 2)) / (steep * level)
+    # another factor of the product that g comes from moves with u as well
+    both = float(np.sum(weights * rise * points * value)) * (g.own_alignment - 1.0) if g.array is None else 0.0
+    own = (float(np.sum(weights * (rise * points) ** 2)) + both) / (steep * level)
     if g.array is not None:
         return u.unevenness * float(np.sum(weights * rise * points)) ** 2 / (steep * level), 1.0, own
     if g.alignment == 0.0:

@@ -78,7 +78,9 @@ def _mul_backward(
         elif other.array is not None and other.array.size == 1:
             found.append(fitted(scaled(g, float(other.array.ravel()[0])), sizes(i.shape)))
         else:
-            found.append(fitted(multiplied([g, other], shape), sizes(i.shape)))
+            part = fitted(multiplied([g, other], shape), sizes(i.shape))
+            moving = other.degree if other.array is None and not other.fresh else 0.0
+            found.append(replace(part, own_alignment=1.0 + moving))
     return found
 
 

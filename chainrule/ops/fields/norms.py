@@ -139,6 +139,7 @@ def standardised(x: Field, dims: Sequence[int], eps: float, centre: bool = True)
             own=own,
             scale=scale,
             lean=x.lean * (1 - shares),
+            degree=1.0,
             noise=x.noise * (1 - shares * _in_common(x, moved, dims)) ** 2,
             noise_lean=x.noise_lean * (1 - shares * _in_common(x, moved, dims)),
             local=x.local * (1 - shares),
