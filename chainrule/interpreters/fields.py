@@ -277,7 +277,7 @@ def _back(
         count = effective_count(x, norm.axes)
         units = float(np.prod([x.shape[d] for d in norm.axes]))
         along = min(g.pull(units) / units, 1.0)
-        return [(norm.x, back_through_norm(g, normal, x, spread, norm.axes, norm.eps, norm.centre, count, along))]
+        return [(norm.x, back_through_norm(g, normal, x, spread, norm.axes, norm.eps, norm.centre, count, along, True))]
     if node.op.family == "elementwise":
         random = [
             i for i, f in zip(node.inputs, inputs, strict=True) if f.array is None or f.array.size > 1 or i in active

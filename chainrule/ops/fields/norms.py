@@ -183,10 +183,12 @@ def back_through_norm(
     centre: bool,
     effective: float,
     along: float | None = None,
+    across_units: bool = False,
 ) -> Field:
     """The cotangent through x -> normal: less its mean and its part along the value, over the deviation.
 
     ``along``: the share of g's square that lies along the value; one over the count, where nothing is said.
+    ``across_units``: a vector is normalised, not a unit over samples.
     ``effective``: independent elements that the deviation is taken over; E[1 / s^2] exceeds 1 / E[s^2] accordingly.
     """
     removed = g
@@ -219,7 +221,7 @@ def back_through_norm(
             noise_lean=g.noise_lean - spread_of_size / 2,
             rough=g.rough,
             units=g.units,
-            alignment=0.0,
+            alignment=-float(share) / (count + 1.0) if across_units else 0.0,  # nothing is left along the value
             own_alignment=1.0,
             kind=worst(g.kind, x.kind, "approximate"),
         )
@@ -279,7 +281,7 @@ def _norm_backward(
         inner = multiplied([g, w], shape) if w is not None else g
         along = share_along(g, normal, dims) if channel is not None else _along_vector(inner, shape, dims)
         found[0] = back_through_norm(
-            inner, normal, x, spread, dims, eps, centre, effective_count(x, dims), along
+            inner, normal, x, spread, dims, eps, centre, effective_count(x, dims), along, channel is None
         )
     position = 1
     for value, factor in ((weight, normal), (bias, None)):
