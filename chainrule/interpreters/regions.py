@@ -271,7 +271,7 @@ def _of_two(region: Region, slope: Node | None = None, times: tuple[float, float
 
 
 def _own_alignment(region: Region, leaf: Node) -> float:
-    """E[f_u u (f_u u + f_v v)] over E[f_u^2] E[u^2] of f(u, v): how far this leaf's part moves with the leaves' size."""
+    """E[f_u u (f_u u + f_v v)] over E[f_u^2] E[u^2] of f(u, v): how this leaf's part moves with the leaves' size."""
     values = [average_law(replace(region.states[n], array=None)) for n in region.leaves]
     (ma, sa), (mb, sb) = values
     parts, moments = {}, {}

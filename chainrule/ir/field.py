@@ -38,6 +38,23 @@ def worst(*kinds: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
+class Echo:
+    """Rows of a table that are part of a value as they were looked up: ``factor`` times row ``rows`` of ``source``."""
+
+    source: str
+    factor: float
+    rows: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Spike:
+    """One score of each vector, that of number ``rows``, has a mean."""
+
+    mean: float
+    rows: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Field:
     """Expectations over redraws of the random sources, by element and by pair of elements.
 
@@ -57,9 +74,10 @@ class Field:
             many correlated ones. through: (its pairs, cotangent, slope, argument, breaks) that it is the product of.
         alignment: of a cotangent g of a value y, E[g_i y_i g_j y_j] over E[g^2] E[y^2] for two units of one vector: 0
             where they are independent, 1 where g is a multiple of y. own_alignment: the same of a unit with itself, as
-            far as it is no consequence of that: E[g_i y_i (g y)_i] over E[g^2] E[y^2]. degree: d ln E[y^2] / d ln of the
-            mean square of what it was last normalised to, through weights and functions. local: variance of the logarithm of one vector's
-            mean square (``scale`` is that of all of them together).
+            far as it is no consequence of that: E[g_i y_i (g y)_i] over E[g^2] E[y^2]. degree: d ln E[y^2] / d ln of
+            the mean square of what it was last normalised to, through weights and functions.
+        local: variance of the logarithm of one vector's mean square (``scale`` is that of all of them together).
+        echo, spike: where a table is used twice (``ops.fields.tied``).
         noise: variance of the logarithm of one entry, or of the sum, of the table of products of vectors, as layers
             have added it up (``scale`` is that of the trace, over which much averages out); it outlives norms, since
             directions stay random. rough: how far single products of given data differ from their class's mean,
@@ -93,6 +111,8 @@ class Field:
     degree: float = 1.0
     local: float = 0.0
     visible: np.ndarray | None = None
+    echo: Echo | None = None
+    spike: Spike | None = None
     noise: float = 0.0
     rough: float = 0.0
     units: float = 0.0

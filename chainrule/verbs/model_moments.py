@@ -23,8 +23,6 @@ from chainrule.verbs.fields import Program, Propagation
 from chainrule.verbs.moments import MomentsResult, ParameterRow, Row
 from chainrule.verbs.moments_audit import audited
 
-_NINE_OF_TEN = 1.645  # standard deviations of a normal law on either side
-
 
 @dataclass(frozen=True)
 class Predicted:

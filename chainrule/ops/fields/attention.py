@@ -219,7 +219,9 @@ def _of_scores(square: np.ndarray, a: _Attention, mask: Field, g: Field) -> Fiel
     shape = mask.shape
     second = (square * repeats).reshape((1,) * (len(shape) - 2) + square.shape)
     second = second if shape[-2:] == square.shape else np.mean(second, axis=(-2, -1), keepdims=True)
-    return replace(iid(shape, 0.0, second), scale=g.scale, lean=g.lean, kind=worst(g.kind, "approximate"), why="scores' cotangent")
+    return replace(
+        iid(shape, 0.0, second), scale=g.scale, lean=g.lean, kind=worst(g.kind, "approximate"), why="scores' cotangent"
+    )
 
 
 def gathered_heads(g: Field, shape: Sequence[int]) -> Field:

@@ -178,6 +178,8 @@ def permuted(value: Field, order: Sequence[int]) -> Field:
         mean=np.transpose(value.mean, axes),
         second=np.transpose(value.second, axes),
         pairs=np.transpose(value.pairs, axes),
+        echo=None,
+        spike=None,
         array=None if value.array is None else np.transpose(value.array, axes),
     )
 
@@ -227,7 +229,9 @@ def _einsum_backward(
             summed = int(np.prod([n for i, n in zip(w, others[0].shape, strict=True) if i not in result]))
             part = with_alignment(part, g, others[0], x, outputs, summed)
         elif is_permutation(node):
-            part = replace(part, alignment=g.alignment, own_alignment=g.own_alignment, scale=g.scale, own=g.own, units=g.units)
+            part = replace(
+                part, alignment=g.alignment, own_alignment=g.own_alignment, scale=g.scale, own=g.own, units=g.units
+            )
         found.append(_spread_to(part, target, own, x))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, fixed, pair_average, unknown, within_budget, worst
+from chainrule.ir.field import Echo, Field, fixed, pair_average, unknown, within_budget, worst
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.integrals import Function, Series, derivative, nodes, of_largest
 
@@ -73,6 +73,7 @@ def added(
             local=sum(f.local * min(share, 1.0) ** 2 for f, share in shares),
             noise=sum(f.noise * min(share, 1.0) ** 2 for f, share in shares),
             noise_lean=sum(f.noise_lean * min(share, 1.0) for f, share in shares),
+            echo=_one_echo(parts, signs),
             lean=sum(f.lean * share for f, share in shares),
             degree=sum(f.degree * share for f, share in shares if f.array is None and not f.fresh),
             rough=sum(f.rough * min(share, 1.0) ** 2 for f, share in shares),
@@ -84,6 +85,21 @@ def added(
             why="uncorrelated terms",
         )
     )
+
+
+def _one_echo(parts: Sequence[Field], signs: Sequence[float]) -> Echo | None:
+    found = [(f.echo, s) for f, s in zip(parts, signs, strict=True) if f.echo is not None]
+    if len(found) != 1:
+        return None
+    ((echo, sign),) = found
+    return replace(echo, factor=echo.factor * sign)
+
+
+def _times_given(value: Field, factor: Field) -> Echo | None:
+    """What is left of looked-up rows in a multiple by given numbers."""
+    if value.echo is None or factor.array is None:
+        return None
+    return replace(value.echo, factor=value.echo.factor * factor.mean_value)
 
 
 _MASKED = -1e6  # numbers below are a mask's
@@ -131,6 +147,7 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
             own=own,
             noise=a.noise + b.noise,
             noise_lean=a.noise_lean + b.noise_lean,
+            echo=_times_given(a, b) or _times_given(b, a),
             lean=a.lean + b.lean,
             degree=sum(f.degree for f in random if not f.fresh),
             rough=a.rough + b.rough,
@@ -158,6 +175,7 @@ def scaled(value: Field, factor: float) -> Field:
         second=value.second * square,
         pairs=pairs,
         through=through,
+        echo=None if value.echo is None else replace(value.echo, factor=value.echo.factor * factor),
         array=None if value.array is None else value.array * factor,
         fresh=value.fresh and factor != 0,
     )
@@ -404,10 +422,8 @@ def _share(line: tuple[float, float], u: Field) -> float:
     return moving / max(moving + line[1] ** 2, 1e-300)
 
 
-def _alignment(
-    g: Field, f: Function, slope: Function, u: Field, breaks: Sequence[float]
-) -> tuple[float, float, float]:
-    """(the alignment of g f'(u) with u from that of g with f(u), what it adds to the mean square, that of a unit alone).
+def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequence[float]) -> tuple[float, float, float]:
+    """(alignment of g f'(u) with u from that of g with f(u), what it adds to the mean square, that of a unit alone).
 
     The part of g along f(u) meets the slope where f(u) is large. A given g is a certain function of u, and then the
     two vectors have their size in common.
@@ -426,7 +442,7 @@ def _alignment(
     both = float(np.sum(weights * rise * points * value)) * (g.own_alignment - 1.0) if g.array is None else 0.0
     own = (float(np.sum(weights * (rise * points) ** 2)) + both) / (steep * level)
     if g.array is not None:
-        return u.unevenness * float(np.sum(weights * rise * points)) ** 2 / (steep * level), 1.0, own
+        return u.unevenness * float(np.sum(weights * rise * points)) ** 2 / (steep * level), 1.0, 1.0
     if g.alignment == 0.0:
         return 0.0, 1.0, own
     growth = float(np.sum(weights * rise * points * value)) / square

@@ -13,6 +13,7 @@ from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted, with_alignment
 from chainrule.ops.fields.elementwise import added, applied, multiplied, scaled, weighted
 from chainrule.ops.fields.registry import rule, sizes
+from chainrule.ops.fields.tied import scored
 
 
 # ---- sums and products -------------------------------------------------------------------------------------
@@ -182,4 +183,5 @@ def _linear(node: Node, inputs: Sequence[Field]) -> Field:
     x, w, *bias = inputs
     lead = list(range(2, 2 + len(x.dims) - 1))
     y = contracted([x, w], [[*lead, 0], [1, 0]], [*lead, 1], node)
-    return added([y, bias[0]], (1.0, 1.0), sizes(node.shape)) if bias else y
+    y = added([y, bias[0]], (1.0, 1.0), sizes(node.shape)) if bias else y
+    return scored(y, x, w)

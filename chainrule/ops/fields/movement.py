@@ -110,9 +110,17 @@ def picked(value: Field, dim: int, index: np.ndarray) -> Field:
     dims = (*value.dims[:dim], (new,), *value.dims[dim + 1 :])
     first, second = take(value.mean), take(value.second)
     assert first is not None and second is not None
+    echo, spike = (
+        replace(e, rows=np.take(e.rows, index, axis=dim))
+        if e is not None and dim < e.rows.ndim and e.rows.shape == value.shape[:-1]
+        else None
+        for e in (value.echo, value.spike)
+    )
     return replace(
         value,
         dims=dims,
+        echo=echo,
+        spike=spike,
         mean=first,
         second=second,
         pairs=table,

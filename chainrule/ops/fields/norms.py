@@ -21,7 +21,6 @@ from chainrule.ops.fields.elementwise import added, logarithm, multiplied, of_lo
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.registry import rule, sizes
 
-
 _LAID = 64  # positions whose pairs are laid out as a matrix
 
 
@@ -113,6 +112,7 @@ def divided(x: Field, spread: np.ndarray, eps: float) -> Field:
         mean=x.mean * inverse,
         second=x.second * inverse**2,
         pairs=x.pairs * both,
+        echo=None if x.echo is None else replace(x.echo, factor=x.echo.factor * float(np.mean(inverse))),
         scale={},
         kind=worst(x.kind, "approximate"),
         array=None,
@@ -197,7 +197,7 @@ def back_through_norm(
         removed = replace(moved, scale=g.scale, normal=g.normal)
     count = float(np.prod([x.shape[d] for d in dims]))
     share = np.mean(spread / (spread + eps))
-    along = (1.0 / count if along is None else along) * share
+    along_value = (1.0 / count if along is None else along) * float(share)
     lift = effective / (effective - 2.0) if effective > 4 else 1.0
     inverse = np.sqrt(lift / (spread + eps))
     given = Field(
@@ -207,7 +207,7 @@ def back_through_norm(
     scale = dict(removed.scale)
     for k, e in x.scale.items():
         scale[k] = scale.get(k, 0.0) - e * float(share)
-    factor = max(1.0 - along, 0.0)
+    factor = max(1.0 - along_value, 0.0)
     spread_of_size = float(share) ** 2 * float(np.log1p(_spread_of_size(x, g, dims)))
     scale = with_scale(scale, object(), -float(np.sqrt(spread_of_size)))  # a source of its own
     return within_budget(

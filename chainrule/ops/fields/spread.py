@@ -2,9 +2,9 @@
 
 With vectors x_a (samples, positions) of n units, the products K_ab = x_a.x_b / n of one draw differ from their
 expectation k_ab as a Wishart matrix does: cov(K_ab, K_cd) = (k_ac k_bd + k_ad k_bc) / n. A sum tr(M K) then has the
-relative variance (2 / n) tr(M k M k) / tr(M k)^2: 2 / n of a single vector or of the sum over all vectors, and 2 / (n N)
-of the trace over N uncorrelated ones. Layers add such noise up (:attr:`Field.noise`), and what a sum sees of it is the
-factor tr((M k)^2) / tr(M k)^2, one over the number of independent terms.
+relative variance (2 / n) tr(M k M k) / tr(M k)^2: 2 / n of a single vector or of the sum over all vectors, and
+2 / (n N) of the trace over N uncorrelated ones. Layers add such noise up (:attr:`Field.noise`), and what a sum sees of
+it is the factor tr((M k)^2) / tr(M k)^2, one over the number of independent terms.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def summed_up(
         )
     if len(fields) > 2 or set(labels[0]) & set(labels[1]) - set(summed):
         return found
-    kept = [[a for a, x in zip(f.axes, own, strict=True) if x not in summed] for f, own in zip(fields, labels, strict=True)]
+    kept = [
+        [a for a, x in zip(f.axes, own, strict=True) if x not in summed] for f, own in zip(fields, labels, strict=True)
+    ]
     sizes = [max(float(prod(a.size for a in some)), 1.0) for some in kept]
     tables = [_over_units(f, own, summed) for f, own in zip(fields, labels, strict=True)]
     terms = 1.0 / independent_terms(tables, axes)
