@@ -26,6 +26,8 @@ def connections(e: Examination) -> list[Finding]:
     """unregistered, cut, loss_detached, unused, output_unused, frozen."""
     found = unregistered(e)
     missing = [n for n in e.trainable if e.seen.gradients[n] is None]
+    if e.optimizer is not None:  # a teacher, a target network: what the optimizer does not hold needs no gradient
+        missing = [n for n in missing if id(e.subject.trainable[n]) in e.subject.optimized]
     cuts: dict[Any, tuple[Call, list[str]]] = {}
     unused, unreached = [], []
     for name in missing:

@@ -17,8 +17,8 @@ from chainrule.errors import ChainruleError
 from chainrule.frontends.torch import batch as convention
 from chainrule.verbs.diagnose.examination import Examination, replaced
 from chainrule.verbs.diagnose.tape import Tape
-from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, RECURRENT
-from chainrule.verbs.diagnose.values import Call, Value, tensors_in
+from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, MOVEMENT, PRODUCTS, RECURRENT
+from chainrule.verbs.diagnose.values import Call, Value, above, origin, tensors_in
 from chainrule.verbs.kinds import Finding
 
 _ROW_BY_ROW = frozenset({"mul", "add", "sub", "div", "linear", "layer_norm", "dropout", *ACTIVATIONS})
@@ -55,24 +55,59 @@ def batch_leak(e: Examination) -> list[Finding]:
     if size is None or size < 2:
         return found
 
-    def outside(g: torch.Tensor) -> bool:
-        return g.dim() > 0 and g.shape[0] == size and bool((g[1:] != 0).any())
+    at = size // 2  # a recurrence over the batch looks back only
 
-    spread = _spread(e, lambda out: out[0], outside, lambda v: bool(v.shape) and v.shape[0] == size)
+    def outside(g: torch.Tensor) -> bool:
+        return g.dim() > 0 and g.shape[0] == size and bool((g[:at] != 0).any() or (g[at + 1 :] != 0).any())
+
+    spread = _spread(e, lambda out: out[at], outside, lambda v: bool(v.shape) and v.shape[0] == size)
     if spread is None or not spread.leaked:
         return found
     call = spread.call
+    if call is not None and _told_by_data(call, size):
+        found.append(
+            Finding(
+                "batch_leak", "info", f"{call.module + ' ' if call.module else ''}{call.name}",
+                "samples are mixed by a matrix or indices that are given, as in a graph", "", "", "",
+                source=call.place.text,
+            )
+        )  # fmt: skip
+        return found
     found.append(
         Finding(
             "batch_leak", "error", f"{call.module + ' ' if call.module else ''}{call.name}" if call else "the model",
-            "what the model returns for the first sample depends on other samples of the batch",
-            measured="d output[0] / d x[j] is not zero for j > 0, in evaluation mode",
+            "what the model returns for a sample depends on other samples of the batch",
+            measured=f"d output[{at}] / d x[j] is not zero for j other than {at}, in evaluation mode",
             expected="zero: samples are independent",
-            fix="a softmax, norm, view or sum over the batch dimension: keep dimension 0 apart",
+            fix="batch_first=True, or x.transpose(0, 1) for a recurrence that takes time first" if call is not None
+            and call.name in RECURRENT
+            else "transpose or permute in place of view, which keeps the order in memory" if call is not None
+            and call.name in MOVEMENT
+            else "a softmax, norm, view or sum over the batch dimension: keep dimension 0 apart",
             source=call.place.text if call else "",
         )
     )  # fmt: skip
     return found
+
+
+def _told_by_data(call: Call, size: int) -> bool:
+    """Whether what mixes rows is an operand that nothing learned and no sample decides: an adjacency, indices."""
+    for v in call.inputs:
+        rows = v.shape[-2:] == (size, size) or (v.dtype in (torch.int64, torch.int32) and call.name != "embedding")
+        if rows and not v.learned and _given(v):
+            return True
+    return False
+
+
+def _given(value: Value) -> bool:
+    """Whether a value comes from the batch or a buffer without any arithmetic between samples."""
+    leaves = [v for v in above([value]) if v.producer is None]
+    sizes = {v.shape for v in leaves if v.shape}
+    return any(s[-2:] == value.shape[-2:] or len(s) <= 2 for s in sizes) and value.shape != () and not any(
+        c.producer is not None and c.producer.name in PRODUCTS and c.producer.inputs[0] is not c
+        and {origin(v, MOVEMENT) for v in c.producer.inputs}.__len__() == 1
+        for c in above([value])
+    )  # fmt: skip
 
 
 def _batch_size(e: Examination) -> int | None:
@@ -89,7 +124,11 @@ def _batch_size(e: Examination) -> int | None:
         return None
     if e.subject.case.loss == "model":
         return None if outputs[0] == () else size
-    # Time first: recurrences and attention by torch put the batch second unless told otherwise.
+    # Time first: recurrences and attention by torch put the batch second unless told otherwise. With one row of the
+    # output and one label for each of dimension 0, it is the batch all the same.
+    labelled = len(outputs[0]) == 2 and bool(target) and target[0].dim() <= 2
+    if labelled and inputs[0].dim() > 2 and inputs[0].shape[0] != inputs[0].shape[1]:
+        return size
     sequential = any(
         getattr(m, "batch_first", True) is False for root in e.subject.roots.values() for m in root.modules()
     )
@@ -103,15 +142,20 @@ def _batch_size(e: Examination) -> int | None:
 # ---- future --------------------------------------------------------------------------------------------------
 def future_leak(e: Examination) -> list[Finding]:
     """Whether a model that predicts the next position looks at it."""
-    length = _predicts_next(e)
-    if length is None:
+    found = _predicts_next(e)
+    if found is None:
         return []
+    along, length = found
     at = length // 2
 
     def outside(g: torch.Tensor) -> bool:
-        return g.dim() > 1 and g.shape[1] == length and bool((g[:, at + 1 :] != 0).any())
+        long = g.dim() > along and g.shape[along] == length
+        return long and bool((g.narrow(along, at + 1, length - at - 1) != 0).any())
 
-    spread = _spread(e, lambda out: out[:, at], outside, lambda v: len(v.shape) > 1 and v.shape[1] == length)
+    def comparable(v: Value) -> bool:
+        return len(v.shape) > along and v.shape[along] == length
+
+    spread = _spread(e, lambda out: out.select(along, at), outside, comparable)
     if spread is None or not spread.leaked:
         return []
     call = spread.call
@@ -120,25 +164,33 @@ def future_leak(e: Examination) -> list[Finding]:
             "future_leak", "error", f"{call.module + ' ' if call.module else ''}{call.name}" if call else "the model",
             "the target is the input moved by one, and what the model returns at a position depends on later ones: it "
             "can copy the answer",
-            measured=f"d output[:, {at}] / d x[:, t] is not zero for t > {at}",
+            measured=f"the output at position {at} depends on x at positions after {at}",
             expected="zero: a causal mask", fix="is_causal=True, or a mask of -inf above the diagonal",
             source=call.place.text if call else "",
         )
     ]  # fmt: skip
 
 
-def _predicts_next(e: Examination) -> int | None:
-    """The length of the sequence, if the target is the input moved on by one position."""
-    target = e.subject.target
-    if not isinstance(target, torch.Tensor):
+def _predicts_next(e: Examination) -> tuple[int, int] | None:
+    """(dimension, length) of the sequence, if the target is the input moved on by one position."""
+    targets = [t for t in tensors_in(e.subject.target) if t.numel()]
+    outputs = [v.shape for v in e.seen.outputs if v.shape]
+    if not targets or not outputs:
         return None
     for name, x in e.subject.input_tensors.items():
-        if not (name in e.seen.inputs and x.dim() >= 2 and x.shape[1] >= 4 and x.shape == target.shape):
+        if name not in e.seen.inputs or x.dim() < 2:
             continue
-        if x.dtype == target.dtype and bool((x[:, 1:] == target[:, :-1]).all()) and bool((x[:, 1:] != x[:, :-1]).any()):
-            outputs = [v.shape for v in e.seen.outputs if v.shape]
-            if outputs and len(outputs[0]) >= 2 and outputs[0][:2] == tuple(x.shape[:2]):
-                return int(x.shape[1])
+        for target in targets:
+            if x.dtype != target.dtype or x.numel() != target.numel():
+                continue
+            y = target.detach().reshape(x.shape)  # labels are often flat
+            for along in (1, 0):
+                length = x.shape[along]
+                if length < 4 or outputs[0][:2] != tuple(x.shape[:2]):
+                    continue
+                later, now = x.narrow(along, 1, length - 1), x.narrow(along, 0, length - 1)
+                if bool((later == y.narrow(along, 0, length - 1)).all()) and bool((later != now).any()):
+                    return along, int(length)
     return None
 
 
@@ -196,6 +248,19 @@ def _spread(
     ]
     # What is read twice is reached by way of both readers; one that works row by row is not what mixes.
     call = next((c for c in mixing if c.name not in _ROW_BY_ROW), mixing[0] if mixing else None)
+    if call is None and leaked:  # the first that takes mixed rows into another shape
+        call = next(
+            (
+                c
+                for c in tape.calls
+                if c.outputs
+                and c.outputs[0] not in seen
+                and any(v.data and comparable(v) for v in c.inputs)
+                and not comparable(c.outputs[0])
+                and c.outputs[0].differentiable
+            ),
+            None,
+        )
     if call is None and leaked:
         call = next((c for c in tape.calls if any(o in seen and not seen[o] for o in c.outputs)), None)
     first_data = [c for c in tape.calls if c.name == "embedding" and c.outputs[0] in seen]

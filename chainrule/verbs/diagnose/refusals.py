@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 from chainrule.errors import ModelError
-from chainrule.verbs.diagnose.subject import Subject
 from chainrule.verbs.kinds import Finding
 
 _KNOWN = (
@@ -25,7 +24,7 @@ _KNOWN = (
 )  # fmt: skip
 
 
-def as_finding(error: ModelError, subject: Subject) -> Finding | None:
+def as_finding(error: ModelError) -> Finding | None:
     """The finding that an error is; None for one that is only an error."""
     said = str(error.__cause__ or error)
     for pattern, kind, cause, fix in _KNOWN:
