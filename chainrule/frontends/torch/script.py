@@ -193,7 +193,7 @@ class Watch(TorchFunctionMode):
         place = here()
         with self.quiet():
             out = func(*args, **kwargs)
-        if any(True for _ in leaves(out)):
+        if any(True for _ in leaves(out)) and not _writes_a_leaf(out, (args, kwargs)):
             self._add(Event(func, args, dict(kwargs), out, place, off=self._switched_off()))
         if not any(t.requires_grad for _, t in leaves(out)) and not _asks(func):
             self._taken_out = (_spelled(func), place)
@@ -357,6 +357,14 @@ def _gradients_of(segment: Segment) -> dict[int, torch.Tensor]:
     learned += [t for t in segment.outside() if t.requires_grad and t.is_leaf]
     with torch.no_grad():
         return {id(p): p.grad.clone() for p in learned if p.grad is not None and bool((p.grad != 0).any())}
+
+
+def _writes_a_leaf(out: Any, given: Any) -> bool:
+    """Whether a call wrote over a parameter, as initialisation and moving averages do: it is not to be made again."""
+    own = {id(t) for _, t in leaves(given)}
+    return any(
+        id(t) in own and (isinstance(t, nn.Parameter) or (t.is_leaf and t.requires_grad)) for _, t in leaves(out)
+    )
 
 
 def _spelled(func: Callable[..., Any]) -> str:

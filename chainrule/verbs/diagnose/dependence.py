@@ -6,7 +6,7 @@ gradient is zero in the other rows and whose input's is not has mixed them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from chainrule.errors import ChainruleError
 from chainrule.frontends.torch import batch as convention
 from chainrule.verbs.diagnose.examination import Examination, replaced
 from chainrule.verbs.diagnose.tape import Tape
-from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, MOVEMENT, PRODUCTS, RECURRENT
-from chainrule.verbs.diagnose.values import Call, Value, above, origin, tensors_in
+from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, MOVEMENT, RECURRENT
+from chainrule.verbs.diagnose.values import Call, Value, above, tensors_in
 from chainrule.verbs.kinds import Finding
 
 _ROW_BY_ROW = frozenset({"mul", "add", "sub", "div", "linear", "layer_norm", "dropout", *ACTIVATIONS})
@@ -58,9 +58,13 @@ def batch_leak(e: Examination) -> list[Finding]:
     at = size // 2  # a recurrence over the batch looks back only
 
     def outside(g: torch.Tensor) -> bool:
-        return g.dim() > 0 and g.shape[0] == size and bool((g[:at] != 0).any() or (g[at + 1 :] != 0).any())
+        dim = _dimension(g.shape, 0, size)
+        rest = size - at - 1
+        return dim is not None and bool(
+            (g.narrow(dim, 0, at) != 0).any() or (g.narrow(dim, at + 1, rest) != 0).any()
+        )  # fmt: skip
 
-    spread = _spread(e, lambda out: out[at], outside, lambda v: bool(v.shape) and v.shape[0] == size)
+    spread = _spread(e, lambda out: out[at], outside, lambda v: _dimension(v.shape, 0, size) is not None)
     if spread is None or not spread.leaked:
         return found
     call = spread.call
@@ -91,23 +95,15 @@ def batch_leak(e: Examination) -> list[Finding]:
 
 
 def _told_by_data(call: Call, size: int) -> bool:
-    """Whether what mixes rows is an operand that nothing learned and no sample decides: an adjacency, indices."""
+    """Whether what mixes rows is an operand that is given: a matrix between samples, as in a graph, or indices."""
     for v in call.inputs:
-        rows = v.shape[-2:] == (size, size) or (v.dtype in (torch.int64, torch.int32) and call.name != "embedding")
-        if rows and not v.learned and _given(v):
+        square, indices = v.shape[-2:] == (size, size), v.dtype in (torch.int64, torch.int32)
+        if v.learned or not (square or (indices and call.name != "embedding")):
+            continue
+        given = [u for u in above([v]) if u.producer is None and u.data]
+        if all(u.shape[-2:] == (size, size) or not u.dtype.is_floating_point for u in given):
             return True
     return False
-
-
-def _given(value: Value) -> bool:
-    """Whether a value comes from the batch or a buffer without any arithmetic between samples."""
-    leaves = [v for v in above([value]) if v.producer is None]
-    sizes = {v.shape for v in leaves if v.shape}
-    return any(s[-2:] == value.shape[-2:] or len(s) <= 2 for s in sizes) and value.shape != () and not any(
-        c.producer is not None and c.producer.name in PRODUCTS and c.producer.inputs[0] is not c
-        and {origin(v, MOVEMENT) for v in c.producer.inputs}.__len__() == 1
-        for c in above([value])
-    )  # fmt: skip
 
 
 def _batch_size(e: Examination) -> int | None:
@@ -149,11 +145,11 @@ def future_leak(e: Examination) -> list[Finding]:
     at = length // 2
 
     def outside(g: torch.Tensor) -> bool:
-        long = g.dim() > along and g.shape[along] == length
-        return long and bool((g.narrow(along, at + 1, length - at - 1) != 0).any())
+        dim = _dimension(g.shape, along, length)
+        return dim is not None and bool((g.narrow(dim, at + 1, length - at - 1) != 0).any())
 
     def comparable(v: Value) -> bool:
-        return len(v.shape) > along and v.shape[along] == length
+        return _dimension(v.shape, along, length) is not None
 
     spread = _spread(e, lambda out: out.select(along, at), outside, comparable)
     if spread is None or not spread.leaked:
@@ -194,6 +190,14 @@ def _predicts_next(e: Examination) -> tuple[int, int] | None:
     return None
 
 
+def _dimension(shape: Sequence[int], along: int, size: int) -> int | None:
+    """Which dimension counts samples, or positions: where it was, or the only one of that size."""
+    if len(shape) > along and shape[along] == size:
+        return along
+    found = [k for k, s in enumerate(shape) if s == size]
+    return found[0] if len(found) == 1 else None
+
+
 # ---- one backward pass from part of the output ---------------------------------------------------------------
 def _spread(
     e: Examination, part: Callable[[torch.Tensor], torch.Tensor], outside: Callable[[torch.Tensor], bool],
@@ -219,6 +223,8 @@ def _spread(
             for n, t in tensors.items():
                 tape.declare(t, f"batch {n}", data=True)
             fresh = {id(t): t.detach().clone().requires_grad_() for t in tensors.values() if t.is_floating_point()}
+            for t in fresh.values():
+                tape.declare(t, "batch", data=True)
             for root in subject.roots.values():
                 root.eval()
             given = _with(inputs, fresh)

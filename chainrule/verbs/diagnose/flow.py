@@ -147,7 +147,11 @@ def _finding(e: Examination, layers: Sequence[Layer], slope: float, by_scale: bo
 
 def _patch(e: Examination, layers: Sequence[Layer], squashing: str, repeated: bool) -> Patch | None:
     if repeated:
-        return Patch(f"nn.init.orthogonal_({submodule(most_used(layers))}.weight)")
+        used = submodule(most_used(layers))
+        if any(x.call.name in RECURRENT for x in layers):
+            return Patch(f"for n, p in {used}.named_parameters():\n    if 'weight_hh' in n:\n        "
+                         "nn.init.orthogonal_(p)")  # fmt: skip
+        return Patch(f"nn.init.orthogonal_({used}.weight)")
     patch = initialize(squashing)
     if squashing == "sigmoid":
         swap = "for path, m in list(model.named_modules()):\n    if isinstance(m, nn.Sigmoid):\n        "

@@ -14,6 +14,7 @@ from chainrule.verbs.diagnose.naming import container
 from chainrule.verbs.diagnose.patches import Patch, submodule
 from chainrule.verbs.diagnose.torch_ops import (
     ACTIVATIONS,
+    DROPOUTS,
     LOG_SOFTMAXES,
     LOSSES,
     PRODUCTS,
@@ -43,7 +44,8 @@ def losses(e: Examination) -> list[Finding]:
             if finding is not None:
                 found.append(finding)
                 break
-    found += _softmax_of_softmax(e) + _constant_softmax(e) + _sign(e)
+    found += _softmax_of_softmax(e) + _constant_softmax(e) + _sign(e) + _picked_sign(e)
+    found += _over_the_batch(e) + _weights_of_an_average(e) + _targets_by_hand(e) + _smoothed(e)
     if not any(f.kind == "broadcast" for f in found):
         found += _subtracted(e)
     unique: dict[tuple[str, str], Finding] = {}
@@ -248,11 +250,77 @@ def _axis(e: Examination, call: Call) -> Finding | None:
     module = container(e, made.module) if made.module else None
     if module is not None and getattr(module, "dim", None) == dim:
         patch = Patch(f"{submodule(made.module)}.dim = 1")
+    return _wrong_axis(made, shape, dim, patch)
+
+
+def _over_the_batch(e: Examination) -> list[Finding]:
+    """The same with a loss of one's own: a softmax over samples of what the model returns."""
+    rows = {t.shape[0] for t in e.subject.input_tensors.values() if t.dim()}
+    for call in e.seen.tape.calls:
+        if call.name not in SOFTMAXES | LOG_SOFTMAXES or not any(o in e.path for o in call.outputs):
+            continue
+        dim, shape = call.argument(1, "dim"), call.outputs[0].shape
+        if dim not in (0, -2) or len(shape) != 2 or shape[0] < 2 or shape[0] == shape[1] or shape[0] not in rows:
+            continue
+        scores = origin(call.inputs[0], TRANSPARENT | _WRAPPED).producer
+        compared = scores is not None and scores.name in PRODUCTS and all(v.data for v in scores.inputs[:2])
+        output = call.inputs[0] in e.seen.outputs or origin(call.inputs[0], TRANSPARENT) in e.seen.outputs
+        if compared or not (output or _is_output(e, call.outputs[0])):
+            continue
+        return [_wrong_axis(call, shape, dim, None)]
+    return []
+
+
+_SCALED = TRANSPARENT | DROPOUTS | {"mul", "div", "add", "sub", "masked_fill", "where", "clamp", "tanh"}
+
+
+def _weights_of_an_average(e: Examination) -> list[Finding]:
+    """Attention whose weights are normalised over another dimension than the one that they are summed over."""
+    for call in e.seen.tape.calls:
+        if call.name not in SOFTMAXES or not any(o in e.path for o in call.outputs):
+            continue
+        dim, shape = call.argument(1, "dim"), call.outputs[0].shape
+        if not isinstance(dim, int) or len(shape) < 2:
+            continue
+        dim -= len(shape) if dim >= 0 else 0
+        scores = origin(call.inputs[0], _SCALED).producer
+        if scores is None or scores.name not in _MATRIX_PRODUCTS or not all(v.data for v in _factors(scores)):
+            continue
+        weights = call.outputs[0]
+        while len(weights.consumers) == 1 and weights.consumers[0].name in DROPOUTS | {"contiguous", "to", "_to_copy"}:
+            weights = weights.consumers[0].outputs[0]
+        product = next((c for c in weights.consumers if c.name in _MATRIX_PRODUCTS), None)
+        if product is None or len(weights.consumers) != 1:
+            continue
+        left, right = _factors(product)[:2]
+        summed = -1 if left is weights else -2 if right is weights else None
+        if summed is None or summed == dim or dim not in (-1, -2) or shape[-1] == 1 or left is right:
+            continue
+        return [
+            Finding(
+                "loss_axis", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
+                f"{call.name} over dimension {dim}, and the product behind it sums over dimension {summed}: the weights "
+                "of an average have to sum to one over what is averaged, here they sum to one over the queries",
+                measured=f"scores of shape {shape}, dim={call.argument(1, 'dim')}", expected=f"dim={summed}",
+                fix=f"softmax(dim={summed})", source=call.place.text,
+            )
+        ]  # fmt: skip
+    return []
+
+
+_MATRIX_PRODUCTS = frozenset({"matmul", "bmm", "baddbmm"})
+
+
+def _factors(call: Call) -> tuple[Value, ...]:
+    return call.inputs[1:] if call.name == "baddbmm" else call.inputs
+
+
+def _wrong_axis(call: Call, shape: tuple[int, ...], dim: int, patch: Patch | None) -> Finding:
     return Finding(
-        "loss_axis", "error", f"{made.module + ' ' if made.module else ''}{made.name}",
-        f"{made.name} over dimension 0, the batch: samples compete with each other instead of classes",
+        "loss_axis", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
+        f"{call.name} over dimension 0, the batch: samples compete with each other instead of classes",
         measured=f"shape {shape}, dim={dim}", expected="dim=1, the classes", fix="dim=1",
-        source=made.place.text, patch=patch,
+        source=call.place.text, patch=patch,
     )  # fmt: skip
 
 
@@ -340,20 +408,69 @@ def _targets(e: Examination, call: Call) -> Finding | None:
             return _out_of_range(call, float(target.min()), float(target.max()), "probabilities that sum to 1",
                                  "target / target.sum(1, keepdim=True), or class indices")  # fmt: skip
     if name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
-        made = origin(call.inputs[0], TRANSPARENT).producer
-        bounds = ACTIVATIONS[made.name].bounded if made is not None and made.name in ACTIVATIONS else None
-        if made is not None and bounds is None and made.name == "relu":
-            bounds = (0.0, math.inf)
-        if bounds is not None and made is not None:
-            low, high = bounds
-            slack = 0.01 * (high - low if high < math.inf else 1.0)
-            outside = float(((target < low - slack) | (target > high + slack)).float().mean())
-            if outside > 0.05:
-                return _out_of_range(
-                    call, float(target.min()), float(target.max()), f"[{low:g}, {high:g}], what {made.name} can give",
-                    f"no {made.name} at the end, or targets scaled to its range", f"; {outside:.0%} are outside",
-                )  # fmt: skip
+        return _unreachable(call, call.inputs[0], target)
     return None
+
+
+def _unreachable(call: Call, output: Value, target: torch.Tensor) -> Finding | None:
+    """Targets outside of what the last activation can give."""
+    made = origin(output, TRANSPARENT).producer
+    bounds = ACTIVATIONS[made.name].bounded if made is not None and made.name in ACTIVATIONS else None
+    if made is not None and bounds is None and made.name in _ONE_SIDED:
+        bounds = (0.0, math.inf)
+    if made is None or bounds is None and made.name not in SOFTMAXES:
+        return None
+    low, high = bounds or (0.0, 1.0)
+    slack = 0.01 * (high - low if high < math.inf else 1.0)
+    outside = float(((target < low - slack) | (target > high + slack)).float().mean())
+    if outside <= 0.05:
+        return None
+    return _out_of_range(
+        call, float(target.min()), float(target.max()), f"[{low:g}, {high:g}], what {made.name} can give",
+        f"no {made.name} at the end, or targets scaled to its range", f"; {outside:.0%} are outside",
+    )  # fmt: skip
+
+
+_ONE_SIDED = frozenset({"relu", "softplus", "exp", "square"})
+
+
+def _targets_by_hand(e: Examination) -> list[Finding]:
+    """The same for differences that are squared, or whose size is taken, by the user's own loss."""
+    for call in e.seen.tape.calls:
+        if call.name != "sub" or call.module or len(call.inputs) != 2 or not any(o in e.path for o in call.outputs):
+            continue
+        if not any(c.name in ("pow", "square", "abs", "mul") for o in call.outputs for c in o.consumers):
+            continue
+        a, b = call.inputs
+        output, given = (a, b) if a.learned else (b, a)
+        target = given.tensor()
+        if given.learned or not given.data or target is None or not target.is_floating_point() or not target.numel():
+            continue
+        found = _unreachable(call, output, target.detach())
+        if found is not None:
+            return [found]
+    return []
+
+
+def _smoothed(e: Examination) -> list[Finding]:
+    """Label smoothing that leaves next to nothing of the labels."""
+    for call in losses_of(e):
+        if call.name != "cross_entropy_loss":
+            continue
+        share, classes = float(call.argument(5, "label_smoothing", 0.0) or 0.0), max(_classes(call), 2)
+        if share <= 0.7:
+            continue
+        kept = 1 - share + share / classes
+        return [
+            Finding(
+                "regularizer", "error" if share > 0.95 else "warning", call.where,
+                f"label smoothing gives the right one of {classes} classes a probability of {kept:.3g} only: the labels "
+                + ("say nothing any more" if share == 1 else "are mostly noise"),
+                measured=f"label_smoothing {share:g}", expected="0.05 to 0.2", fix="label_smoothing=0.1",
+                source=call.place.text,
+            )
+        ]  # fmt: skip
+    return []
 
 
 def _out_of_range(call: Call, low: float, high: float, expected: str, fix: str, more: str = "") -> Finding:
@@ -397,7 +514,7 @@ def masked_labels(e: Examination) -> list[Finding]:
 # ---- sign and first value ------------------------------------------------------------------------------------
 def _sign(e: Examination) -> list[Finding]:
     """Losses bounded below that are maximised, where nothing else in the loss holds them."""
-    known = [c for c in e.seen.tape.calls if c.weight is not None and any(o in e.path for o in c.outputs)]
+    known = [c for c in e.seen.tape.calls if isinstance(c.weight, float) and any(o in e.path for o in c.outputs)]
     negative = [c for c in known if c.weight < 0 and (c.name in UNBOUNDED_ABOVE or c.name in ("pow", "square", "abs"))]
     if not negative or any(c.weight > 0 for c in known) or not e.seen.loss_number < 0:
         return []
@@ -413,6 +530,29 @@ def _sign(e: Examination) -> list[Finding]:
             expected="a positive weight", fix="remove the minus sign", source=call.place.text, patch=_unsigned(e, call),
         )
     ]  # fmt: skip
+
+
+def _picked_sign(e: Examination) -> list[Finding]:
+    """Log-probabilities of labels that are minimised: the loss is the likelihood, without its minus."""
+    if not e.seen.loss_number < 0:
+        return []
+    for call in e.seen.tape.calls:
+        if call.name not in LOG_SOFTMAXES or not isinstance(call.weight, tuple):
+            continue
+        low, high, dense = call.weight
+        if low < 0 or high <= 0 or dense or len(call.outputs[0].consumers) > 1:
+            continue
+        return [
+            Finding(
+                "sign", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
+                "the log-probability of the labels is minimised: it has no lower bound, and the model learns to avoid "
+                "the right answer",
+                measured=f"d loss / d log p is positive at every label; loss {e.seen.loss_number:.4g}",
+                expected="-log p of the labels", fix="a minus sign in front of the log-probability, or nll_loss",
+                source=call.place.text,
+            )
+        ]  # fmt: skip
+    return []
 
 
 def _of_error(call: Call) -> bool:

@@ -17,6 +17,7 @@ from chainrule.verbs.diagnose.layers import name_of
 from chainrule.verbs.diagnose.naming import listed, modules_of
 from chainrule.verbs.diagnose.optimizers import is_adaptive, of_groups, rate_of
 from chainrule.verbs.diagnose.patches import Patch
+from chainrule.verbs.diagnose.penalties import penalty
 from chainrule.verbs.diagnose.torch_ops import LOSSES
 from chainrule.verbs.kinds import Finding
 
@@ -40,7 +41,8 @@ def learning_rate(e: Examination, trial: Trial) -> list[Finding]:
     if lr == 0.0:
         return [_low(e, trial, lr, "the learning rate is 0")] if not _scheduled(optimizer) else []
     blown = not all(map(math.isfinite, losses))
-    risen = blown or (min(losses[-4:]) > first + 0.02 * abs(first) and losses[-1] > first + 0.05 * abs(first))
+    wild = is_adaptive(optimizer) and _median_change(trial) > 1 and max(losses) > 3 * abs(first)
+    risen = blown or wild or (min(losses[-4:]) > first + 0.02 * abs(first) and losses[-1] > first + 0.05 * abs(first))
     if risen and len(losses) > 2:
         return _high(e, trial, lr)
     fall = lr * trial.squared / abs(first) if first else math.inf
@@ -50,6 +52,11 @@ def learning_rate(e: Examination, trial: Trial) -> list[Finding]:
     if changes and fall < _FALL and max(changes) < _CHANGE and trial.squared > 0 and not _scheduled(optimizer):
         return [_low(e, trial, lr, f"a step lowers the loss by {fall:.1e} of itself")]
     return []
+
+
+def _median_change(trial: Trial) -> float:
+    changes = [u for u in trial.updates.values() if math.isfinite(u)]
+    return sorted(changes)[len(changes) // 2] if changes else math.inf
 
 
 def _scheduled(optimizer: torch.optim.Optimizer) -> bool:
@@ -87,8 +94,7 @@ def _high(e: Examination, trial: Trial, lr: float) -> list[Finding]:
                 patch=Patch(f"for g in optimizer.param_groups:\n    g['lr'] = {safe:.2g}"),
             )
         ]  # fmt: skip
-    changes = [u for u in trial.updates.values() if math.isfinite(u)]
-    change = sorted(changes)[len(changes) // 2] if changes else math.inf
+    change = _median_change(trial)
     if math.isfinite(losses[-1]) and change < 0.1 and losses[-1] < 10 * abs(losses[0]) + 1:
         return []
     safe = lr * min(0.1, 1e-3 / change if change and math.isfinite(change) else 0.1)
@@ -96,7 +102,8 @@ def _high(e: Examination, trial: Trial, lr: float) -> list[Finding]:
         Finding(
             "lr_too_high", "error", "the optimizer",
             "the loss rises: each step changes the weights by a large part of their own size",
-            measured=f"loss {losses[0]:.3g} -> {ended} in {len(losses) - 1} trial steps; lr {lr:g}; the first step "
+            measured=f"loss {losses[0]:.3g} -> {ended} in {len(losses) - 1} trial steps, up to "
+            f"{max(filter(math.isfinite, losses)):.3g}; lr {lr:g}; the first step "
             f"changes the median weight tensor by {change:.0%}",
             expected="updates of about a thousandth of the weights", fix=f"lr={safe:.2g}",
             patch=Patch(f"for g in optimizer.param_groups:\n    g['lr'] = {safe:.2g}"),
@@ -133,6 +140,9 @@ def regularizer(e: Examination) -> list[Finding]:
     """Weight decay that is far stronger than the gradient."""
     optimizer = e.optimizer
     assert optimizer is not None
+    by_hand = penalty(e)
+    if by_hand:
+        return by_hand
     names = {id(p): n for n, p in e.subject.trainable.items()}
     strong: list[tuple[str, float, float]] = []
     for group in optimizer.param_groups:
