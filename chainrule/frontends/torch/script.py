@@ -27,6 +27,7 @@ from chainrule.errors import ModelError
 from chainrule.frontends.torch.batch import leaves
 from chainrule.frontends.torch.modules import around_calls
 from chainrule.frontends.torch.places import Place, here, of_traceback, skipped
+from chainrule.frontends.torch.script_calls import asks, spelled, writes_a_leaf
 
 
 @dataclass(eq=False)
@@ -92,7 +93,7 @@ class Segment:
             return values.get(id(t), t)
 
         for event in self.events if events is None else events:
-            place = event.off or event.place  # noqa: F841  (read by places.here from this frame)
+            place = event.off or event.place
             with torch.no_grad() if event.off is not None else contextlib.nullcontext():
                 place = event.place  # noqa: F841
                 out = event.call(*mapped(event.args, now), **mapped(event.kwargs, now))
@@ -193,10 +194,10 @@ class Watch(TorchFunctionMode):
         place = here()
         with self.quiet():
             out = func(*args, **kwargs)
-        if any(True for _ in leaves(out)) and not _writes_a_leaf(out, (args, kwargs)):
+        if any(True for _ in leaves(out)) and not writes_a_leaf(func, out, (args, kwargs)):
             self._add(Event(func, args, dict(kwargs), out, place, off=self._switched_off()))
-        if not any(t.requires_grad for _, t in leaves(out)) and not _asks(func):
-            self._taken_out = (_spelled(func), place)
+        if not any(t.requires_grad for _, t in leaves(out)) and not asks(func):
+            self._taken_out = (spelled(func), place)
         return out
 
     def _switched_off(self) -> Place | None:
@@ -357,31 +358,6 @@ def _gradients_of(segment: Segment) -> dict[int, torch.Tensor]:
     learned += [t for t in segment.outside() if t.requires_grad and t.is_leaf]
     with torch.no_grad():
         return {id(p): p.grad.clone() for p in learned if p.grad is not None and bool((p.grad != 0).any())}
-
-
-def _writes_a_leaf(out: Any, given: Any) -> bool:
-    """Whether a call wrote over a parameter, as initialisation and moving averages do: it is not to be made again."""
-    own = {id(t) for _, t in leaves(given)}
-    return any(
-        id(t) in own and (isinstance(t, nn.Parameter) or (t.is_leaf and t.requires_grad)) for _, t in leaves(out)
-    )
-
-
-def _spelled(func: Callable[..., Any]) -> str:
-    owner = getattr(func, "__self__", None)  # the getter of an attribute
-    name = getattr(func, "__name__", str(func))
-    return str(getattr(owner, "__name__", name)) if name == "__get__" else name
-
-
-_QUESTIONS = frozenset(
-    "shape dtype device is_leaf requires_grad grad grad_fn size dim numel __len__ is_floating_point layout is_sparse "
-    "ndim __repr__ __format__ retain_grad register_hook is_cuda is_complex stride names zero_ _backward_hooks".split()
-)
-
-
-def _asks(func: Callable[..., Any]) -> bool:
-    """Whether a function only asks something of a tensor, rather than taking its numbers."""
-    return _spelled(func) in _QUESTIONS
 
 
 def _optimizers() -> list[torch.optim.Optimizer]:

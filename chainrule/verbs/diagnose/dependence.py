@@ -24,13 +24,11 @@ from chainrule.verbs.kinds import Finding
 _ROW_BY_ROW = frozenset({"mul", "add", "sub", "div", "linear", "layer_norm", "dropout", *ACTIVATIONS})
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class _Spread:
-    """For each value, whether its gradient is outside of the rows, or positions, that were asked for."""
+    """Rows, or positions, outside of those that were asked for are reached; ``call``: the op that mixes them."""
 
-    outside: dict[Value, bool]
     call: Call | None
-    leaked: bool
 
 
 def dependence(e: Examination) -> list[Finding]:
@@ -64,8 +62,8 @@ def batch_leak(e: Examination) -> list[Finding]:
             (g.narrow(dim, 0, at) != 0).any() or (g.narrow(dim, at + 1, rest) != 0).any()
         )  # fmt: skip
 
-    spread = _spread(e, lambda out: out[at], outside, lambda v: _dimension(v.shape, 0, size) is not None)
-    if spread is None or not spread.leaked:
+    spread = _spread(e, lambda out: out[at], outside, lambda v: _dimension(v.shape, 0, size) is not None, 0, size)
+    if spread is None:
         return found
     call = spread.call
     if call is not None and _told_by_data(call, size):
@@ -141,7 +139,7 @@ def future_leak(e: Examination) -> list[Finding]:
     found = _predicts_next(e)
     if found is None:
         return []
-    along, length = found
+    read, along, length = found
     at = length // 2
 
     def outside(g: torch.Tensor) -> bool:
@@ -151,8 +149,8 @@ def future_leak(e: Examination) -> list[Finding]:
     def comparable(v: Value) -> bool:
         return _dimension(v.shape, along, length) is not None
 
-    spread = _spread(e, lambda out: out.select(along, at), outside, comparable)
-    if spread is None or not spread.leaked:
+    spread = _spread(e, lambda out: out.select(along, at), outside, comparable, along, length, read)
+    if spread is None:
         return []
     call = spread.call
     return [
@@ -167,8 +165,8 @@ def future_leak(e: Examination) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _predicts_next(e: Examination) -> tuple[int, int] | None:
-    """(dimension, length) of the sequence, if the target is the input moved on by one position."""
+def _predicts_next(e: Examination) -> tuple[torch.Tensor, int, int] | None:
+    """(input, dimension, length) of the sequence, if the target is the input moved on by one position."""
     targets = [t for t in tensors_in(e.subject.target) if t.numel()]
     outputs = [v.shape for v in e.seen.outputs if v.shape]
     if not targets or not outputs:
@@ -186,7 +184,7 @@ def _predicts_next(e: Examination) -> tuple[int, int] | None:
                     continue
                 later, now = x.narrow(along, 1, length - 1), x.narrow(along, 0, length - 1)
                 if bool((later == y.narrow(along, 0, length - 1)).all()) and bool((later != now).any()):
-                    return along, int(length)
+                    return x, along, int(length)
     return None
 
 
@@ -201,18 +199,24 @@ def _dimension(shape: Sequence[int], along: int, size: int) -> int | None:
 # ---- one backward pass from part of the output ---------------------------------------------------------------
 def _spread(
     e: Examination, part: Callable[[torch.Tensor], torch.Tensor], outside: Callable[[torch.Tensor], bool],
-    comparable: Callable[[Value], bool],
+    comparable: Callable[[Value], bool], along: int, size: int, read: torch.Tensor | None = None,
 ) -> _Spread | None:  # fmt: skip
-    """A pass in evaluation mode whose backward starts at part of the output; None where it cannot be made."""
+    """A pass in evaluation mode whose backward starts at part of the output; None where nothing outside is reached.
+
+    ``read``: the input that counts; all of them without it. ``along``, ``size``: its dimension of samples or steps.
+    """
     subject = e.subject
     seen: dict[Value, bool] = {}
 
-    def watch(value: Value, grad: torch.Tensor) -> None:
+    def watch(value: Value, grad: torch.Tensor) -> torch.Tensor | None:
         if comparable(value):
             seen[value] = outside(grad)
+        return None
 
-    leaks = _leaks(e, part, outside)
-    if not leaks:
+    def strictly(g: torch.Tensor) -> bool:
+        return g.dim() > along and g.shape[along] == size and outside(g)
+
+    if not _leaks(e, part, strictly, read):
         return None
     tape = Tape(subject.roots, sizes=False, watch=watch)
     inputs = subject.case.batch if subject.case.loss == "model" else convention.split(subject.case.batch)[0]
@@ -236,7 +240,6 @@ def _spread(
             chosen = part(first)
             weights = torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0)).to(chosen)
             (chosen * weights).sum().backward()
-            leaked = any(outside(t.grad) for t in fresh.values() if t.grad is not None)
     except (ChainruleError, RuntimeError, IndexError, TypeError, ValueError) as error:
         subject.notes.append(
             f"dependence between samples not checked: {str(error).splitlines()[0] if str(error) else ''}"
@@ -254,7 +257,7 @@ def _spread(
     ]
     # What is read twice is reached by way of both readers; one that works row by row is not what mixes.
     call = next((c for c in mixing if c.name not in _ROW_BY_ROW), mixing[0] if mixing else None)
-    if call is None and leaked:  # the first that takes mixed rows into another shape
+    if call is None:  # the first that takes mixed rows into another shape
         call = next(
             (
                 c
@@ -267,16 +270,15 @@ def _spread(
             ),
             None,
         )
-    if call is None and leaked:
+    if call is None:
         call = next((c for c in tape.calls if any(o in seen and not seen[o] for o in c.outputs)), None)
-    first_data = [c for c in tape.calls if c.name == "embedding" and c.outputs[0] in seen]
-    leaked = leaked or any(seen[c.outputs[0]] for c in first_data if c.inputs and any(v.data for v in c.inputs))
-    return _Spread(seen, call, leaked)
+    return _Spread(call)
 
 
 def _leaks(
-    e: Examination, part: Callable[[torch.Tensor], torch.Tensor], outside: Callable[[torch.Tensor], bool]
-) -> bool:
+    e: Examination, part: Callable[[torch.Tensor], torch.Tensor], outside: Callable[[torch.Tensor], bool],
+    read: torch.Tensor | None,
+) -> bool:  # fmt: skip
     """The same without a record, which costs a plain pass: whether there is anything to look for."""
     subject = e.subject
     inputs = subject.case.batch if subject.case.loss == "model" else convention.split(subject.case.batch)[0]
@@ -289,7 +291,7 @@ def _leaks(
             fresh = {id(t): t.detach().clone().requires_grad_() for t in tensors.values() if t.is_floating_point()}
 
             def looked_up(module: Any, args: Any, output: torch.Tensor) -> None:
-                if output.requires_grad:
+                if output.requires_grad and (read is None or _same(args[0] if args else None, read)):
                     output.retain_grad()
                     rows.append(output)
 
@@ -303,7 +305,8 @@ def _leaks(
                 return False
             chosen = part(first)
             (chosen * torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0)).to(chosen)).sum().backward()
-            reached = [t.grad for t in (*fresh.values(), *rows) if t.grad is not None]
+            floats = [t for k, t in fresh.items() if read is None or k == id(read)]
+            reached = [t.grad for t in (*floats, *rows) if t.grad is not None]
             return any(outside(g) for g in reached)
     except Exception as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -312,6 +315,10 @@ def _leaks(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _same(given: Any, read: torch.Tensor) -> bool:
+    return isinstance(given, torch.Tensor) and given.shape == read.shape and bool((given == read).all())
 
 
 def _with(value: Any, fresh: dict[int, torch.Tensor]) -> Any:

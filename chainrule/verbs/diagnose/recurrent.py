@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from chainrule.verbs.diagnose.values import Liveness
+from chainrule.verbs.diagnose.values import Call, Liveness
 
 # op -> how many gates are sigmoids and which slice is a tanh, of the blocks of the weight
 GATES = frozenset("lstm gru rnn_tanh lstm_cell gru_cell rnn_tanh_cell".split())
@@ -51,3 +51,32 @@ def gates(name: str, args: tuple[Any, ...]) -> Liveness | None:
             squashed=float((size < 1e-3).to(torch.float32).mean()),
             second=float(size.square().mean()),
         )
+
+
+def over_time(call: Call) -> list[float]:
+    """rms of the gradient at each step's input, first step first, of the last step's output; empty where unknown.
+
+    A recurrent layer is one op, so that its steps are seen by running it once more, from a seeded cotangent.
+    """
+    again: Any = call.again
+    if again is None or len(again.args) < 9 or not isinstance(again.args[2], (list, tuple)):
+        return []
+    x, rest, first = again.args[0], again.args[1:], bool(again.args[8])
+    if x.dim() != 3:
+        return []
+    rest = [*rest[:6], False, *rest[7:]] if len(rest) >= 8 else rest  # without dropout
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        leaf = x.detach().clone().requires_grad_()
+        detached = [_detached(a) for a in rest]
+        out = again.func(leaf, *detached, **again.keywords)[0]
+        last = out[:, -1] if first else out[-1]
+        cotangent = torch.randn(last.shape, generator=torch.Generator().manual_seed(0)).to(last)
+        (grad,) = torch.autograd.grad((last * cotangent).sum(), leaf)
+    steps = grad.detach().double() if first else grad.detach().double().transpose(0, 1)
+    return steps.square().mean((0, 2)).sqrt().tolist()
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    return [_detached(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -293,8 +293,8 @@ def foreign(
     return [
         Finding(
             "accumulating", "warning", listed(modules_of(names), 6),
-            "the gradient at the optimizer's step holds that of another loss, whose backward() reached these parameters "
-            "too and was not cleared",
+            "the gradient at the optimizer's step holds that of another loss, whose backward() reached these "
+            "parameters too and was not cleared",
             measured=f"{ratio:.2g} times the gradient of the optimizer's own loss was there before its backward()",
             expected="the gradient of the optimizer's own loss",
             fix="zero_grad() right before this loss's backward(), or detach() what the other loss takes from here",
@@ -302,9 +302,7 @@ def foreign(
     ]  # fmt: skip
 
 
-def _cosine(
-    a: Mapping[str, torch.Tensor | None], b: Mapping[str, torch.Tensor | None], names: list[str]
-) -> float:
+def _cosine(a: Mapping[str, torch.Tensor | None], b: Mapping[str, torch.Tensor | None], names: list[str]) -> float:
     dot = sum(float((a[n].double() * b[n].double()).sum()) for n in names)  # type: ignore[union-attr]
     return dot / max(_norm(a, names) * _norm(b, names), 1e-300)
 
@@ -338,9 +336,7 @@ def clipping(own: Mapping[str, torch.Tensor | None], stepped: Mapping[str, torch
     ]  # fmt: skip
 
 
-def _by_value(
-    own: Mapping[str, torch.Tensor | None], stepped: Mapping[str, torch.Tensor], names: list[str]
-) -> bool:
+def _by_value(own: Mapping[str, torch.Tensor | None], stepped: Mapping[str, torch.Tensor], names: list[str]) -> bool:
     """Whether every entry has kept its sign, and what is larger than the largest that is left became that."""
     limit = max((float(stepped[n].abs().max()) for n in names if stepped[n].numel()), default=0.0)
     for n in names:

@@ -12,6 +12,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,15 @@ from chainrule.frontends.torch.modules import around_calls
 from chainrule.frontends.torch.places import Place, here
 from chainrule.frontends.torch.python_side import custom_calls
 from chainrule.verbs.diagnose.recurrent import GATES, gates
-from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, LOG_SOFTMAXES, LOSSES, MOVEMENT, base_name
+from chainrule.verbs.diagnose.torch_ops import (
+    ACTIVATIONS,
+    LOG_SOFTMAXES,
+    LOSSES,
+    MOVEMENT,
+    RECURRENT,
+    SHAPE_ONLY,
+    base_name,
+)
 from chainrule.verbs.diagnose.values import Call, Liveness, ModuleRun, Value, tensors_in
 
 
@@ -44,7 +53,7 @@ class Tape(ProxyTorchDispatchMode):
         self,
         roots: Mapping[str, nn.Module],
         sizes: bool = True,
-        watch: Callable[[Value, torch.Tensor], None] | None = None,
+        watch: Callable[[Value, torch.Tensor], torch.Tensor | None] | None = None,
     ) -> None:
         TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
         self.calls: list[Call] = []
@@ -168,7 +177,7 @@ class Tape(ProxyTorchDispatchMode):
         place = here()
         name, in_place = _name_of(func)
         # Before the call: an in-place op makes another Value of the same tensor.
-        inputs = tuple(self._known(t) for t in tensors_in((args, kwargs)))
+        inputs = () if name in SHAPE_ONLY else tuple(self._known(t) for t in tensors_in((args, kwargs)))
         arguments, keywords = self._described(args), {k: self._described(v) for k, v in kwargs.items()}
         liveness = self._liveness(func, name, args, kwargs)
         tracking = torch.is_grad_enabled()
@@ -176,6 +185,8 @@ class Tape(ProxyTorchDispatchMode):
             out = func(*args, **kwargs)
         call = self._record(name, arguments, keywords, inputs, out, place, tracking)
         call.in_place, call.liveness = in_place, liveness
+        if self.sizes and name in RECURRENT and not name.endswith("_cell"):
+            call.again = partial(func, *args, **kwargs)
         if self.sizes and (name in LOSSES or (name in _MEASURES_OF_ERROR and self._near_the_loss(call))):
             call.held = tuple(t.detach() for t in tensors_in((args, kwargs)))
             self._weigh(call, out)

@@ -13,8 +13,8 @@ from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.layers import Layer, label
 from chainrule.verbs.diagnose.naming import container, listed
 from chainrule.verbs.diagnose.patches import Patch, initialize, submodule
-from chainrule.verbs.diagnose.sharding import whole
 from chainrule.verbs.diagnose.recurrent import GATES
+from chainrule.verbs.diagnose.sharding import whole
 from chainrule.verbs.diagnose.torch_ops import (
     ACTIVATIONS,
     DROPOUTS,
@@ -178,7 +178,10 @@ def dead(e: Examination) -> list[Finding]:
     suspects = [
         (c, x)
         for c, x in activations(e)
-        if c.name not in GATES and ACTIVATIONS[c.name].dies and c.liveness is not None and float(c.liveness.dead.float().mean()) > 0.9
+        if c.name not in GATES
+        and ACTIVATIONS[c.name].dies
+        and c.liveness is not None
+        and float(c.liveness.dead.float().mean()) > 0.9
     ]
     # A handful of units seen a handful of times may all be off by chance.
     suspects = [(c, x) for c, x in suspects if _seen_often(c)]
@@ -271,7 +274,8 @@ def saturated(e: Examination) -> list[Finding]:
             "saturated", "error", where,
             f"the {call.name} behind it is flat at most of its inputs: {reason}",
             measured=f"{call.liveness.squashed:.0%} of the derivatives are below a thousandth of the largest; rms of "
-            f"{'its input' if recurrent else 'z'} {call.inputs[0].scale:.3g}" + (f"; {len(found)} layers alike" if len(found) > 1 else ""),
+            f"{'its input' if recurrent else 'z'} {call.inputs[0].scale:.3g}"
+            + (f"; {len(found)} layers alike" if len(found) > 1 else ""),
             expected="z of size about 1: weights with std 1 / sqrt(fan_in)",
             fix="torch.nn.init.xavier_normal_(layer.weight)" if gain >= 5 else "standardise the inputs",
             source=call.place.text,
