@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from chainrule.backends.torch.recompute.module import run
+from chainrule.backends.torch.recompute.joint import Joint
+from chainrule.backends.torch.recompute.module import restore, run, states
 from chainrule.backends.torch.recompute.source import Passes, passes_of
 from chainrule.errors import ModelError, StaleTraceError
 from chainrule.frontends.torch import fingerprint
 from chainrule.frontends.torch.batch import leaves
+from chainrule.planning.frontier import judged
 from chainrule.verbs.checkpoint.budget import parsed
 from chainrule.verbs.checkpoint.plan import Plan, planned
 from chainrule.verbs.checkpoint.program import Program, arguments, program_of, state_of
@@ -66,20 +68,21 @@ class Checkpointed(nn.Module):
         if not torch.is_grad_enabled() or not learns:
             return self._model(*args, **kwargs)
         for _ in range(_STALE):
-            program, passes = self._program(args, kwargs)
-            states = _states() if program.trace.guards else []
+            key = self._key(args, kwargs)
+            program, passes = self._program(key, args, kwargs)
+            before = states() if program.trace.guards else []
             try:
-                return self._run(program, passes, args, kwargs)
+                return self._run(key, program, passes, args, kwargs)
             except StaleTraceError:
-                _restore(states)
-                self._programs.pop(self._key(args, kwargs))
+                restore(before)
+                self._programs.pop(key)
         raise ModelError(
             "the model takes another branch at every call",
             required="a forward pass that does the same ops on most batches",
             instead="torch.where in place of the branch",
         )
 
-    def _run(self, program: Program, passes: Passes, args: Any, kwargs: Any) -> Any:
+    def _run(self, key: Any, program: Program, passes: Passes, args: Any, kwargs: Any) -> Any:
         trace = program.trace
         values = dict(trace.values)
         for path, leaf in trace.parameters.items():
@@ -89,8 +92,28 @@ class Checkpointed(nn.Module):
         batch = list(trace.batch_inputs.values())
         values.update(zip(batch, trace.flatten((args, kwargs)), strict=True))
         inputs = [values[i] for i in program.joint.inputs if i in values]
-        outputs = run(program.joint, passes, inputs, self._write, program.holds)
+        outputs = run(
+            program.joint, passes, inputs, self._write, program.holds, program.able, lambda: self._whole(key, program)
+        )
         return program.returned(outputs)
+
+    def _whole(self, key: Any, program: Program) -> tuple[Joint, Passes]:
+        """Passes that start from every output, from now on."""
+        complete, passes = self._programs.get(key, (program, None))
+        if passes is not None and complete.whole:
+            return complete.joint, passes
+        complete = program.with_all_outputs()
+        plans = complete.frontier.plans
+        limit = judged(self.plan.program.problem, self.plan.schedule).peak
+        chosen = next((p for p in plans if p.peak <= limit), plans[-1])
+        passes = passes_of(complete.joint, complete.extraction, chosen.schedule)
+        self._programs[key] = complete, passes
+        warnings.warn(
+            "a gradient came through an output that the plan did not expect one from: this step ran its forward pass "
+            "a second time, the next ones are planned for all outputs",
+            stacklevel=2,
+        )
+        return complete.joint, passes
 
     def _write(self, path: str, value: torch.Tensor) -> None:
         self._model.get_buffer(path).copy_(value)
@@ -102,8 +125,7 @@ class Checkpointed(nn.Module):
         casts = tuple((k, torch.get_autocast_dtype(k)) for k in ("cpu", "cuda") if torch.is_autocast_enabled(k))
         return tensors, static, casts, fingerprint(self._model)
 
-    def _program(self, args: Any, kwargs: Any) -> tuple[Program, Passes]:
-        key = self._key(args, kwargs)
+    def _program(self, key: Any, args: Any, kwargs: Any) -> tuple[Program, Passes]:
         if key not in self._programs:
             first = not self._used and self._same(args, kwargs)
             program = self.plan.program if first else program_of(self._model, args, kwargs)
@@ -133,18 +155,6 @@ class Checkpointed(nn.Module):
         ]
         two = [(t.shape, t.dtype, t.requires_grad) for _, t in leaves((args, kwargs))]
         return one == two and self.plan.program.state == state_of(self._model)
-
-
-def _states() -> list[torch.Tensor]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return [torch.get_rng_state(), *cuda]
-
-
-def _restore(states: list[torch.Tensor]) -> None:
-    if states:
-        torch.set_rng_state(states[0])
-        if states[1:]:
-            torch.cuda.set_rng_state_all(states[1:])
 
 
 def _static(value: Any) -> Any:

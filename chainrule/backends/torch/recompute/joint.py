@@ -50,7 +50,8 @@ class Joint:
     Attributes:
         graph: inputs -> outputs, new buffers, gradients. inputs: leaves in calling order.
         outputs: what the model returns. updates: buffer path -> its new value. wrt: leaves that get a gradient.
-        gradients: per leaf of ``wrt``, None where no path leads there. cotangents: per output, None for integers.
+        gradients: per leaf of ``wrt``, None where no path leads there. cotangents: per output, None where the backward pass
+            does not start.
         checks: values whose readings the trace relied on.
         lines: forward pass, then backward pass. forward: how many are the forward pass.
         texts: source of each line. above: source that runs once. held: objects that it refers to.
@@ -84,17 +85,21 @@ class Joint:
         return replace(self, lines=tuple(lines))
 
 
-def joint_of(traced: Traced, outputs: Sequence[Node], wrt: Sequence[Node]) -> Joint:
+def joint_of(
+    traced: Traced, outputs: Sequence[Node], wrt: Sequence[Node], through: Sequence[bool] | None = None
+) -> Joint:
     """The joint program of a trace.
 
     Args:
         outputs: what the model returns, among the graph's nodes. wrt: leaves that get a gradient.
+        through: per output, whether the backward pass starts there; by default all that are floating-point.
     """
     taken = list(traced.graph.inputs)
     cotangents: list[Node | None] = []
-    for k, out in enumerate(outputs):
+    starts = [True] * len(outputs) if through is None else through
+    for k, (out, start) in enumerate(zip(outputs, starts, strict=True)):
         made = None
-        if isinstance(out.type, TensorType) and out.type.is_float:
+        if start and isinstance(out.type, TensorType) and out.type.is_float:
             made = fresh_variable(f"d_output_{k}", out.type, taken)
             taken.append(made)
         cotangents.append(made)
