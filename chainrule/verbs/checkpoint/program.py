@@ -24,7 +24,7 @@ from chainrule.planning.problem import Problem
 from chainrule.verbs.checkpoint.structure import Structure, likely, taken_apart
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Program:
     """A traced model.
 

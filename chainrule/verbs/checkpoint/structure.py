@@ -26,7 +26,7 @@ class Place:
     index: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Structure:
     """A return value without its tensors.
 
@@ -121,4 +121,5 @@ def likely(structure: Structure, tensors: Sequence[torch.Tensor]) -> tuple[bool,
     losses = [n == "loss" and t.dim() == 0 and a for n, t, a in zip(structure.names, tensors, able, strict=True)]
     if sum(losses) == 1:
         return tuple(losses)
-    return tuple(a and not hidden for a, hidden in zip(able, structure.inner, strict=True))
+    found = tuple(a and not hidden for a, hidden in zip(able, structure.inner, strict=True))
+    return found if any(found) else tuple(able)

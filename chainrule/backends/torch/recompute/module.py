@@ -30,7 +30,7 @@ class Call:
         able: Sequence[bool],
         whole: Callable[[], tuple[Joint, Passes]],
     ) -> None:
-        self.joint, self.passes, self.inputs = joint, passes, inputs
+        self.joint, self.passes, self.inputs = joint, passes, list(inputs)
         self.write, self.holds = write, holds
         self.able, self.whole = able, whole
         self.partial = any(g is None and a for g, a in zip(joint.cotangents, able, strict=True))
@@ -46,6 +46,11 @@ class Call:
             self.states = states()
         with _no_autocast():
             outputs, news, kept = self.passes.forward(*plain)
+        # What the backward pass reads of a buffer is its value from before it is written.
+        inputs = [i for i in self.joint.inputs if i not in set(self.joint.cotangents)]
+        for k in self.passes.read:
+            if inputs[k] in self.joint.changing:
+                self.inputs[k] = plain[k].clone()
         count = len(self.joint.updates)
         self.holds(news[count:])
         with torch.no_grad():
