@@ -12,18 +12,19 @@ from torch import nn
 from chainrule.backends.torch.recompute.joint import Joint
 from chainrule.backends.torch.recompute.module import restore, run, states
 from chainrule.backends.torch.recompute.source import Passes, passes_of
-from chainrule.errors import ModelError, StaleTraceError
+from chainrule.errors import BackendError, ModelError, StaleTraceError, UnsupportedOpError
 from chainrule.frontends.torch import fingerprint
 from chainrule.frontends.torch.batch import leaves
 from chainrule.planning.frontier import judged
 from chainrule.verbs.checkpoint.budget import parsed
+from chainrule.verbs.checkpoint.by_modules import ByModules, SameModel, by_modules
 from chainrule.verbs.checkpoint.plan import Plan, planned
 from chainrule.verbs.checkpoint.program import Program, arguments, program_of, state_of
 
 _STALE = 3  # traces for other branches, after which the program branches on every batch
 
 
-class Checkpointed(nn.Module):
+class Checkpointed(SameModel):
     """A model that runs by a plan. Parameters, buffers and submodules are the model's own, under their names.
 
     Without gradients it is the model itself. For inputs of another shape, another mode or another autocast setting it
@@ -34,13 +35,7 @@ class Checkpointed(nn.Module):
     """
 
     def __init__(self, model: nn.Module, plan: Plan, budget: int | float | str | None) -> None:
-        super().__init__()
-        object.__setattr__(self, "_model", model)
-        self.__dict__["_parameters"] = model._parameters
-        self.__dict__["_buffers"] = model._buffers
-        self.__dict__["_modules"] = model._modules
-        self.__dict__["_non_persistent_buffers_set"] = model._non_persistent_buffers_set
-        self.training = model.training
+        super().__init__(model)
         object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "_budget", budget)
         object.__setattr__(self, "_programs", {})
@@ -48,18 +43,6 @@ class Checkpointed(nn.Module):
         object.__setattr__(self, "source", "")
         self.executor = "source"
         self.reason = "the model was traced as a whole: its passes run as straight-line code, and free as they go"
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_model"], name)
-
-    def train(self, mode: bool = True) -> Checkpointed:
-        """Sets the mode of the model and of everything in it."""
-        self.training = mode
-        self._model.train(mode)
-        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output; its backward pass is the planned one."""
@@ -139,7 +122,8 @@ class Checkpointed(nn.Module):
                         required="the shapes, dtypes, mode and autocast setting that were planned",
                         instead="checkpoint(model, batch, budget=...), which plans again",
                     )
-                plan = planned(program, (args, kwargs), None, None, self._budget, parsed(self._budget))
+                limit = self.plan.limit - self.plan.breakdown["optimizer state"]  # the same memory
+                plan = planned(program, (args, kwargs), None, None, limit, limit)
                 warnings.warn(
                     f"planned again for another batch or mode: {plan}", stacklevel=4
                 )  # the caller of the module
@@ -175,16 +159,18 @@ def checkpoint(
     *,
     budget: int | float | str | None = None,
     plan: Plan | None = None,
-) -> Checkpointed:
+) -> Checkpointed | ByModules:
     """The model with a backward pass in the memory you have: ``loss.backward()`` as before.
 
     Args:
         model: any module. batch: the inputs, as the model is called with them (a tensor, a tuple or a mapping).
         budget: as in :func:`plan`. plan: one made before.
     Returns:
-        A module with the model's own parameters; it works with any loss, optimizer and training loop.
+        A module with the model's own parameters; it works with any loss, optimizer and training loop. ``executor``
+        and ``reason`` say what runs: the planned passes as code, or, for a model that no graph can hold, its own
+        modules under torch's checkpoint, which is also said by a warning.
     Raises:
-        BudgetError, ModelError, UnsupportedOpError: as :func:`plan`.
+        BudgetError, ModelError: as :func:`plan`.
 
     >>> import torch, chainrule as cr
     >>> net = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(6)))
@@ -201,6 +187,11 @@ def checkpoint(
         return Checkpointed(model, plan, plan.budget)
     wanted = parsed(budget)
     args, kwargs = arguments(batch)
-    program = program_of(model, args, kwargs)
-    made = planned(program, batch, None, None, budget, wanted)
+    try:
+        program = program_of(model, args, kwargs)
+        made = planned(program, batch, None, None, budget, wanted)
+    except (UnsupportedOpError, BackendError) as error:
+        small = by_modules(model, args, kwargs, wanted, error)
+        warnings.warn(f"{small.executor}: {small.reason}; {small}", stacklevel=2)
+        return small
     return Checkpointed(model, made, budget)

@@ -7,6 +7,7 @@ repeat them, and delete what they made. The loss is the caller's, and runs betwe
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -52,8 +53,8 @@ class Joint:
     Attributes:
         graph: inputs -> outputs, new buffers, gradients. inputs: leaves in calling order.
         outputs: what the model returns. updates: buffer path -> its new value. wrt: leaves that get a gradient.
-        gradients: per leaf of ``wrt``, None where no path leads there. cotangents: per output, None where the backward pass
-            does not start.
+        gradients: per leaf of ``wrt``, None where no path leads there.
+        cotangents: per output, None where the backward pass does not start.
         checks: values whose readings the trace relied on.
         lines: forward pass, then backward pass. forward: how many are the forward pass.
         texts: source of each line. above: source that runs once. held: objects that it refers to.
@@ -278,7 +279,7 @@ def extraction_of(
     if prices is None:
         prices = CUDA if any(v.is_cuda for v in values.values()) else CPU
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             return _extracted(joint.again(), {k: _fake(mode, v) for k, v in values.items()}, prices, loss)
     except (RuntimeError, NotImplementedError, IndexError) as error:
         # Some ops look at values (lengths of packed sequences, CTC): they have no answer without data.
@@ -296,6 +297,17 @@ def extraction_of(
 def first_line(error: Exception) -> str:
     """What an exception says, in short."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's log of what fake tensors cannot do: it is tried, and done otherwise where it fails."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @contextlib.contextmanager
