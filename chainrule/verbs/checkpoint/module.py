@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from chainrule.backends.torch.recompute.joint import Joint
-from chainrule.backends.torch.recompute.module import restore, run, states
+from chainrule.backends.torch.recompute.module import run
 from chainrule.backends.torch.recompute.source import Passes, passes_of
 from chainrule.errors import BackendError, ModelError, StaleTraceError, UnsupportedOpError
-from chainrule.frontends.torch import fingerprint
+from chainrule.frontends.torch import Surroundings, generator_states, restore_generators
 from chainrule.frontends.torch.batch import leaves
 from chainrule.planning.frontier import judged
 from chainrule.verbs.checkpoint.budget import parsed
@@ -39,6 +39,7 @@ class Checkpointed(SameModel):
         object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "_budget", budget)
         object.__setattr__(self, "_programs", {})
+        object.__setattr__(self, "_surroundings", Surroundings(model))
         object.__setattr__(self, "_used", False)
         object.__setattr__(self, "source", "")
         self.executor = "source"
@@ -53,11 +54,12 @@ class Checkpointed(SameModel):
         for _ in range(_STALE):
             key = self._key(args, kwargs)
             program, passes = self._program(key, args, kwargs)
-            before = states() if program.trace.guards else []
+            before = generator_states() if program.trace.guards else []
             try:
                 return self._run(key, program, passes, args, kwargs)
             except StaleTraceError:
-                restore(before)
+                if before:
+                    restore_generators(before)
                 self._programs.pop(key)
         raise ModelError(
             "the model takes another branch at every call",
@@ -106,7 +108,7 @@ class Checkpointed(SameModel):
                         for n, t in leaves((args, kwargs)))  # fmt: skip
         static = repr([(k, v) for k, v in _static((args, kwargs))])
         casts = tuple((k, torch.get_autocast_dtype(k)) for k in ("cpu", "cuda") if torch.is_autocast_enabled(k))
-        return tensors, static, casts, fingerprint(self._model)
+        return tensors, static, casts, self._surroundings.now()
 
     def _program(self, key: Any, args: Any, kwargs: Any) -> tuple[Program, Passes]:
         if key not in self._programs:
