@@ -33,6 +33,7 @@ class Link:
         bytes: values of the forward pass that its derivatives read. multiplications: of the gradient itself.
         finding: kind of what is wrong here, empty if nothing is.
         name: of the quantity whose gradient this is. module: dotted path of the module that the gradient passes.
+        rms: of the gradient itself, predicted.
     """
 
     layer: str
@@ -46,6 +47,7 @@ class Link:
     finding: str = ""
     name: str = ""
     module: str = ""
+    rms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -160,6 +162,7 @@ def chain(
                 finding=findings.get(layer.split(" ")[0], ""),
                 name=name,
                 module=module,
+                rms=_gain(predicted.get(name), 1.0),
             )
         )
     return Chain(tuple(links), tuple(gradients), _product(links), seeds)
