@@ -96,9 +96,10 @@ def _flow(parts: Parts) -> Answer:
 
 
 def change_over_depth(parts: Parts) -> float | None:
-    """The gradient's rms at the first weight layer over that at the last one; None where it is not known."""
-    layers = [row for row in parts.moments.rows if _is_layer(row, parts)] if parts.moments is not None else []
-    known = [row.grad_second for row in layers if row.grad_second is not None]
+    """The gradient's norm at the first weight layer's output over that at the last's; None where it is not known."""
+    sizes = _layer_sizes(parts)
+    rows = parts.moments.rows if parts.moments is not None else ()
+    known = [r.grad_second * sizes[r.name] for r in rows if r.name in sizes and r.grad_second is not None]
     if len(known) < 2 or not known[-1] or not math.isfinite(known[0] / known[-1]):
         strip = parts.diagnose.strip if parts.diagnose is not None else ()
         ends = [s.backward for s in strip if s.backward > 0 and math.isfinite(s.backward)]
@@ -106,12 +107,13 @@ def change_over_depth(parts: Parts) -> float | None:
     return math.sqrt(known[0] / known[-1])
 
 
-def _is_layer(row: Any, parts: Parts) -> bool:
-    """Whether a module has a matrix of its own."""
+def _layer_sizes(parts: Parts) -> dict[str, int]:
+    """Module with a matrix of its own -> elements of its output."""
     if parts.trace is None:
-        return False
-    own = [n for n in parts.trace.parameters if n.rpartition(".")[0] == row.name]
-    return any(len(parts.trace.parameters[n].shape) > 1 for n in own)
+        return {}
+    parameters = parts.trace.parameters
+    own = {n.rpartition(".")[0] for n, leaf in parameters.items() if len(leaf.shape) > 1}
+    return {c.path: math.prod(int(n) for n in c.outputs[0].shape) for c in parts.trace.calls if c.path in own and c.outputs}
 
 
 def _start(parts: Parts) -> Answer:
@@ -119,21 +121,20 @@ def _start(parts: Parts) -> Answer:
     start = parts.initialize
     if start is None:
         return Answer(question, parts.missing["initialize"], "quiet", "start")
-    spans = [_span(rows) for rows in (start.before, start.after)]
-    if None in spans:
+    layers = _layer_sizes(parts)
+    now, then = (_ratio([r for r in rows if r.name in layers]) for rows in (start.before, start.after))
+    if now is None or then is None:
         return Answer(question, "A law for every parameter, below.", "quiet", "start")
-    now, then = spans
-    assert now is not None and then is not None
-    said = f"Gradients of the layers differ in size by a factor of {terminal.number(now)} now"
-    if now < 3 or now < 1.5 * then:
-        return Answer(question, f"{said}: where it is, or as the table says.", "good", "start")
-    return Answer(question, f"{said}, and of {terminal.number(then)} after initialize_.", "quiet", "start")
+    said = f"The gradient's norm at the first layer is {terminal.number(now)} times that at the last"
+    if abs(math.log(now)) < abs(math.log(then)) + math.log(3):
+        return Answer(question, f"{said}, and {terminal.number(then)} times after initialize_.", "good", "start")
+    return Answer(question, f"{said}; after initialize_ it is {terminal.number(then)} times.", "bad", "start")
 
 
-def _span(rows: Any) -> float | None:
-    """Largest over smallest rms of a cotangent."""
-    known = [r.grad_second for r in rows if r.grad_second and math.isfinite(r.grad_second)]
-    return math.sqrt(max(known) / min(known)) if len(known) > 1 else None
+def _ratio(rows: Any) -> float | None:
+    """Norm of the cotangent at the first layer over that at the last."""
+    known = [r.grad_second * r.elements for r in rows if r.grad_second and math.isfinite(r.grad_second)]
+    return math.sqrt(known[0] / known[-1]) if len(known) > 1 else None
 
 
 def _memory(parts: Parts) -> Answer:

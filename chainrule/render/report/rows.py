@@ -115,6 +115,15 @@ class _Known:
         place = (self.group[".".join(path[:whole])], *path[whole:]) if inside else (link.module,)
         return (*place, pattern(link.name), pattern(link.factor), tuple(map(str, link.shape)))
 
+    def block(self, links: Sequence[Any]) -> str:
+        """The module that all of these factors are in, if it is one of several that are alike; else nothing."""
+        paths = [link.module.split(".") for link in links]
+        for k in range(1, min(map(len, paths)) + 1):
+            whole = ".".join(paths[0][:k])
+            if whole in self.group and all(p[:k] == paths[0][:k] for p in paths):
+                return whole if any(len(p) > k for p in paths) else ""
+        return ""
+
     def latex(self, link: Any) -> str:
         """The factor's equation."""
         step = self.steps.get(link.name)
@@ -130,8 +139,11 @@ def _place(origin: Any) -> str:
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------
-def _row(links: Sequence[Any], known: _Known, reach: float, base: Sequence[int] = ()) -> Row:
-    """One factor, or the same factor of several blocks; ``reach``: the gain at the right end, 0 for no bar."""
+def _row(links: Sequence[Any], known: _Known, reach: float, base: Sequence[int] = (), inside: str = "") -> Row:
+    """One factor, or the same factor of several blocks; ``reach``: the gain at the right end, 0 for no bar.
+
+    ``inside``: the block's own path, which its rows need not repeat.
+    """
     link = links[0]
     found, _ = written([k.factor for k in links], [known.latex(k) for k in links], base)
     gains = [k.gain_predicted for k in links]
@@ -143,6 +155,8 @@ def _row(links: Sequence[Any], known: _Known, reach: float, base: Sequence[int] 
     path, kind = link.module or link.layer, known.kinds.get(link.module, "")
     if len(links) > 1:
         path = indexed([k.module or k.layer for k in links], base, braces=True).text
+    if inside:
+        path = link.module[len(inside) + 1 :] or "the block itself"
     several = len(links) > 1
     wrong = [(k, known.findings[k.module]) for k in links if k.finding and k.module in known.findings]
     shown = terminal.gain(link) if not several else _range(usable, measured)
@@ -159,7 +173,9 @@ def _row(links: Sequence[Any], known: _Known, reach: float, base: Sequence[int] 
         multiplications=terminal.count(link.multiplications),
         finding=terminal.finding(next((k.finding for k in links if k.finding), "")),
         facts=tuple(_facts(link, links, known, sum(kept), wrong)),
-        spark=spark(gains, reach=reach, name=f"gain in {len(links)} blocks") if several else "",
+        spark=spark(gains, reach=reach, name=f"gain in {len(links)} blocks")
+        if several and usable and max(usable) > 1.3 * min(usable)
+        else "",
     )
 
 
@@ -197,7 +213,8 @@ def _facts(
 
 def _rolled(run: Run[Any], known: _Known, reach: float, before: Any) -> Group:
     base = next((m for column in run.columns if (m := moving([k.module for k in column]))), ())
-    rows = tuple(_row(column, known, reach, base) for column in run.columns)
+    block = known.block(run.blocks[0])
+    rows = tuple(_row(column, known, reach, base, block) for column in run.columns)
     places = _blocks_named(run, known)
     first, last = before.rms if before is not None else None, run.blocks[-1][-1].rms
     change = ""
@@ -223,15 +240,8 @@ def _blocks_named(run: Run[Any], known: _Known) -> str:
     ends = []
     for block in (run.blocks[0], run.blocks[-1]):
         paths = [k.module for k in block if k.module]
-        whole = next((p for path in paths for p in _prefixes(path) if p in known.group), paths[0] if paths else "")
-        inside = [p for p in paths if p == whole or p.startswith(f"{whole}.")]
-        ends.append(whole if len(inside) == len(paths) else f"{paths[0]} – {paths[-1]}" if paths else "")
+        ends.append(known.block(block) or (f"{paths[0]} – {paths[-1]}" if len(set(paths)) > 1 else "".join(paths[:1])))
     return " … ".join(e for e in ends if e)
-
-
-def _prefixes(path: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[:k]) for k in range(1, len(parts) + 1)]
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------
