@@ -102,6 +102,7 @@ def chain(
     optimizer: Any = None,
     *,
     seeds: int = 16,
+    predicted: bool = True,
     shapes: Mapping[str, Any] | None = None,
     wrt: str | None = None,
 ) -> Chain:
@@ -109,7 +110,7 @@ def chain(
 
     Args:
         source: a Case, a model with batch and loss, or text of the formula language.
-        seeds: redraws of the weights for the measured gains; 0 measures nothing.
+        seeds: redraws of the weights for the measured gains; 0 measures nothing. predicted: False predicts none.
         shapes, wrt: for formulas: dimensions, and the variable at the chain's end (by default the first).
 
     Raises:
@@ -131,7 +132,7 @@ def chain(
     if case.trace.loss is None:
         raise ModelError("the chain of a model starts at its loss", required='loss=..., loss="model" or objective=...')
     equations = case.equations
-    predicted = {n: _mean(g.second) for n, g in predict(case).backward.items()}
+    expected = {n: _mean(g.second) for n, g in predict(case).backward.items()} if predicted else {}
     sampled = measured(case, seeds).backward if seeds else {}
     layers, modules = _layers(case.trace), _module_of(case.trace, identifier_of_path)
     findings = {where: f.kind for f in case.findings for where in f.where.split(", ")}
@@ -154,7 +155,7 @@ def chain(
                 layer=layer,
                 factor=equation,
                 shape=step.shape,
-                gain_predicted=_gain(predicted.get(name), predicted.get(before) if before else 1.0),
+                gain_predicted=_gain(expected.get(name), expected.get(before) if before else 1.0),
                 gain_measured=gain,
                 gain_error=error,
                 bytes=_bytes_kept(equations, children, parameters),
@@ -162,7 +163,7 @@ def chain(
                 finding=findings.get(layer.split(" ")[0], ""),
                 name=name,
                 module=module,
-                rms=_gain(predicted.get(name), 1.0),
+                rms=_gain(expected.get(name), 1.0),
             )
         )
     return Chain(tuple(links), tuple(gradients), _product(links), seeds)
@@ -290,8 +291,10 @@ def _measured_gain(measured: Mapping[str, Any], name: str, before: str | None) -
     n = len(after)
     if n < 2:
         return None, gain
-    left_out = np.array([np.sqrt(np.delete(after, k).mean() / np.delete(base, k).mean()) for k in range(n)])
-    return float(np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))), gain
+    with np.errstate(all="ignore"):  # in all draws but one there may be no gradient at all: then there is no error
+        left_out = np.array([np.sqrt(np.delete(after, k).mean() / np.delete(base, k).mean()) for k in range(n)])
+        error = float(np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2)))
+    return (error if np.isfinite(error) else None), gain
 
 
 def _bytes_kept(equations: DeriveResult, children: Sequence[str], parameters: set[str]) -> int | None:

@@ -84,7 +84,9 @@ def _flow(parts: Parts) -> Answer:
     change = change_over_depth(parts)
     if change is None:
         return Answer(question, parts.missing.get("chain", "The size of the gradient is not known."), "quiet", "chain")
-    if change >= _LARGE:
+    if not change:
+        said = "Nothing of it arrives at the first layer."
+    elif change >= _LARGE:
         said = f"It grows by a factor of {terminal.number(change)} on its way from the last layer to the first."
     elif change <= 1 / _LARGE:
         said = f"It shrinks by a factor of {terminal.number(1 / change)} on its way from the last layer to the first."

@@ -59,7 +59,7 @@ def parts_of(
         "derive": lambda: case.equations,
         "moments": lambda: case.moments,
         "diagnose": lambda: case.diagnosis,
-        "chain": lambda: _chain(case, seeds) if chain is None else chain,
+        "chain": lambda: _chain(case, seeds, "moments" in found.made) if chain is None else chain,
         "initialize": lambda: _start(case),
         "plan": lambda: _plan(case),
         "fit": lambda: _trained(case, fit),
@@ -92,10 +92,10 @@ def _reason(error: Exception, missing: dict[str, str]) -> str:
     return f"for the same reason as {same}" if same else " ".join(said.split())
 
 
-def _chain(case: Case, seeds: int) -> Any:
+def _chain(case: Case, seeds: int, predicted: bool) -> Any:
     from chainrule.verbs.chain import chain
 
-    return chain(case, seeds=seeds)
+    return chain(case, seeds=seeds if predicted else 0, predicted=predicted)
 
 
 def _start(case: Case) -> Any:
