@@ -298,7 +298,7 @@ def test_equal_blocks_are_rolled_up(tmp_path: Path) -> None:
             sizes[depth] = path.read_text(encoding="utf-8")
     page = Page(sizes[24])
     assert "blocks alike" in page.text and "for k = " in page.text
-    assert len(sizes[24]) < 1.5 * len(sizes[6])
+    assert len(sizes[24]) < 2 * len(sizes[6])  # the charts and the list of all factors grow
 
 
 @pytest.mark.parametrize("cause", ["objective", "dict", "two inputs", "frozen", "double", "lambda"])
