@@ -7,9 +7,11 @@ gradients with autograd's.
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -315,3 +317,61 @@ def test_a_model_on_the_meta_device() -> None:
     case = cr.case(model, batch, nn.MSELoss())
     assert case.trace.bit_equal is None  # there are no bits
     assert set(case.step(dict(model.named_parameters()), batch)[1]) == {k for k, _ in model.named_parameters()}
+
+
+class Masked(torch.nn.Module):
+    """Drops spans of its input as speech models do: places from NumPy, whether at all from Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        keep = torch.ones(6)
+        keep[int(np.random.randint(0, 6))] = 0.0
+        return self.linear(x * keep) * (2.0 if random.random() < 0.5 else 1.0)
+
+
+def test_draws_outside_of_torch_are_noticed() -> None:
+    """They are numbers in the graph: right from the same states, where the generators then move as eagerly, else stale."""
+    model, batch = Masked(), (torch.randn(4, 6), torch.randn(4, 1))
+    np.random.seed(3)
+    random.seed(4)
+    case = cr.case(model, batch, F.mse_loss)
+    parameters = dict(model.named_parameters())
+    loss, _ = case.step(parameters, batch)
+    moved = np.random.random(), random.random()
+    np.random.seed(3)
+    random.seed(4)
+    assert torch.equal(loss, F.mse_loss(model(batch[0]), batch[1]).detach())
+    assert moved == (np.random.random(), random.random())
+    with pytest.raises(StaleTraceError, match="NumPy's or Python's"):
+        case.step(parameters, batch)
+
+
+def test_fit_draws_outside_of_torch_anew() -> None:
+    torch.manual_seed(0)
+    losses = []
+    for fitted in (True, False):
+        torch.manual_seed(1)
+        model, x, y = Masked(), torch.randn(4, 6), torch.randn(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        np.random.seed(3)
+        random.seed(4)
+        if fitted:
+            losses.append(cr.fit(model, [(x, y)], F.mse_loss, optimizer, epochs=4).step_loss)
+            continue
+        own = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(x), y)
+            loss.backward()
+            optimizer.step()
+            own.append(loss.item())
+        losses.append(own)
+    assert list(losses[0]) == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_function_that_draws_outside_of_torch_is_refused() -> None:
+    with pytest.raises(UnsupportedOpError, match="draws from NumPy's"):
+        cr.grad(lambda x: (x * float(np.random.rand())).sum())(torch.ones(3))

@@ -21,7 +21,7 @@ from torch import nn
 import chainrule.ops
 from chainrule.errors import ChainruleError, ModelError, UnsupportedOpError
 from chainrule.frontends.torch import batch as convention
-from chainrule.frontends.torch.guards import Guard
+from chainrule.frontends.torch.guards import Guard, OutsideDraws
 from chainrule.frontends.torch.leaves import Leaves
 from chainrule.frontends.torch.modules import ModuleCall
 from chainrule.frontends.torch.names import Names, identifier
@@ -360,11 +360,13 @@ def _traced(
 
     state = State(modules.get(""))
     updates: dict[str, Node] = {}
+    outside = OutsideDraws()
     with untouched(modules.values()):
         with recorder.recording():
             same = all(held is given for held, (_, given) in zip(tensors, named, strict=True))
             bound = batch if same else convention.with_leaves(batch, iter(tensors))
             loss, found = run_program(lambda: program(bound), recorder, given)
+        drew = outside.end()
         results = found if loss is None else [loss]
         custom = custom_functions(results) if strict else None
         if custom is not None:
@@ -388,6 +390,12 @@ def _traced(
             required="a program whose result depends on its inputs alone",
             instead="a registered buffer for what has to be kept, or nothing",
         )
+    if drew and not follow:  # nobody would ask the guard
+        raise UnsupportedOpError(
+            "the function draws from NumPy's or Python's random generator",
+            required="random numbers of torch's, which a graph draws anew at every call",
+            instead="torch.rand(...), torch.randint(...) or torch.bernoulli(...)",
+        )
     expected = [(tuple(t.shape), t.dtype) for _, t in named]
     return Trace(
         graph=graph,
@@ -398,7 +406,7 @@ def _traced(
         captured=MappingProxyType(leaves.captured),
         values=MappingProxyType(leaves.values),
         updates=MappingProxyType(updates),
-        guards=tuple(recorder.guards),
+        guards=(*recorder.guards, *([outside.guard()] if drew else [])),
         mutations=mutations,
         calls=tuple(recorder.modules.calls),
         loss=nodes[0] if loss is not None else None,
