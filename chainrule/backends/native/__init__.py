@@ -1,6 +1,7 @@
 """Native code: a whole training loop of a small network as LLVM text, compiled by llvmlite.
 
 prepare, optimizers     one step as one graph, torch's rules included
+inner_derivatives, pools     rewrites of that graph: fewer products, no gathers
 schedule, plan     which loops
 layout, axes, memory     which memory
 program, gather, copies, draws     the loop over steps

@@ -7,7 +7,7 @@ summed index with a horizontal sum at the end. Every operand of a block is loade
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from chainrule.backends.native import access
@@ -20,6 +20,7 @@ from chainrule.backends.native.write import Writer
 from chainrule.ir import Node
 
 _PANEL = 16 * 1024  # bytes: half of the first cache
+_WORTH = 0.7  # share of a sum's turns that count, from which on loops of fixed length are as fast
 
 
 class Accumulating(Writer):
@@ -71,9 +72,13 @@ class Accumulating(Writer):
         accs: list[Value],
         term: Callable[[list[Value], Index], list[Value]],
         skip: int | None = None,
+        limits: Mapping[int, tuple[Affine, Affine]] | None = None,
     ) -> list[Value]:
-        """Loops over the summed indices (but ``skip``), the accumulators carried from turn to turn."""
-        sizes = found.sizes
+        """Loops over the summed indices (but ``skip``), the accumulators carried from turn to turn.
+
+        ``limits``: index -> first and end of what of it counts; at least one turn is in there.
+        """
+        sizes, limits = found.sizes, limits or {}
         more: list[Affine] = [ZERO] * len(sizes)
         axes = [a for a, n in enumerate(sizes) if n > 1 and a != skip]
 
@@ -81,7 +86,7 @@ class Accumulating(Writer):
             if k == len(axes):
                 return term(accs, tuple(more))
             a = axes[k]
-            if k == len(axes) - 1 and sizes[a] <= 5 and len(accs) * sizes[a] <= 80:
+            if k == len(axes) - 1 and sizes[a] <= 5 and len(accs) * sizes[a] <= 80 and a not in limits:
                 for i in range(sizes[a]):
                     more[a] = Affine((), i)
                     accs = nest(k + 1, accs)
@@ -92,9 +97,47 @@ class Accumulating(Writer):
                 more[a] = Affine(((var, 1),))
                 return nest(k + 1, carried)
 
+            if a in limits:
+                e = self.e
+                first, end = (e.index(i) for i in limits[a])
+                first, end = e.where(first < 0, 0, first), e.where(end > sizes[a], sizes[a], end)
+                return e.loop(end.text, turn, accs, start=first.text)
             return self.e.loop(sizes[a], turn, accs)
 
         return nest(0, accs)
+
+    def _limits(
+        self, core: Node, found: access.Accumulation, where: Sequence[Index]
+    ) -> dict[int, tuple[Affine, Affine]]:
+        """Summed index -> (first, end) of the turns in which a padded operand is read inside of its padding.
+
+        Nothing where that saves little, or where the results of a block disagree.
+        """
+        marks = [LoopVar(f"r{a}", a) for a in range(len(found.sizes))]
+        more = tuple(Affine(((v, 1),)) for v in marks)
+        out: dict[int, tuple[Affine, Affine]] = {}
+        share = 1.0
+        for number, x in enumerate(core.inputs):
+            if x.op.native != "pad" or any(x.params["interior"]):
+                continue
+            reads = [found.read(index, more)[number] for index in where]
+            for axis, (i, low, n) in enumerate(zip(reads[0], x.params["low"], sizes(x.inputs[0]), strict=True)):
+                own = [(marks.index(v), c) for v, c in i.terms if v in marks]
+                if n == sizes(x)[axis] or len(own) != 1 or own[0][1] != 1 or any(r[axis] != i for r in reads):
+                    continue
+                a = own[0][0]
+                place = Affine(tuple((v, c) for v, c in i.terms if v not in marks), i.const, i.lane)
+                if a in out or place.lane or len(place.terms) != 1 or place.terms[0][1] < 0:
+                    continue
+                # A window of the size of the summed index at every place: how many of its turns count.
+                step, size = place.terms[0][1], found.sizes[a]
+                places = range(place.const, sizes(x)[axis] - size + 1, step)
+                turns = [min(size, low + n - p) - max(0, low - p) for p in places]
+                if min(turns) < 1:
+                    continue
+                out[a] = place * -1 + low, place * -1 + (low + n)
+                share *= sum(turns) / (size * len(turns))
+        return out if share < _WORTH else {}
 
     def _keep_lanes(self, kernel: Kernel, found: access.Accumulation, vector: int | None) -> None:
         """The vector index is one of the result's: accumulators are rows x columns of vectors."""
@@ -132,7 +175,8 @@ class Accumulating(Writer):
                         out.append(self._combine(found, core, acc, at, more))
                 return out
 
-            accs = self._sum(found, [self._start(core, found, width)] * len(where), term)
+            limits = self._limits(core, found, [at for at, _ in where])
+            accs = self._sum(found, [self._start(core, found, width)] * len(where), term, limits=limits)
             for acc, (at, valid) in zip(accs, where, strict=True):
                 with self.counting(valid):
                     self.remember(core, at, acc)

@@ -17,6 +17,7 @@ from chainrule.backends.native.access import sizes
 from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.forms import Forms
 from chainrule.backends.native.inner_derivatives import differentiates_inside, shortened
+from chainrule.backends.native.pools import without_gathers
 from chainrule.backends.native.values import Scope, Value
 from chainrule.errors import ModelError, UnsupportedOpError
 from chainrule.interpreters.differentiate import expand_composites, gradient
@@ -112,6 +113,9 @@ def step_graph(
         new = rule(grads)
         updates |= dict(zip(new, normal(list(new.values())), strict=True))
     unused = tuple(parameters[leaf] for leaf, g in found.items() if g is None)
+    root, *rest = without_gathers([root, *grads.values(), *updates.values()])
+    grads = dict(zip(grads, rest, strict=False))
+    updates = dict(zip(updates, rest[len(grads) :], strict=True))
     graph = StepGraph(root, updates, {} if rule is not None else grads, parameters, unused)
     check(graph.order)
     return graph
@@ -119,7 +123,7 @@ def step_graph(
 
 def forward_graph(outputs: Sequence[Node]) -> list[Node]:
     """The outputs of a forward pass, ready for the scheduler."""
-    nodes = normal(expanded(outputs))
+    nodes = without_gathers(normal(expanded(outputs)))
     check(toposort(nodes))
     return nodes
 

@@ -84,6 +84,8 @@ class _Plan:
             if node.op.native == "max_pool_place" or access.is_scatter(node):
                 for x in node.inputs:
                     self._store(x)
+            if node.op.native == "max_pool_place":  # read at every element of its window
+                self.stored.add(node)
         for leaf in self.deferred:
             self.stored.add(self.updates[leaf])
         for node in self.order:

@@ -207,7 +207,7 @@ class Arithmetic:
         body: Callable[[LoopVar, list[Value]], list[Value]],
         carry: Sequence[Value] = (),
         step: int = 1,
-        start: int = 0,
+        start: int | str = 0,
     ) -> list[Value]:
         """``for (i = start; i < count; i += step)``, at least once; ``body(i, carried) -> carried``.
 
