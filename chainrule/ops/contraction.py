@@ -434,8 +434,10 @@ def _torch_unary(indices: Indices, result: Indices, x: str) -> str:
 
 
 def _torch_product(operands: tuple[Indices, ...], result: Indices, x: list[str]) -> str | None:
-    """``mm``, ``mv``, ``dot`` and ``outer`` for matrices and vectors in any transposition, else None."""
+    """``mm``, ``mv``, ``dot``, ``outer`` and what ``matmul`` does to rows and batches of matrices, else None."""
     a, b = (list(o) for o in operands)
+    if max(len(a), len(b)) > 2:
+        return _torch_rows(a, b, list(result), x) or _torch_rows(b, a, list(result), x[::-1])
     shared = [i for i in a if i in b]
     if len(set(a)) != len(a) or len(set(b)) != len(b) or len(a) > 2 or len(b) > 2:
         return None
@@ -457,3 +459,20 @@ def _torch_product(operands: tuple[Indices, ...], result: Indices, x: list[str])
     left = f"{x[0]}.t()" if a[0] == j else x[0]
     right = f"{x[1]}.t()" if b[1] == j else x[1]
     return f"torch.mm({left}, {right})"
+
+
+def _torch_rows(a: list[int], b: list[int], result: list[int], x: list[str]) -> str | None:
+    """Products of matrices, one per batch; a matrix for all rows; the sum over rows of outer products."""
+    if min(len(a), len(b)) < 2 or len({*a}) != len(a) or len({*b}) != len(b):
+        return None
+    batch, (i, k), (m, n) = a[:-2], a[-2:], b[-2:]
+    if len(a) == len(b) and batch == b[:-2] and len(result) == len(a) and result[:-2] == batch:
+        left = next((shared for shared in (i, k) if shared in (m, n)), None)
+        if left is None or result[-2:] != [k if left == i else i, n if left == m else m]:
+            return None
+        return f"torch.matmul({x[0]}{'.mT' if left == i else ''}, {x[1]}{'.mT' if left == n else ''})"
+    if len(b) == 2 and k in b and result == [*a[:-1], n if k == m else m]:
+        return f"torch.matmul({x[0]}, {x[1]}{'' if k == m else '.t()'})"
+    if len(a) == len(b) and a[:-1] == b[:-1] and result == [k, n]:
+        return f"torch.mm({x[0]}.flatten(0, -2).t(), {x[1]}.flatten(0, -2))"
+    return None

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from chainrule.errors import ModelError
 from chainrule.frontends.torch.batch import leaves
+from chainrule.frontends.torch.generators import generator_states
 from chainrule.frontends.torch.modules import around_calls
 from chainrule.frontends.torch.places import Place, here, of_traceback, skipped
 from chainrule.frontends.torch.script_calls import asks, spelled, writes_a_leaf
@@ -44,7 +45,7 @@ class Event:
     place: Place
     module: nn.Module | None = None
     autocast: tuple[str, torch.dtype] | None = None
-    rng: torch.Tensor | None = None
+    rng: list[torch.Tensor] | None = None
     off: Place | None = None
 
 
@@ -60,7 +61,7 @@ class Segment:
     events: list[Event]
     loss: torch.Tensor
     scale: float = 1.0
-    rng: torch.Tensor | None = None  # before its first model ran: with it, dropout draws the same again
+    rng: list[torch.Tensor] | None = None  # before its first model ran: with it, dropout draws the same again
     before: dict[int, torch.Tensor] = field(default_factory=dict)
     stepped: bool = False
     taken_out: tuple[str, Place] | None = None
@@ -170,7 +171,7 @@ class Watch(TorchFunctionMode):
         self._scaled: dict[int, tuple[torch.Tensor, float]] = {}
         self._stepped: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.stopping = False
-        self._rng: torch.Tensor | None = None
+        self._rng: list[torch.Tensor] | None = None
         self._kept: list[torch.Tensor] = []
         self._round: set[int] = set()
         self._known: set[int] | None = None
@@ -229,7 +230,7 @@ class Watch(TorchFunctionMode):
         """A module is called."""
         if not self._paused:
             if not self._running:
-                self._rng = torch.get_rng_state()
+                self._rng = generator_states()
             self._running.append(module)
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

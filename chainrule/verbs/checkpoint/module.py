@@ -12,7 +12,7 @@ from torch import nn
 from chainrule.backends.torch.recompute.module import run
 from chainrule.backends.torch.recompute.source import Passes, passes_of
 from chainrule.errors import ModelError, StaleTraceError
-from chainrule.frontends.torch import fingerprint
+from chainrule.frontends.torch import Surroundings, generator_states, restore_generators
 from chainrule.frontends.torch.batch import leaves
 from chainrule.verbs.checkpoint.budget import parsed
 from chainrule.verbs.checkpoint.plan import Plan, planned
@@ -42,6 +42,7 @@ class Checkpointed(nn.Module):
         object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "_budget", budget)
         object.__setattr__(self, "_programs", {})
+        object.__setattr__(self, "_surroundings", Surroundings(model))
         object.__setattr__(self, "_used", False)
         object.__setattr__(self, "source", "")
         self.executor = "source"
@@ -67,11 +68,12 @@ class Checkpointed(nn.Module):
             return self._model(*args, **kwargs)
         for _ in range(_STALE):
             program, passes = self._program(args, kwargs)
-            states = _states() if program.trace.guards else []
+            states = generator_states() if program.trace.guards else []
             try:
                 return self._run(program, passes, args, kwargs)
             except StaleTraceError:
-                _restore(states)
+                if states:
+                    restore_generators(states)
                 self._programs.pop(self._key(args, kwargs))
         raise ModelError(
             "the model takes another branch at every call",
@@ -100,7 +102,7 @@ class Checkpointed(nn.Module):
                         for n, t in leaves((args, kwargs)))  # fmt: skip
         static = repr([(k, v) for k, v in _static((args, kwargs))])
         casts = tuple((k, torch.get_autocast_dtype(k)) for k in ("cpu", "cuda") if torch.is_autocast_enabled(k))
-        return tensors, static, casts, fingerprint(self._model)
+        return tensors, static, casts, self._surroundings.now()
 
     def _program(self, args: Any, kwargs: Any) -> tuple[Program, Passes]:
         key = self._key(args, kwargs)
@@ -133,18 +135,6 @@ class Checkpointed(nn.Module):
         ]
         two = [(t.shape, t.dtype, t.requires_grad) for _, t in leaves((args, kwargs))]
         return one == two and self.plan.program.state == state_of(self._model)
-
-
-def _states() -> list[torch.Tensor]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return [torch.get_rng_state(), *cuda]
-
-
-def _restore(states: list[torch.Tensor]) -> None:
-    if states:
-        torch.set_rng_state(states[0])
-        if states[1:]:
-            torch.cuda.set_rng_state_all(states[1:])
 
 
 def _static(value: Any) -> Any:

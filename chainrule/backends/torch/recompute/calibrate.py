@@ -75,8 +75,7 @@ def _real(value: Any) -> Any:
 def _measured(run: Any, given: Sequence[Any]) -> tuple[float, int]:
     real = [tree_map(_real, g) for g in given]
     best, spent = float("inf"), 0.0
-    state = torch.get_rng_state()
-    with torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():
         for _ in range(_RUNS + 1):
             start = perf_counter()
             found = run(real)
@@ -86,7 +85,6 @@ def _measured(run: Any, given: Sequence[Any]) -> tuple[float, int]:
                 break
         del found
         work = _work(run, real)
-    torch.set_rng_state(state)
     return best, work
 
 
