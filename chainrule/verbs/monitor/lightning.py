@@ -36,9 +36,11 @@ class MonitorCallback(Callback):
     def __init__(self, every: int = 25, **settings: Any) -> None:
         if Callback is object:
             raise ModelError(
-                "the Lightning callback needs Lightning, which is not installed", 
-                given="no lightning, no pytorch_lightning", required="one of the two packages", instead="pip install lightning; or cr.monitor in a loop of your own",
-            )  # fmt: skip
+                "the Lightning callback needs Lightning, which is not installed",
+                given="no lightning, no pytorch_lightning",
+                required="one of the two packages",
+                instead="pip install lightning; or cr.monitor in a loop of your own",
+            )
         super().__init__()
         self.settings = {"every": every, **settings}
         self.monitors: list[monitor] = []
