@@ -166,6 +166,7 @@ class monitor:
                 self._not_finite()
             if self._measurement is not None:
                 self._measurement.at_step(self._previous)
+                self._measurement.remove()  # a closure may be run again in the same step
                 self._previous = self._gradients() if self.every == 1 else []
                 self._before = _foreach_mul([own_part(p.detach()) for p in self._parameters], 1.0)
                 return
