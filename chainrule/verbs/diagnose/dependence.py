@@ -26,9 +26,14 @@ _ROW_BY_ROW = frozenset({"mul", "add", "sub", "div", "linear", "layer_norm", "dr
 
 @dataclass(frozen=True)
 class _Spread:
-    """Rows, or positions, outside of those that were asked for are reached; ``call``: the op that mixes them."""
+    """Rows, or positions, outside of those that were asked for are reached; ``calls``: the ops that mix them."""
 
-    call: Call | None
+    calls: tuple[Call, ...]
+
+    @property
+    def call(self) -> Call | None:
+        """The last of them; None where they are not known."""
+        return self.calls[0] if self.calls else None
 
 
 def dependence(e: Examination) -> list[Finding]:
@@ -65,7 +70,7 @@ def batch_leak(e: Examination) -> list[Finding]:
     spread = _spread(e, lambda out: out[at], outside, lambda v: _dimension(v.shape, 0, size) is not None, 0, size)
     if spread is None:
         return found
-    call = spread.call
+    call = next((c for c in spread.calls if not _told_by_data(c, size)), spread.call)
     if call is not None and _told_by_data(call, size):
         found.append(
             Finding(
@@ -256,7 +261,8 @@ def _spread(
         and any(seen.get(v, False) for v in c.inputs)
     ]
     # What is read twice is reached by way of both readers; one that works row by row is not what mixes.
-    call = next((c for c in mixing if c.name not in _ROW_BY_ROW), mixing[0] if mixing else None)
+    calls = [c for c in mixing if c.name not in _ROW_BY_ROW] or mixing[:1]
+    call = calls[0] if calls else None
     if call is None:  # the first that takes mixed rows into another shape
         call = next(
             (
@@ -272,7 +278,7 @@ def _spread(
         )
     if call is None:
         call = next((c for c in tape.calls if any(o in seen and not seen[o] for o in c.outputs)), None)
-    return _Spread(call)
+    return _Spread(tuple(calls or ([call] if call is not None else [])))
 
 
 def _leaks(

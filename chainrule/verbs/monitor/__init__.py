@@ -132,7 +132,23 @@ class monitor:
             self._measurement = Measurement(self.model, self._modules, self._parameters)
             self._after = self.optimizer.register_step_post_hook(self._after_step)
 
-    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not callable(closure):
+            self._with_gradients()
+            return None
+        asked: list[bool] = []
+
+        def then() -> Any:  # a closure makes the gradients inside of the step
+            loss = closure()
+            if not asked:
+                asked.append(True)
+                self._with_gradients()
+            return loss
+
+        return ((args[0], then, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": then})
+
+    def _with_gradients(self) -> None:
         witness = self._witness
         if not self._full and self._measurement is None:
             if (
@@ -150,6 +166,7 @@ class monitor:
                 self._not_finite()
             if self._measurement is not None:
                 self._measurement.at_step(self._previous)
+                self._measurement.remove()  # a closure may be run again in the same step
                 self._previous = self._gradients() if self.every == 1 else []
                 self._before = _foreach_mul([own_part(p.detach()) for p in self._parameters], 1.0)
                 return
@@ -188,6 +205,8 @@ class monitor:
         if self._writer is not None:
             for name, value in scalars(entry):
                 self._writer.add_scalar(name, value, entry["step"])
+        if any(f.kind == "nonfinite" for f in self.findings):
+            return  # every measurement after it is its consequence
         for finding in self._judge.findings(entry):
             self._tell(finding)
 
