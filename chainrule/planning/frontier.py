@@ -25,8 +25,10 @@ from chainrule.planning.simulate import Timeline, simulate
 T = TypeVar("T")
 _PLANS = 250
 _SMALL, _PINNED = 100, 0.02  # tasks, and share of the peak that is pinned: then the chain is a poor picture
+_DEEP, _RANGE = 8.0, 3.0  # where the least peak is so small a part of the unplanned one, up to so many times the least
 _STARTS, _STEPS = 40, 20  # of the local search there
 _FEW_STARTS, _FEW_STEPS = 60, 2  # and elsewhere
+_WORK = 60_000  # tasks to go through there, all starts together
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,19 +88,26 @@ def frontier(problem: Problem) -> Frontier:
     timeline = simulate(problem, plain)
     found = [Plan(plain, timeline.peak, 0.0)]
     if problem.backward and problem.forward:
-        planner = ChainPlanner(problem, chain, timeline.peak)
-        for slots in _spread(planner.levels(), _PLANS):
-            schedule = planner.schedule(slots)
-            found.append(judged(problem, schedule))
+        found += _by_chain(problem, chain, timeline.peak, _PLANS)
+        least = min(p.peak for p in found)
+        if least * _DEEP < timeline.peak:  # a slot is too much memory there: once more, with finer ones
+            found += _by_chain(problem, chain, int(_RANGE * least), _PLANS // 2)
         found += _improved(problem, chain, front(found))
     return Frontier(problem, chain, front(found))
+
+
+def _by_chain(problem: Problem, chain: Chain, limit: int, count: int) -> list[Plan]:
+    """Plans of the chain up to so many bytes."""
+    planner = ChainPlanner(problem, chain, limit)
+    return [judged(problem, planner.schedule(slots)) for slots in _spread(planner.levels(), count)]
 
 
 def _improved(problem: Problem, chain: Chain, plans: Sequence[Plan]) -> list[Plan]:
     """Plans by local search from some of those of the chain; more of it where the chain is a poor picture."""
     pinned = sum(problem.sizes[s] for s in chain.pinned - chain.fixed)
     poor = len(problem.tasks) <= _SMALL or pinned > _PINNED * plans[0].peak
-    starts, steps = (_STARTS, _STEPS) if poor else (_FEW_STARTS, _FEW_STEPS)
+    few = min(_FEW_STARTS, max(2, _WORK // len(problem.tasks)))
+    starts, steps = (_STARTS, _STEPS) if poor else (few, _FEW_STEPS)
     found: list[Plan] = []
     for plan in _spread(plans, starts):
         for schedule in dropped(problem, plan.schedule, steps):

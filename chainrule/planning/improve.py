@@ -92,12 +92,19 @@ def _drop(problem: Problem, schedule: Schedule, worst: int, least: int) -> Sched
             found.append((problem.tasks[maker].cost / size, then, life.storage))
     found.sort()
     best: tuple[float, int, list[int]] | None = None
+    stays: dict[int, list[tuple[int, int]]] = {}
+    for life in lives:
+        if life.reads:
+            stays.setdefault(life.storage, []).append((life.born, life.reads[-1]))
+    given = problem.resident | problem.cotangents
     for optimistic, then, storage in found:
         if best is not None and best[0] <= optimistic:
             break
-        there = {x.storage for x in lives if x.born < then and x.reads and x.reads[-1] >= then} - {storage}
-        there |= problem.resident | problem.cotangents
-        tasks = missing(problem, [storage], there.__contains__, problem.writer)
+
+        def there(s: int, then: int = then, gone: int = storage) -> bool:
+            return s in given or (s != gone and any(born < then <= last for born, last in stays.get(s, ())))
+
+        tasks = missing(problem, [storage], there, problem.writer)
         if any(t in late or not problem.tasks[t].again for t in tasks):
             continue
         score = sum(problem.tasks[t].cost for t in tasks) / problem.sizes[storage]
