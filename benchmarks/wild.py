@@ -44,7 +44,8 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4, "n_head": 4, "num_heads": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "n_heads": 4, "num_key_value_heads": 2, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
     "num_experts_per_tok": 2, "vocab_size": 100, "max_position_embeddings": 64, "n_positions": 64, "embedding_size": 64,
-    "image_size": 64, "max_source_positions": 32, "patch_size": 16, "num_mel_bins": 16, "projection_dim": 32, "kv_lora_rank": 16, "q_lora_rank": 16,
+    "image_size": 64, "max_source_positions": 32, "patch_size": 16, "num_mel_bins": 16, "projection_dim": 32,
+    "kv_lora_rank": 16, "q_lora_rank": 16,
     "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2, "initializer_range": PROMISED, "init_std": PROMISED, "initializer_factor": 1.0,
 }  # fmt: skip

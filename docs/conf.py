@@ -1,4 +1,4 @@
-"""The documentation as a site: Markdown by MyST, docstrings by autodoc. ``make docs`` builds it; a warning is an error."""
+"""The documentation as a site: Markdown by MyST, docstrings by autodoc. A warning is an error (``make docs``)."""
 
 from __future__ import annotations
 

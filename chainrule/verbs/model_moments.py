@@ -23,8 +23,6 @@ from chainrule.verbs.fields import Program, Propagation
 from chainrule.verbs.moments import MomentsResult, ParameterRow, Row
 from chainrule.verbs.moments_audit import audited
 
-_NINE_OF_TEN = 1.645  # standard deviations of a normal law on either side
-
 
 @dataclass(frozen=True)
 class Predicted:
@@ -177,11 +175,7 @@ def _places(state: Field) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def band(state: Field) -> tuple[float, float] | None:
     """Where the mean square of one draw of the weights lies in nine draws of ten (log-normal)."""
-    if not state.known or not state.mean_square > 0:
-        return None if not state.known else (state.mean_square, state.mean_square)
-    variance = state.log_spread
-    centre, width = np.log(state.mean_square) - variance / 2, _NINE_OF_TEN * np.sqrt(variance)
-    return (float(np.exp(centre - width)), float(np.exp(centre + width)))
+    return state.band if state.known else None
 
 
 def _parameters(trace: Any, run: Propagation) -> Sequence[ParameterRow]:

@@ -13,6 +13,7 @@ from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted, with_alignment
 from chainrule.ops.fields.elementwise import added, applied, multiplied, scaled, weighted
 from chainrule.ops.fields.registry import rule, sizes
+from chainrule.ops.fields.tied import scored
 
 
 # ---- sums and products -------------------------------------------------------------------------------------
@@ -43,9 +44,13 @@ def _add_backward(
     found: list[Field | None] = []
     for x, i, w, s in zip(inputs, node.inputs, wanted, signs, strict=True):
         part = fitted(scaled(g, s), sizes(i.shape)) if w else None
-        if part is not None and g.alignment:
+        if part is not None and (g.alignment or g.own_alignment != 1.0):
             share = min(x.mean_square / max(y.mean_square, 1e-300), 1.0)
-            part = replace(part, alignment=g.alignment * share * x.unevenness / y.unevenness)
+            part = replace(
+                part,
+                alignment=g.alignment * share * x.unevenness / y.unevenness,
+                own_alignment=1.0 + (g.own_alignment - 1.0) * share,
+            )
         found.append(part)
     return found
 
@@ -74,7 +79,9 @@ def _mul_backward(
         elif other.array is not None and other.array.size == 1:
             found.append(fitted(scaled(g, float(other.array.ravel()[0])), sizes(i.shape)))
         else:
-            found.append(fitted(multiplied([g, other], shape), sizes(i.shape)))
+            part = fitted(multiplied([g, other], shape), sizes(i.shape))
+            moving = other.degree if other.array is None and not other.fresh else 0.0
+            found.append(replace(part, own_alignment=1.0 + moving))
     return found
 
 
@@ -194,4 +201,5 @@ def _linear(node: Node, inputs: Sequence[Field]) -> Field:
     x, w, *bias = inputs
     lead = list(range(2, 2 + len(x.dims) - 1))
     y = contracted([x, w], [[*lead, 0], [1, 0]], [*lead, 1], node)
-    return added([y, bias[0]], (1.0, 1.0), sizes(node.shape)) if bias else y
+    y = added([y, bias[0]], (1.0, 1.0), sizes(node.shape)) if bias else y
+    return scored(y, x, w)

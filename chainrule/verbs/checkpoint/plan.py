@@ -338,7 +338,7 @@ def planned(
     given = bytes_of(t for _, t in leaves(batch))
     gradients = sum(problem.sizes[s] for s in problem.gradients)
     state, temporary = (0, 0) if optimizer is None else optimizer_bytes(optimizer)
-    static = parameters + buffers + given + state
+    static = parameters + buffers + given + state + program.extraction.constants
     floor = static + gradients + temporary  # while the optimizer steps
     base = judged(problem, Schedule(tuple(range(len(problem.tasks))), problem.forward))
     limit = None
@@ -371,6 +371,7 @@ def planned(
             "gradients": gradients,
             "optimizer state": state,
             "inputs": given,
+            "constants": program.extraction.constants,
         },
         tuple(missing),
         budget,
