@@ -263,7 +263,7 @@ def _memory(parts: Parts) -> dict[str, Any] | None:
         return None
     points = plan.trade_off()
     cheaper = next((p for p in points[::-1] if p[1] <= 0.34), points[0])
-    other = plan.within(cheaper[0]) if cheaper[0] < points[0][0] else None
+    other = plan.within(max(cheaper[0], plan.minimum_bytes)) if cheaper[0] < points[0][0] else None
     curve = plan.curve()
     series = [Series("as it is", "forward", list(enumerate(_thinned(curve))), "area")]
     if other is not None:
