@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 from torch import nn
@@ -60,7 +61,7 @@ def fifty_layers(seed: int = 0) -> Case:
     widths = [10, *[40] * 50, 5]
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):  # so that no draw is taken from the user's generator
-        pairs = [(nn.Linear(a, b), nn.ReLU()) for a, b in zip(widths, widths[1:], strict=False)]
+        pairs = [(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise(widths)]
         model = nn.Sequential(*[layer for pair in pairs for layer in pair][:-1])
     model = model.to_empty(device="cpu")
     for layer in model:

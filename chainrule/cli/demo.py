@@ -52,7 +52,7 @@ def _story(path: str, seeds: int) -> Iterator[str]:
     yield "\n1. The chain from the loss to the input, each row times the one above; predicted without a run"
     shown = [*rows[:4], (f"{len(rows) - 8} more", "the same two factors, again and again", "", ""), *rows[-4:]]
     yield from indented(table(("layer", "factor", "gain predicted / measured", "|gradient|"), shown, right=[3]))
-    yield f"   a layer and its ReLU multiply the gradient by {each:.3f}; 1/sqrt(6) is 0.408. After fifty: {each**50:.0e}"
+    yield f"   a layer and its ReLU multiply the gradient by {each:.3f} (1/sqrt(6) = 0.408); fifty by {each**50:.0e}"
 
     with working("diagnosing"):
         found = broken.findings[0]

@@ -6,6 +6,7 @@ numbers when the mouse rests on it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ def chart(
     parts = [_axes(scale, y_text, x_text, x_label, marks)]
     for s, band in bands:
         if len(band) > 1:
-            outline = [(scale.x(x), scale.y(h)) for x, _, h in band] + [(scale.x(x), scale.y(b)) for x, b, _ in band[::-1]]
+            outline = [(scale.x(x), scale.y(h)) for x, _, h in band] + [
+                (scale.x(x), scale.y(b)) for x, b, _ in band[::-1]
+            ]
             parts.append(f'<polygon points="{_points(outline)}" fill="var(--{s.colour})" class="band"/>')
     if level and _fits(level[0], log):
         at = scale.y(level[0])
@@ -200,7 +203,7 @@ def _drawn(
     parts = []
     if s.style == "steps":
         at_steps = [at[0]]
-        for a, b in zip(at, at[1:], strict=False):
+        for a, b in itertools.pairwise(at):
             at_steps += [(b[0], a[1]), b]
         parts.append(f'<polyline points="{_points(at_steps)}" class="line" stroke="var(--{s.colour})"/>')
     elif s.style == "area":

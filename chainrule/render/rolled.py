@@ -31,9 +31,9 @@ class Run(Generic[Item]):
         return len(self.blocks) > 1
 
     @property
-    def columns(self) -> list[tuple[Item, ...]]:
-        """The items of equal place, one per block."""
-        return list(zip(*self.blocks, strict=True))
+    def columns(self) -> list[list[Item]]:
+        """The items of equal place, one per block; of items that do not repeat, each alone."""
+        return [list(column) for column in zip(*self.blocks, strict=True)]
 
 
 def runs(items: Sequence[Item], signatures: Sequence[Hashable]) -> list[Run[Item]]:

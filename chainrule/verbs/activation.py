@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -97,15 +98,18 @@ class ActivationResult:
         near = high - 1e-3 * max(1.0, abs(high)) if end == "-inf" else low + 1e-3 * max(1.0, abs(low))
         return bool(self.curve.slope(np.array([near]))[0] == 0)
 
-    def plot(self, path: str | None = None) -> Any:
-        """Value and derivative over z as a matplotlib figure, also written to ``path`` if given.
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+    def plot(self, path: str | None = None, ax: Any = None) -> Any:
+        """Value and derivative over z: a matplotlib figure, also written to ``path``, or the axes that were given.
 
         Raises:
             MissingExtraError: matplotlib is not installed. ChainruleError: the file cannot be written.
         """
         from chainrule.verbs.activation_plot import plot  # matplotlib is optional and slow to load
 
-        return plot(self, path)
+        return plot(self, path, ax)
 
     def __str__(self) -> str:
         rows = [("f(z)", self.formula.text if self.formula else self.name)]

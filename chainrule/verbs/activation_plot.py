@@ -8,26 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chainrule.errors import ChainruleError, MissingExtraError
+from chainrule.errors import ChainruleError
+from chainrule.verbs.notebook import axes_for
 
 if TYPE_CHECKING:
     from chainrule.verbs.activation import ActivationResult
 
 
-def plot(result: ActivationResult, path: str | None) -> Any:
+def plot(result: ActivationResult, path: str | None, ax: Any = None) -> Any:
     """A matplotlib figure with f and f', the saturated parts shaded; written to ``path`` if given.
 
     Raises:
         MissingExtraError: matplotlib is not installed. ChainruleError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("plot", "matplotlib", "report") from None
     low, high = _window(result)
     z = np.linspace(low, high, 1201)
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
+    axes = axes_for(ax, 6.4, 3.6)
+    figure = axes.figure
     breaks = [k.at for k in result.kinks if k.jump] + list(result.poles)
     slope_breaks = [k.at for k in result.kinks] + list(result.poles)
     axes.plot(z, _broken(z, result.curve.value(z), breaks), label="f(z)")
@@ -39,7 +36,7 @@ def plot(result: ActivationResult, path: str | None) -> Any:
     axes.legend(frameon=False)
     if path is not None:
         _write(figure, path)
-    return figure
+    return figure if ax is None else axes
 
 
 def _write(figure: Any, path: str) -> None:

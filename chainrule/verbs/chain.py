@@ -19,6 +19,7 @@ from chainrule.errors import MissingExtraError, ModelError
 from chainrule.interpreters.cost import multiplications, nbytes
 from chainrule.ir import Node, shape_text, toposort
 from chainrule.verbs.derive import DeriveResult, derive
+from chainrule.verbs.notebook import axes_for, html_table, number, over_depth
 from chainrule.verbs.steps import Step
 
 
@@ -81,6 +82,31 @@ class Chain:
         ]
         lines += [f"{'':24} {equation:48} ({shape_text(shape)})" for _, equation, shape in self.gradients]
         return "\n".join(lines)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Gains from the loss to the input, predicted (line) and measured (dots), on matplotlib axes; returns them.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        ax, links = axes_for(ax), self.links[1:]
+        names = [k.module or k.layer for k in links]
+        over_depth(ax, names, [k.gain_predicted for k in links], "predicted", "tab:orange")
+        over_depth(ax, names, [k.gain_measured for k in links], "measured", "black", style=".")
+        ax.axhline(1.0, color="0.7", linewidth=0.8)
+        ax.set(title="gain of each factor", xlabel="from the loss to the input")
+        if links:
+            ax.legend(frameon=False)
+        return ax
+
+    def _repr_html_(self) -> str:
+        head = ("layer", "factor", "shape", "gain predicted", "measured", "bytes kept", "multiplications", "finding")
+        rows = [
+            (k.layer, k.factor, shape_text(k.shape), number(k.gain_predicted), number(k.gain_measured),
+             "" if k.bytes is None else f"{k.bytes:,}", str(k.multiplications), k.finding)
+            for k in self.links
+        ]  # fmt: skip
+        return html_table(head, rows, self.product if len(self.product) < 200 else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what ``--json`` prints."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from chainrule.ir.moments import Moments
 from chainrule.verbs.defined import refuse_division_by_zero, refuse_unused
 from chainrule.verbs.expression import Expression
 from chainrule.verbs.moments_sampling import Sampling, sampled
+from chainrule.verbs.notebook import axes_for, html_table, number, over_depth
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,31 @@ class MomentsResult:
         widths = [max(len(row[k]) for row in [head, *body]) for k in range(len(head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]]
         return "\n".join([*lines, *map(str, self.findings)])
+
+    def plot(self, ax: Any = None) -> Any:
+        """A model's mean squares over depth, values and gradients with nine draws of ten; returns the axes.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        ax, names = axes_for(ax), [r.name for r in self.rows]
+        over_depth(ax, names, [r.second for r in self.rows], "E[x^2]", "tab:blue", [r.band for r in self.rows])
+        gradients, bands = [r.grad_second for r in self.rows], [r.grad_band for r in self.rows]
+        over_depth(ax, names, gradients, "E[(dL/dx)^2]", "tab:orange", bands)
+        if names:
+            ax.legend(frameon=False)
+        return ax
+
+    def _repr_html_(self) -> str:
+        if not self.rows:
+            return f"<pre>{escape(str(self))}</pre>"
+        head = ("layer", "module", "mean", "mean square", "of the gradient", "nine draws of ten", "how")
+        rows = [
+            (r.name or "(model)", r.module, number(r.mean), number(r.second), number(r.grad_second),
+             f"{r.band[0]:.3g} to {r.band[1]:.3g}" if r.band else "", r.kind)
+            for r in self.rows
+        ]  # fmt: skip
+        return html_table(head, rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what ``--json`` prints."""

@@ -1,4 +1,4 @@
-"""``report``: everything that is known about a case, on one HTML page that loads nothing, and the same as JSON beside it.
+"""``report``: all that is known about a case, on one HTML page that loads nothing, and the same as JSON beside it.
 
 parts     asks the verbs, on one trace; what cannot be made says why
 answers   the verdict and the five answers of the first screen
@@ -51,7 +51,7 @@ def report(
         model, batch, loss, optimizer, objective: as for every verb, or a Case in place of them.
         path: the page; a file of that name is replaced. The data go beside it, ``report.json`` for ``report.html``.
         fit: so many steps of training, which are taken back; or a training result, for its loss curve.
-        seeds: redraws of the weights behind measured gains; 0 measures nothing. chain: the chain, if it is there already.
+        seeds: redraws of the weights behind measured gains; 0 measures nothing. chain: the chain, if it is there.
         facts: (what, value) lines to add to the summary.
         progress: a line per part, on stderr (True; None where that is a terminal) or to a function.
 

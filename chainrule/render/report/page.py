@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import platform
 from collections.abc import Iterator, Sequence
@@ -112,7 +113,7 @@ def _lines(items: Sequence[tuple[str, Any, str]]) -> list[Lines]:
     marks = [(pattern(name), pattern(text), tuple(map(str, e.shape))) for name, e, text in items]
     found = []
     for run in runs(items, marks):
-        columns = run.columns if run.repeats else [(item,) for item in run.blocks[0]]
+        columns = run.columns
         base = next((m for c in columns if run.repeats and (m := moving([name for name, _, _ in c]))), ())
         shown = []
         for column in columns:
@@ -188,7 +189,7 @@ def _moments_table(parts: Parts) -> list[tuple[str, ...]]:
     marks = [(pattern(r.name), r.module, groups.get(r.name)) for r in rows]
     found = []
     for run in runs(rows, marks):
-        columns = run.columns if run.repeats else [(row,) for row in run.blocks[0]]
+        columns = run.columns
         base = next((m for c in columns if run.repeats and (m := moving([r.name for r in c]))), ())
         for c in columns:
             band = c[0].band
@@ -222,13 +223,15 @@ def _start(parts: Parts) -> dict[str, Any] | None:
     marks = [(pattern(r.name), r.rule, f"{r.std:.2g}", tuple(r.shape), pattern(r.why)) for r in start.parameters]
     rows = []
     for run in runs(start.parameters, marks):
-        columns = run.columns if run.repeats else [(row,) for row in run.blocks[0]]
+        columns = run.columns
         base = next((m for c in columns if run.repeats and (m := moving([r.name for r in c]))), ())
         for c in columns:
             now = [_std(start.tensors.get(r.name)) for r in c]
             name = indexed([r.name for r in c], base, braces=True).text
             suffix = f"k = {range_text(base)}" if len(c) > 1 else ""
-            rows.append((name, suffix, terminal.shape(c[0].shape), _over(now), _over([r.std for r in c]), c[0].rule, c[0].why))
+            rows.append(
+                (name, suffix, terminal.shape(c[0].shape), _over(now), _over([r.std for r in c]), c[0].rule, c[0].why)
+            )
     figures = []
     for what, title in (("second", "Values, mean square"), ("grad_second", "Gradients, mean square")):
         series = []
@@ -260,7 +263,7 @@ def _memory(parts: Parts) -> dict[str, Any] | None:
         return None
     points = plan.trade_off()
     cheaper = next((p for p in points[::-1] if p[1] <= 0.34), points[0])
-    other = plan.within(cheaper[0]) if cheaper[0] < points[0][0] else None
+    other = plan.within(max(cheaper[0], plan.minimum_bytes)) if cheaper[0] < points[0][0] else None
     curve = plan.curve()
     series = [Series("as it is", "forward", list(enumerate(_thinned(curve))), "area")]
     if other is not None:
@@ -297,7 +300,7 @@ def _thinned(values: Sequence[int], most: int = 400) -> list[int]:
     if len(values) <= most:
         return list(values)
     ends = [len(values) * k // most for k in range(most + 1)]
-    return [max(values[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return [max(values[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 # ---- training ------------------------------------------------------------------------------------------------

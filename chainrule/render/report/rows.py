@@ -96,7 +96,7 @@ class _Known:
         trace = parts.trace
         self.steps = {step.wrt: step for step in parts.derive.steps} if parts.derive else {}
         self.moments = {row.name: row for row in parts.moments.rows} if parts.moments else {}
-        findings = parts.diagnose.findings if parts.diagnose else ()
+        findings: Sequence[Any] = parts.diagnose.findings if parts.diagnose else ()
         self.findings = {where: f for f in reversed(findings) for where in f.where.split(", ")}
         self.group: Mapping[str, str] = {}
         self.kinds: Mapping[str, str] = {}

@@ -26,6 +26,7 @@ from chainrule.verbs.checkpoint.batch_size import largest_batch
 from chainrule.verbs.checkpoint.budget import parsed, size_text
 from chainrule.verbs.checkpoint.by_name import storages_kept
 from chainrule.verbs.checkpoint.program import Program, arguments, inputs_of, program_of
+from chainrule.verbs.notebook import axes_for, html_table
 
 _FORMAT = 1
 
@@ -154,6 +155,25 @@ class Plan:
     def digest(self) -> str:
         """A hash of the program and the schedule, the same on every rank that has the same plan."""
         return hashlib.blake2b(f"{self.program.problem.digest}{self.schedule}".encode(), digest_size=8).hexdigest()
+
+    def plot(self, ax: Any = None) -> Any:
+        """Bytes alive over the step, and the unplanned peak, on matplotlib axes; returns them.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        ax = axes_for(ax)
+        megabytes = [b / 1e6 for b in self.curve()]
+        ax.fill_between(range(len(megabytes)), megabytes, color="tab:blue", alpha=0.2, linewidth=0)
+        ax.plot(megabytes, color="tab:blue", label=f"this plan, {100 * self.recompute_fraction:.0f} % more time")
+        ax.axhline(self.baseline_bytes / 1e6, color="0.5", linestyle="--", linewidth=1, label="unplanned peak")
+        ax.set(xlabel="task of the step, forwards and backwards", ylabel="MB", ylim=(0, None))
+        ax.legend(frameon=False)
+        return ax
+
+    def _repr_html_(self) -> str:
+        rows = [(what, size_text(size)) for what, size in self.breakdown.items()]
+        return html_table(("what", "bytes"), rows, str(self))
 
     def to_dict(self) -> dict[str, Any]:
         """What ``--json`` prints."""

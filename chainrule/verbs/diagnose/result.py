@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chainrule.verbs.kinds import KINDS, SEVERITIES, Finding
+from chainrule.verbs.notebook import axes_for, html_table, over_depth
 
 CHECKED = tuple(KINDS)
 
@@ -53,6 +54,29 @@ class DiagnoseResult:
         if self.ok:
             lines.insert(0, f"nothing wrong found ({len(self.checked)} kinds of fault looked for)")
         return "\n".join([*lines, *self.notes])
+
+    def plot(self, ax: Any = None) -> Any:
+        """rms of the pre-activations and of their gradients over the layers, on matplotlib axes; returns them.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        ax, names = axes_for(ax), [s.name for s in self.strip]
+        over_depth(ax, names, [s.forward for s in self.strip], "rms of z", "tab:blue")
+        over_depth(ax, names, [s.backward for s in self.strip], "rms of dL/dz", "tab:orange")
+        for k, layer in enumerate(self.strip):
+            if layer.finding:
+                ax.axvline(k, color="tab:red", linewidth=1, label=layer.finding)
+        if names:
+            ax.legend(frameon=False)
+        return ax
+
+    def _repr_html_(self) -> str:
+        if not self.findings:
+            return f"<p><b>Nothing wrong found</b> ({len(self.checked)} kinds of fault looked for).</p>"
+        head = ("", "kind", "where", "cause", "measured", "fix")
+        rows = [(f.severity, f.kind, f.where, f.cause, f.measured, f.fix) for f in self.findings]
+        return html_table(head, rows, "; ".join(self.notes))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what ``--json`` prints."""

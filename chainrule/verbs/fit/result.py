@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from chainrule.errors import ChainruleError, MissingExtraError
+from chainrule.verbs.notebook import axes_for
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,17 @@ class FitResult:
     replicas: tuple[FitResult, ...] = field(default=(), repr=False)
     model: Any = field(default=None, repr=False, compare=False)
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """The loss against the number of epochs, as a matplotlib figure.
+    def plot(self, path: str | os.PathLike[str] | None = None, ax: Any = None) -> Any:
+        """The loss against the number of epochs: a matplotlib figure, or the axes that were given.
 
         Args:
-            path: where to write it as well (.png, .svg, .pdf).
+            path: where to write it as well (.png, .svg, .pdf). ax: axes to draw on, which are returned.
 
         Raises:
             MissingExtraError: matplotlib is not installed. ChainruleError: it cannot be written there.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("plot", "matplotlib", "report") from error
-        figure = Figure(figsize=(5, 3), layout="constrained")
-        axes = figure.subplots()
+        axes = axes_for(ax, 5, 3)
+        figure = axes.figure
         curves: list[tuple[str, Sequence[float]]] = [
             (f"seed {k + 1}" if k < 8 else "_", r.loss) for k, r in enumerate(self.replicas)
         ] or [("training", self.loss)]
@@ -74,7 +71,7 @@ class FitResult:
                 raise ChainruleError(
                     f"the figure cannot be written: {error}", given=str(path), required="a path to a .png, .svg or .pdf"
                 ) from None
-        return figure
+        return figure if ax is None else axes
 
     def __str__(self) -> str:
         if not self.loss:
