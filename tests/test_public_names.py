@@ -1,7 +1,7 @@
 """Every public name is documented: where it is defined, with an example that runs, and in docs/.
 
 Public are the names in ``chainrule.__all__`` and the classes of results that are reached from them: what a verb
-returns, and what the fields and properties of that hold. ``python -m tests.test_public_names`` writes docs/reference.md.
+returns, and what the fields and properties of that hold.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import chainrule
 from chainrule.errors import ChainruleError
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT / "docs" / "reference.md"
 # Rooms whose classes a result may hold, but which are the inside of the house.
 INSIDE = tuple(f"chainrule.{room}." for room in ("ir", "ops", "interpreters", "frontends", "backends", "planning"))
 # What an annotation in words does not say: these hold results and are typed Any, so that no heavy module is imported.
@@ -43,7 +42,7 @@ def classes_in(annotation: Any, module: ModuleType) -> Iterator[type]:
 def held_by(cls: type) -> Iterator[type]:
     module = inspect.getmodule(cls)
     assert module is not None
-    annotations = [f.type for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    annotations = [f.type for f in dataclasses.fields(cls) if f.repr] if dataclasses.is_dataclass(cls) else []
     for _, member in members(cls):
         function = member.fget if isinstance(member, property) else getattr(member, "func", member)
         annotations.append(getattr(function, "__annotations__", {}).get("return", ""))
@@ -154,63 +153,22 @@ def test_a_public_name_is_in_a_guide(name: str) -> None:
     assert mentions(guides, f"cr.{name}"), f"no page in docs/guides/ shows cr.{name}"
 
 
+@functools.cache
+def referred_to() -> frozenset[str]:
+    """What the pages of docs/reference/ show, by autodoc: dotted names."""
+    pages = "\n".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "docs" / "reference").glob("*.md")))
+    return frozenset(re.findall(r"^\.\. auto\w+:: ([\w.]+)$", pages, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", public())
+def test_a_public_name_is_in_the_reference(name: str) -> None:
+    thing = getattr(chainrule, name)
+    known = {f"chainrule.{name}", f"{thing.__module__}.{thing.__qualname__}"}
+    assert known & referred_to(), f"docs/reference/ shows no chainrule.{name}"
+
+
 @pytest.mark.parametrize("name", results())
 def test_a_result_is_in_the_reference(name: str) -> None:
     cls = results()[name]
-    page = REFERENCE.read_text(encoding="utf-8")
-    part = page.partition(f"\n### {name}\n")[2].partition("\n### ")[0]
-    assert part, f"docs/reference.md has no {name}: python -m tests.test_public_names writes it"
-    missing = [a for a in [*attributes(cls), *(m for m, _ in members(cls))] if f"`{a}`" not in part]
-    assert not missing, f"docs/reference.md has no {missing} of {name}: python -m tests.test_public_names writes it"
-
-
-# ---- the page --------------------------------------------------------------------------------------------
-def told(cls: type) -> dict[str, str]:
-    """Attribute -> what the docstring's list says of it."""
-    after = text_of(cls).partition("Attributes:\n")[2]
-    body = " ".join(line.strip() for line in after.split("\n\n")[0].splitlines())
-    names = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
-    found: dict[str, str] = {}
-    parts = re.split(r"(?:^|(?<=[.;]) )(\w+(?:, \w+)*): ", body)
-    for label, meaning in zip(parts[1::2], parts[2::2], strict=False):
-        for name in label.split(", "):
-            if name in names or not names:
-                found[name] = meaning.strip().rstrip(".;")
-    return found
-
-
-def cell(text: str) -> str:
-    return text.replace("|", r"\|").replace("<", "&lt;")
-
-
-def reference() -> str:
-    """docs/reference.md: every public name in a line, every result with what it holds."""
-    lines = [
-        "# Reference",
-        "",
-        "Every public name in one line; `help(cr.derive)` has arguments, errors, sources and an example that runs. Below,",
-        "what the results hold. `python -m tests.test_public_names` writes this page, and a test compares it.",
-        "",
-        "| name | what it is |",
-        "|---|---|",
-    ]
-    for name in chainrule.__all__:
-        lines.append(f"| `cr.{name}` | {cell(text_of(getattr(chainrule, name)).splitlines()[0])} |")
-    lines += ["", "## Results", ""]
-    for name, cls in results().items():
-        lines += [f"### {name}", "", text_of(cls).splitlines()[0], ""]
-        meaning = told(cls)
-        rows = [(a, meaning.get(a, "")) for a in attributes(cls)]
-        for member, value in members(cls):
-            function = value.fget if isinstance(value, property) else getattr(value, "func", value)
-            said = inspect.cleandoc(getattr(function, "__doc__", "") or "").splitlines()
-            call = "" if isinstance(value, property | functools.cached_property) else "()"
-            rows.append((member, f"{'method: ' if call else ''}{said[0] if said else ''}"))
-        if rows:
-            lines += ["| attribute or method | what it is |", "|---|---|"]
-            lines += [f"| `{a}` | {cell(what)} |" for a, what in rows] + [""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-if __name__ == "__main__":
-    REFERENCE.write_text(reference(), encoding="utf-8")
+    known = {f"{cls.__module__}.{name}", f"chainrule.{name}"}
+    assert known & referred_to(), f"docs/reference/results.md has no autoclass:: {cls.__module__}.{name}"

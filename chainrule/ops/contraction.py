@@ -34,7 +34,7 @@ from chainrule.ir import (
 from chainrule.ops import stable
 from chainrule.ops.contraction_code import written_contraction
 from chainrule.ops.contraction_moments import ContractionRule
-from chainrule.ops.families import leaf, multilinear_jvp
+from chainrule.ops.families import kept_dtype, leaf, multilinear_jvp
 from chainrule.ops.movement import broadcast, expand_dims, squeeze
 
 Indices = tuple[int, ...]
@@ -404,7 +404,7 @@ def eye(size: int | Dim, dtype: str = "float64") -> Node:
 def _torch_einsum(node: Node, x: list[str]) -> str:
     operands, result = node.params["operands"], node.params["result"]
     if len(operands) == 1:
-        return _torch_unary(operands[0], result, x[0])
+        return _torch_unary(operands[0], result, x[0], kept_dtype(node))
     if len(operands) == 2:
         found = _torch_product(operands, result, x)
         if found:
@@ -413,7 +413,7 @@ def _torch_einsum(node: Node, x: list[str]) -> str:
     return f'torch.einsum("{spec}", {", ".join(x)})'
 
 
-def _torch_unary(indices: Indices, result: Indices, x: str) -> str:
+def _torch_unary(indices: Indices, result: Indices, x: str, kept: str) -> str:
     """Diagonals first, then sums, then one permutation: all views but the sum."""
     indices_left = list(indices)
     while len(set(indices_left)) != len(indices_left):
@@ -423,9 +423,9 @@ def _torch_unary(indices: Indices, result: Indices, x: str) -> str:
         indices_left = [i for a, i in enumerate(indices_left) if a not in (first, second)] + [index]
     summed = [a for a, i in enumerate(indices_left) if i not in result]
     if summed and len(summed) == len(indices_left):
-        return f"{x}.sum()"
+        return f"{x}.sum({kept.removeprefix(', ')})"
     if summed:
-        x = f"{x}.sum({tuple(summed) if len(summed) > 1 else summed[0]})"
+        x = f"{x}.sum({tuple(summed) if len(summed) > 1 else summed[0]}{kept})"
         indices_left = [i for i in indices_left if i in result]
     if tuple(indices_left) != tuple(result):
         axes = tuple(indices_left.index(i) for i in result)

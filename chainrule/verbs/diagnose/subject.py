@@ -25,7 +25,7 @@ from chainrule.verbs.diagnose.sharding import is_sharded, whole
 from chainrule.verbs.diagnose.tape import Tape
 from chainrule.verbs.diagnose.values import Value, tensors_in
 
-Watch = Callable[[Value, torch.Tensor], None]
+Watch = Callable[[Value, torch.Tensor], torch.Tensor | None]  # what it returns takes the gradient's place
 
 
 @dataclass(frozen=True, eq=False)
