@@ -11,6 +11,7 @@ directory and in a Python process of their own (so that a block may register an 
                      Without any `$ `, every line is a command. Set-up commands (pip, make, git, ...) are
                      not run; other commands than chainrule and python need the comment below.
     <!-- output -->  above a ```text block: what the Python block before it printed.
+    pictures/NAME.svg, written by a Python block, is held against docs/pictures/NAME.svg (``pictures.py``).
     <!-- not executed: reason -->    above a block: skipped, and the reason is shown.
 """
 
@@ -36,6 +37,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.pictures import held_against
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(p for p in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")] if p.is_file())
@@ -130,6 +133,7 @@ def execute(document: Path, here: Path) -> Iterator[str]:
                 with contextlib.redirect_stdout(stream):
                     run_python(block, document, namespace, here)
                 printed = stream.getvalue()
+                held_against(here / "pictures", ROOT / "docs" / "pictures")
             elif block.language == "text":
                 compare(block.text, printed)
             else:

@@ -199,6 +199,9 @@ def as_case(model: Any, batch: Any = None, loss: Any = None, optimizer: Any = No
 def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Graph:
     """The graph of a torch function or module called with example arguments.
 
+    Args:
+        function: what is called. args, kwargs: what with; the graph is specialised to their shapes and dtypes.
+
     Raises:
         UnsupportedOpError: an op, or a way to use Python, that a graph cannot hold. ModelError: it raised.
 

@@ -136,6 +136,7 @@ def chain(
 
     Args:
         source: a Case, a model with batch and loss, or text of the formula language.
+        batch, loss, optimizer: of a model, as for all verbs.
         seeds: redraws of the weights for the measured gains; 0 measures nothing. predicted: False predicts none.
         shapes, wrt: for formulas: dimensions, and the variable at the chain's end (by default the first).
 

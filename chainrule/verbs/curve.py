@@ -20,7 +20,11 @@ _SAME = 1e-12
 
 @dataclass(frozen=True)
 class Corner:
-    """A point where slope or value jumps: slopes on both sides, the declared slope there, the jump of the value."""
+    """A point where slope or value jumps.
+
+    Attributes:
+        at: the point. left, right: slopes on both sides. declared: slope at the point. jump: of the value.
+    """
 
     at: float
     left: float

@@ -139,6 +139,7 @@ class Factored:
         return rank
 
     def to_dict(self) -> dict[str, Any]:
+        """Shapes and structure of the parts as plain data, without their numbers."""
         parts = [
             {"ties": list(p.ties), "axes": list(p.axes), "factors": [list(t.shape) for t, _ in p.factors]}
             for p in self.parts

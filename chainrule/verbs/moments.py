@@ -108,7 +108,11 @@ class Departure:
 
 @dataclass(frozen=True, eq=False)
 class Quantity:
-    """Moments of one named quantity of a formula; None where the law does not determine them."""
+    """Moments of one named quantity of a formula; None where the law does not determine them.
+
+    Attributes:
+        name: as in the formula. mean, second, variance: of its elements. kind: exact, approximate or unknown.
+    """
 
     name: str
     mean: Expression | None
@@ -136,7 +140,10 @@ class Quantity:
 class MomentsResult:
     """``m["b"]`` is a quantity of a formula or a row of a model; ``m.steps`` the proof; ``m.rows`` a model's table.
 
-    Of a model also ``m.parameters`` (every weight and its gradient) and ``m.findings`` (what an audit finds).
+    Attributes:
+        rows: of a model, one per module call. given: the laws, as they were stated. steps: the proof, line by line.
+        values: of a formula, name -> Quantity. parameters: of a model, every weight and its gradient.
+        findings: what an audit of a model finds.
     """
 
     rows: tuple[Row, ...]
@@ -265,6 +272,7 @@ def moments(
 
     Args:
         source: text of the formula language with ``given``, or a model (or Case) with batch and loss.
+        batch, loss, optimizer: of a model, as for all verbs; the optimizer is not read.
         given: variable -> law: ``symmetric(0, sigma^2)``, ``normal(mu, sigma^2)``, ``uniform(a, b)``, or for weights
             ``iid(0, s^2)``. Variables without a law are given numbers.
         shapes: dimensions of variables, as in :func:`chainrule.derive`.

@@ -22,7 +22,12 @@ _ERRORS = 4.5  # standard errors within which a sample agrees
 
 @dataclass(frozen=True)
 class Sampling:
-    """One expectation: predicted, its mean over the draws, the standard error of that, and whether they agree."""
+    """One expectation, held against its mean over the draws.
+
+    Attributes:
+        name: of the quantity. power: 1 for the mean, 2 for the mean square. predicted, measured: the two.
+        error: standard error of the mean over the draws.
+    """
 
     name: str
     power: int

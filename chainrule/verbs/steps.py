@@ -21,7 +21,11 @@ _WRITTEN_OUT = 150  # operators and operands of a form with no names in it that 
 
 @dataclass(frozen=True)
 class Factor:
-    """One factor of a term: ``symbol`` (``df3/df1``), what it is, and its shape."""
+    """One factor of a term.
+
+    Attributes:
+        symbol: ``df3/df1``. expression: what it is; None where no closed form was asked for or exists. shape: its own.
+    """
 
     symbol: str
     expression: Expression | None  # None: no closed tensor form was asked for or exists
@@ -35,7 +39,11 @@ class Factor:
 
 @dataclass(frozen=True)
 class Term:
-    """One path out of a quantity: factors in multiplication order, and their product."""
+    """One path out of a quantity.
+
+    Attributes:
+        factors: in the order of multiplication. expression: their product.
+    """
 
     factors: tuple[Factor, ...]
     expression: Expression

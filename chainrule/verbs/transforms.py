@@ -206,7 +206,13 @@ def jacfwd(
     randomness: str = "error",
     chunk_size: int | None = None,
 ) -> Callable[..., Any]:
-    """The Jacobian, as ``torch.func.jacfwd``: one tangent per element of the arguments, all at once."""
+    """The Jacobian, as ``torch.func.jacfwd``: one tangent per element of the arguments, all at once.
+
+    >>> import torch, chainrule as cr
+    >>> cr.jacfwd(lambda x: x**2)(torch.tensor([1.0, 3.0]))
+    tensor([[2., 0.],
+            [0., 6.]])
+    """
 
     def derived(program: Program, whole: bool) -> list[Node]:
         leaves = program.leaves(argnums)

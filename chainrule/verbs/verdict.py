@@ -24,6 +24,7 @@ class CheckResult:
             :data:`chainrule.verbs.slip_kinds.SLIPS`.
         decided_by: ``"algebra"``, ``"random points"`` or ``"shapes"``.
         except_at: kinks where alone a right claim has another value, ``"z = 0"``.
+        of, wrt: what was derived, and by what. claim_row: the claim is a row, one dimension more than the answer.
     """
 
     of: str

@@ -13,8 +13,13 @@ CHECKED = tuple(KINDS)
 
 @dataclass(frozen=True)
 class LayerSignal:
-    """One weight layer in the strip: its name, rms of its output and of the gradient there, dead and squashed share,
-    the kind of finding there, and whether the gradient of the loss reaches it."""
+    """One weight layer in the strip.
+
+    Attributes:
+        name: of the module. forward, backward: rms of its output, and of the gradient there.
+        dead, squashed: share of its units. finding: the kind of finding there, or "".
+        reached: whether the gradient of the loss reaches it.
+    """
 
     name: str
     forward: float
@@ -27,10 +32,12 @@ class LayerSignal:
 
 @dataclass(frozen=True)
 class DiagnoseResult:
-    """Findings, root causes first. ``ok``: nothing above info. ``checked``: the kinds that were looked for.
+    """What keeps a model from training, root causes first.
 
-    ``notes``: what could not be examined, and why. ``strip``: the layers in order, with what was measured.
-    ``passes``: forward and backward passes that it took.
+    Attributes:
+        findings: one per cause, the most decisive first. checked: the kinds that were looked for.
+        notes: what could not be examined, and why. strip: the layers in order, with what was measured.
+        passes: forward and backward passes that it took.
     """
 
     findings: tuple[Finding, ...]

@@ -207,7 +207,7 @@ def dead(e: Examination) -> list[Finding]:
     reason = (
         f"its bias is {bias:.3g} on average, below what the weights can make up for"
         if bias < -1 and not weight
-        else "all its weights are negative and its inputs are not, so z is never positive"
+        else "none of its weights is positive and none of its inputs negative, so z is never positive"
         if weight
         else "z is never positive for any sample"
     )

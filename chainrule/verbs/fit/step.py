@@ -166,12 +166,21 @@ def compile_step(
     the gradients are put into ``.grad``.
 
     Args:
+        model, loss, optimizer, objective: as for all verbs.
         backend: "native": one call of compiled code; "torch": the derived step in torch's kernels; "auto": the first
             where it covers model and optimizer. ``step.backend`` and ``step.reason`` say which ran.
 
     Raises:
         ModelError, UnsupportedOpError: at the first call, if the model cannot be traced.
         BackendError: an unknown back end, or a native one that was asked for and cannot run.
+
+    >>> import torch, chainrule as cr
+    >>> net = torch.nn.Linear(1, 1)
+    >>> step = cr.compile_step(net, torch.nn.MSELoss(), torch.optim.SGD(net.parameters(), lr=0.1))
+    >>> x = torch.linspace(-1, 1, 8)[:, None]
+    >>> losses = [float(step(x, 2 * x)) for _ in range(5)]
+    >>> losses[-1] < losses[0]
+    True
     """
     return StepOfYourOwn(model, loss, optimizer, objective, backend)
 

@@ -23,8 +23,10 @@ from chainrule.verbs.case import Case
 class Scale:
     """Mean squares of one module's output and of the cotangent that reaches it, None where there is none.
 
-    ``elements`` are those of the output: times ``grad_second`` they are the energy of a gradient, which pooling and
-    layers of other widths keep where the mean square of one element changes.
+    Attributes:
+        name, module: its path and its class. second, grad_second: mean square of output and cotangent.
+        elements: of the output: times ``grad_second`` they are the energy of a gradient, which pooling and layers of
+            other widths keep where the mean square of one element changes.
     """
 
     name: str

@@ -49,7 +49,12 @@ Band = tuple[float, float]
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a plan expects of one module's output and of the cotangent that reaches it; bands hold nine draws of ten."""
+    """What a plan expects of one module's output and of the cotangent that reaches it.
+
+    Attributes:
+        name: of the module. second, grad_second: mean square of its output, and of the cotangent.
+        band, grad_band: where nine draws of ten lie.
+    """
 
     name: str
     second: float
