@@ -15,7 +15,7 @@ import numpy as np
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
 from chainrule.ir.factors import regrouped
-from chainrule.ir.field import Field, iid, pair_average, unknown, with_scale, within_budget, worst
+from chainrule.ir.field import Field, consistent, iid, pair_average, unknown, with_scale, within_budget, worst
 from chainrule.ops.fields.contraction import contracted
 from chainrule.ops.fields.elementwise import added, logarithm, multiplied, of_logarithm, scaled, weighted
 from chainrule.ops.fields.layers import fitted
@@ -208,6 +208,7 @@ def back_through_norm(
     for k, e in x.scale.items():
         scale[k] = scale.get(k, 0.0) - e * float(share)
     factor = max(1.0 - along_value, 0.0)
+    found = consistent(found) if centre and not across_units else found
     spread_of_size = float(share) ** 2 * float(np.log1p(_spread_of_size(x, g, dims)))
     scale = with_scale(scale, object(), -float(np.sqrt(spread_of_size)))  # a source of its own
     return within_budget(
