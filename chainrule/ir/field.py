@@ -326,8 +326,10 @@ def iid(shape: Sequence[int], mean: float, second: Any, lags: Sequence[int | Non
 
 
 def fixed(array: Any, lags: Sequence[int | None] | None = None, why: str = "given numbers") -> Field:
-    """Given numbers: no randomness."""
+    """Given numbers: no randomness. Minus infinity, a mask's, is a number that a mask may have."""
     array = np.asarray(array, dtype=float)
+    if np.isneginf(array).any():
+        array = np.where(np.isneginf(array), -1e9, array)
     if 0 in array.shape:
         return _empty(array.shape)
     dims = plain(array.shape, lags)

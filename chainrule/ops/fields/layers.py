@@ -127,12 +127,25 @@ def _where_backward(
     node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]
 ) -> list[Field | None]:
     chosen, a, b = inputs
+    chosen = _certain(chosen)
     found: list[Field | None] = [None, None, None]
+    if chosen.array is None:
+        why = "a choice by a random condition"
+        return [unknown(x.shape, why, g.sources) if w else None for x, w in zip(inputs, wanted, strict=True)]
     for k, value in ((1, a), (2, b)):
         if wanted[k]:
             part = multiplied([g, chosen if k == 1 else _otherwise(chosen)], sizes(node.shape))
             found[k] = fitted(part, value.shape)
     return found
+
+
+def _certain(chosen: Field) -> Field:
+    """A condition that is the same in every draw and everywhere (no row of scores is all -inf) as a given one."""
+    if chosen.array is None and chosen.known:
+        value = float(np.ravel(chosen.mean)[0])
+        if value in (0.0, 1.0) and np.all(chosen.mean == value) and np.all(chosen.second == value):
+            return replace(chosen, array=np.full((1,) * len(chosen.axes), value))
+    return chosen
 
 
 def _otherwise(chosen: Field) -> Field:
@@ -144,7 +157,12 @@ def _otherwise(chosen: Field) -> Field:
 def _where(node: Node, inputs: Sequence[Field]) -> Field:
     """By a given condition: a mixture of both, or scores with a mask."""
     chosen, a, b = inputs
+    chosen = _certain(chosen)
     shape = sizes(node.shape)
+    if chosen.array is not None and chosen.array.size == 1:
+        taken = a if chosen.array.ravel()[0] else b
+        if taken.shape == shape:
+            return taken
     if chosen.array is None:
         return unknown(shape, "a choice by a random condition", chosen.sources | a.sources | b.sources)
     if b.array is not None and b.array.size == 1 and float(b.array.ravel()[0]) < -1e6:
