@@ -135,13 +135,13 @@ def explain(kind: str | None) -> int:
 @_TARGET
 @_ARGUMENTS
 @_AT_STEP
-@click.option(
-    "--path", default="report.html", show_default=True, help="Where to write the page; its data go beside it."
-)
+@click.option("--path", default="report.html", show_default=True, help="Where to write the page; its data go beside it.")
 @click.option("--fit", "steps", type=click.IntRange(1), metavar="N", help="Train N steps too, and take them back.")
 @click.option("--seeds", type=click.IntRange(0), default=16, show_default=True, help="Redraws behind measured gains.")
 @with_debug
-def report(target: str, arguments: tuple[str, ...], at_step: int, path: str, steps: int | None, seeds: int) -> int:
+def report(
+    target: str, arguments: tuple[str, ...], at_step: int, path: str, steps: int | None, seeds: int
+) -> int:
     """Write everything about a model on one self-contained HTML page, and the same as JSON beside it.
 
     TARGET is file.py:function, a function that returns chainrule.case(model, batch, loss, optimizer), or these by name

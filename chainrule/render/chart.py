@@ -70,9 +70,7 @@ def chart(
     parts = [_axes(scale, y_text, x_text, x_label, marks)]
     for s, band in bands:
         if len(band) > 1:
-            outline = [(scale.x(x), scale.y(h)) for x, _, h in band] + [
-                (scale.x(x), scale.y(b)) for x, b, _ in band[::-1]
-            ]
+            outline = [(scale.x(x), scale.y(h)) for x, _, h in band] + [(scale.x(x), scale.y(b)) for x, b, _ in band[::-1]]
             parts.append(f'<polygon points="{_points(outline)}" fill="var(--{s.colour})" class="band"/>')
     if level and _fits(level[0], log):
         at = scale.y(level[0])

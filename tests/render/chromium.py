@@ -112,9 +112,7 @@ class Tab:
 
     def events(self, method: str) -> list[dict[str, Any]]:
         """The parameters of the events of a kind, so far."""
-        return [
-            e["params"] for e in self.browser.events if e["method"] == method and e.get("sessionId") == self.session
-        ]
+        return [e["params"] for e in self.browser.events if e["method"] == method and e.get("sessionId") == self.session]
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression."""

@@ -80,12 +80,7 @@ def test_hovering_shows_what_is_known(browser: Browser, page: Path, width: int) 
     tab.hover(".link summary", 1)
     assert tab.evaluate(SHOWN) == 1
     said = tab.evaluate("[...document.querySelectorAll('.card')].find(c => c.offsetParent).innerText")
-    for part in (
-        "dloss/dh_3 = (dloss/df_4) @ weight_4",
-        "gain, predicted",
-        "mean square",
-        "kept for the backward pass",
-    ):
+    for part in ("dloss/dh_3 = (dloss/df_4) @ weight_4", "gain, predicted", "mean square", "kept for the backward pass"):
         assert part in said, part
     box = tab.evaluate("(b => [b.left, b.right])([...document.querySelectorAll('.card')]"
                        ".find(c => c.offsetParent).getBoundingClientRect())")  # fmt: skip

@@ -115,9 +115,7 @@ def _layer_sizes(parts: Parts) -> dict[str, int]:
         return {}
     parameters = parts.trace.parameters
     own = {n.rpartition(".")[0] for n, leaf in parameters.items() if len(leaf.shape) > 1}
-    return {
-        c.path: math.prod(int(n) for n in c.outputs[0].shape) for c in parts.trace.calls if c.path in own and c.outputs
-    }
+    return {c.path: math.prod(int(n) for n in c.outputs[0].shape) for c in parts.trace.calls if c.path in own and c.outputs}
 
 
 def _start(parts: Parts) -> Answer:

@@ -228,9 +228,7 @@ def _start(parts: Parts) -> dict[str, Any] | None:
             now = [_std(start.tensors.get(r.name)) for r in c]
             name = indexed([r.name for r in c], base, braces=True).text
             suffix = f"k = {range_text(base)}" if len(c) > 1 else ""
-            rows.append(
-                (name, suffix, terminal.shape(c[0].shape), _over(now), _over([r.std for r in c]), c[0].rule, c[0].why)
-            )
+            rows.append((name, suffix, terminal.shape(c[0].shape), _over(now), _over([r.std for r in c]), c[0].rule, c[0].why))
     figures = []
     for what, title in (("second", "Values, mean square"), ("grad_second", "Gradients, mean square")):
         series = []

@@ -16,9 +16,7 @@ SCHEMA = "chainrule.report/1"
 
 def data_path(path: Path) -> Path:
     """Where the data of a page are: beside it, ``report.json`` for ``report.html``."""
-    return (
-        path.with_suffix(".json") if path.suffix.lower() in (".html", ".htm") else path.with_name(f"{path.name}.json")
-    )
+    return path.with_suffix(".json") if path.suffix.lower() in (".html", ".htm") else path.with_name(f"{path.name}.json")
 
 
 def refuse_unwritable(path: Path) -> None:
