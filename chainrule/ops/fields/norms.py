@@ -17,7 +17,8 @@ from chainrule.ir import pairs as pair
 from chainrule.ir.factors import regrouped
 from chainrule.ir.field import Field, consistent, iid, pair_average, unknown, with_scale, within_budget, worst
 from chainrule.ops.fields.contraction import contracted
-from chainrule.ops.fields.elementwise import added, logarithm, multiplied, of_logarithm, scaled, weighted
+from chainrule.ops.fields.elementwise import added, multiplied, scaled
+from chainrule.ops.fields.functions import logarithm, of_logarithm, weighted
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.registry import rule, sizes
 
