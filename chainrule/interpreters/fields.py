@@ -24,9 +24,9 @@ from chainrule.ops.fields.draws import drawn
 from chainrule.ops.fields.elementwise import added
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.loops import written_out
-from chainrule.ops.fields.norms import back_through_norm, effective_count, standardised
 from chainrule.ops.fields.probe import probed, probed_back
 from chainrule.ops.fields.registry import rule_for, sizes
+from chainrule.ops.fields.standardised import back_through_norm, effective_count, standardised
 from chainrule.ops.fields.written_norms import WrittenNorm, written_norm
 
 States = dict[Node, Any]
