@@ -67,7 +67,8 @@ class Way:
             return f"{'':44}"
         e = 100 * np.array(self.excess)
         inside = f"{100 * np.mean(self.inside):5.0f}" if self.inside else "     "
-        cells = f"{np.median(e):7.2f} {np.quantile(e, 0.95):7.2f} {e.max():7.1f} {100 * np.nanmean(self.errors or [0]):6.1f}"
+        error = 100 * np.nanmean(self.errors or [0])
+        cells = f"{np.median(e):7.2f} {np.quantile(e, 0.95):7.2f} {e.max():7.1f} {error:6.1f}"
         return f"{len(e):5d} {cells} {inside}"
 
 

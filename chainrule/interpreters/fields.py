@@ -24,9 +24,9 @@ from chainrule.ops.fields.draws import drawn
 from chainrule.ops.fields.elementwise import added
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.loops import written_out
-from chainrule.ops.fields.norms import back_through_norm, effective_count, standardised
 from chainrule.ops.fields.probe import probed, probed_back
 from chainrule.ops.fields.registry import rule_for, sizes
+from chainrule.ops.fields.standardised import back_through_norm, effective_count, standardised
 from chainrule.ops.fields.written_norms import WrittenNorm, written_norm
 
 States = dict[Node, Any]
@@ -40,7 +40,7 @@ def expanded(outputs: Sequence[Node]) -> dict[Node, Node]:
     several: dict[Node, list[Node]] = {}  # a node with several outputs -> what they are
 
     def expand(node: Node, inputs: tuple[Node, ...]) -> Node:
-        if inputs and inputs[0] in several and node.op.name == "item":
+        if inputs and inputs[0] in several and "index" in node.params:
             return several[inputs[0]][node.params["index"]]
         same = node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
         written = written_out(same)
@@ -51,7 +51,7 @@ def expanded(outputs: Sequence[Node]) -> dict[Node, Node]:
         if node.op.expansion is None or rule_for(node) is not None or node.op.family == "elementwise":
             return same
         root = node.op.expansion(*inputs, **node.params)
-        if root.op.name == "several":
+        if not isinstance(root.type, TensorType) and [i.type for i in root.inputs] == list(root.type.items):
             inner = expanded(root.inputs)
             several[same] = [inner[n] for n in root.inputs]
             return same
@@ -331,7 +331,7 @@ def _within(
             if gi is not None and i in values and i not in found:
                 found[i] = gi
     del found[node]
-    pull = g.pull(float(np.prod([node.shape[d] for d in norm.axes])))  # all of them see g only through its part along x
+    pull = g.pull(float(np.prod([int(node.shape[d]) for d in norm.axes])))  # they see only the part of g along x
     return {n: replace(f, second=f.second * pull, pairs=f.pairs * pull) for n, f in found.items()}
 
 

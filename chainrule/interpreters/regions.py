@@ -18,7 +18,8 @@ from chainrule.ir.factors import with_factor, without_ones
 from chainrule.ir.field import Field, pair_average, unknown, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import broadcasted
-from chainrule.ops.fields.elementwise import applied, average_law, correlations, multiplied, passed
+from chainrule.ops.fields.elementwise import multiplied
+from chainrule.ops.fields.functions import applied, average_law, correlations, passed
 from chainrule.ops.fields.integrals import breaks_of, hermite, nodes
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.registry import sizes

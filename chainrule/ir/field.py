@@ -348,6 +348,18 @@ def _empty(shape: Sequence[int]) -> Field:
     return Field(plain(shape), nothing, nothing, nothing, array=nothing, own=0.0, why="no elements")
 
 
+def consistent(value: Field) -> Field:
+    """The field with its table rescaled so that positions with themselves have the mean square.
+
+    Sums over windows know the second moment position by position, the table only by distance.
+    """
+    own = value.pairs
+    for k, axis in enumerate(value.axes):
+        own = pair.resolved_one(own, k, axis).mean(axis=k, keepdims=True)
+    level = float(own.ravel()[0])
+    return replace(value, pairs=value.pairs * (value.mean_square / level)) if level > 0 else value
+
+
 def within_budget(value: Field) -> Field:
     """The field with its finest factors graded more coarsely until its table is small."""
     while value.pairs.size > _BUDGET:

@@ -15,7 +15,7 @@ import numpy as np
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
 from chainrule.ir.factors import merged, with_factor
-from chainrule.ir.field import Field, unknown, with_scale, within_budget, worst
+from chainrule.ir.field import Field, consistent, unknown, with_scale, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.contraction import contracted, odd_product
 from chainrule.ops.fields.elementwise import added
@@ -96,24 +96,26 @@ def windowed(
         rough = 1.0 / fan_in
     dims = (x.dims[0], (out,), *((new_axes[k],) for k in spatial))
     return within_budget(
-        Field(
-            dims,
-            mean,
-            second,
-            units,
-            normal=True,
-            scale=scale,
-            local=local,
-            noise=noise,
-            noise_lean=noise_lean,
-            lean=lean,
-            degree=x.degree if x.array is None else 0.0,
-            rough=rough,
-            units=float(n_out),
-            sources=x.sources | w.sources,
-            odd=odd_product([x, w]),
-            kind=worst(x.kind, w.kind),
-            why="independent weights: E[y y'] sums E[w w'] E[x x'] over the window inside of the input",
+        consistent(
+            Field(
+                dims,
+                mean,
+                second,
+                units,
+                normal=True,
+                scale=scale,
+                local=local,
+                noise=noise,
+                noise_lean=noise_lean,
+                lean=lean,
+                degree=x.degree if x.array is None else 0.0,
+                rough=rough,
+                units=float(n_out),
+                sources=x.sources | w.sources,
+                odd=odd_product([x, w]),
+                kind=worst(x.kind, w.kind),
+                why="independent weights: E[y y'] sums E[w w'] E[x x'] over the window inside of the input",
+            )
         )
     )
 

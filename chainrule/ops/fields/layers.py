@@ -11,7 +11,8 @@ from chainrule.ir import Node
 from chainrule.ir.field import Field, fixed, unknown
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted, with_alignment
-from chainrule.ops.fields.elementwise import added, applied, multiplied, scaled, weighted
+from chainrule.ops.fields.elementwise import added, multiplied, scaled
+from chainrule.ops.fields.functions import applied, weighted
 from chainrule.ops.fields.registry import rule, sizes
 from chainrule.ops.fields.tied import scored
 

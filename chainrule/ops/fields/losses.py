@@ -14,9 +14,9 @@ from chainrule.ir.field import Field, fixed, iid, pair_average, unknown, with_sc
 from chainrule.ops.fields.align import aligned
 from chainrule.ops.fields.elementwise import added, multiplied, scaled
 from chainrule.ops.fields.lookup import alike
-from chainrule.ops.fields.norms import centred_along
 from chainrule.ops.fields.registry import rule
 from chainrule.ops.fields.softmax import expected_logsumexp, softmaxed
+from chainrule.ops.fields.standardised import centred_along
 from chainrule.ops.fields.tied import peak, with_peak
 
 

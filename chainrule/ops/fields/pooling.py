@@ -12,7 +12,7 @@ from chainrule.ir import Node
 from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field, unknown, within_budget, worst
 from chainrule.ops.fields.convolutions import tap_matrices
-from chainrule.ops.fields.elementwise import average_law
+from chainrule.ops.fields.functions import average_law
 from chainrule.ops.fields.integrals import of_largest
 from chainrule.ops.fields.movement import along
 from chainrule.ops.fields.registry import rule, sizes

@@ -24,8 +24,8 @@ from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted
 from chainrule.ops.fields.elementwise import added, multiplied
 from chainrule.ops.fields.layers import put_back
-from chainrule.ops.fields.norms import centred_along
 from chainrule.ops.fields.registry import rule
+from chainrule.ops.fields.standardised import centred_along
 
 _SMALL = 0.16  # variance of logits up to which the closed form is within a percent
 
