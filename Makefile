@@ -11,9 +11,9 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-CACHES := build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis chainrule-report.html
+CACHES := build dist docs/_build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis chainrule-report.html
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint docs dist format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -32,6 +32,12 @@ lint: .venv/.dev  ## ruff, pyright and the import contracts
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
+docs: .venv/.docs  ## the documentation as a site, in docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+
+dist: .venv/.dev  ## a wheel and a source distribution, in dist
+	$(BIN)/python -m build --outdir dist .
+
 format: .venv/.dev  ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -40,7 +46,7 @@ clean:  ## remove what was built or cached, except .venv (it holds torch)
 	rm -rf $(CACHES)
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-# The three installs form a line, so that `make -j` never runs two pips in one environment. pip's output goes to
+# The installs form a line, so that `make -j` never runs two pips in one environment. pip's output goes to
 # stderr: stdout is the program's.
 .venv/.all: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("make: Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
@@ -55,4 +61,8 @@ clean:  ## remove what was built or cached, except .venv (it holds torch)
 
 .venv/.dev: .venv/.test
 	@$(PIP) --quiet --editable ".[all,test,dev]" >&2
+	@touch $@
+
+.venv/.docs: .venv/.dev
+	@$(PIP) --quiet --editable ".[all,test,dev,docs]" >&2
 	@touch $@

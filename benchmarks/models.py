@@ -14,8 +14,8 @@ Every model runs in train mode with dropout on, from one seed. A row says
 ``--variants`` has other configurations of the same families and other families, ``--further`` more of the same ten;
 ``--written`` has models as people write
 them; ``--layers`` the layers of ``torch.nn``; ``--eval`` runs them in eval mode, ``--dtype`` puts another dtype in the
-place of float32. The transformers library is needed for all but layers and written ones; models are built from
-configurations, with small widths, and nothing is downloaded.
+place of float32, ``--device cuda`` runs them there. The transformers library is needed for all but layers and written
+ones; models are built from configurations, with small widths, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -88,16 +88,17 @@ def objective(model: Any, batch: Any) -> torch.Tensor:
     if own is not None:
         return own
     found = [t for t in tensors_in(out) if t.is_floating_point() and t.requires_grad]
-    weighted = [t * torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).reshape(t.shape) for t in found]
+    weighted = [t * torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype, device=t.device).reshape(t.shape) for t in found]
     return torch.stack([(t.square() + 0.3 * t).mean().to(found[0].dtype) for t in weighted]).sum()
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How models are run: in train or eval mode, and the narrow dtype that is compared with float64."""
+    """How models are run: in train or eval mode, the narrow dtype that is compared with float64, and where."""
 
     train: bool = True
     narrow: torch.dtype = torch.float32
+    device: str = "cpu"
 
 
 def measured(name: str, make: Callable[[], Made], mode: Mode = Mode()) -> Row:
@@ -160,7 +161,13 @@ def _of_dtype(make: Callable[[], Made], dtype: torch.dtype, mode: Mode) -> Made:
     """The model, made anew from one seed: the same values, rounded to the dtype."""
     torch.manual_seed(0)
     model, batch = make()
-    return model.to(dtype).train(mode.train), moved(batch, dtype)
+    model = model.to(mode.device, dtype).train(mode.train)
+    if mode.device != "cpu":
+        for module in model.modules():  # tensors that are no buffers stay behind
+            for key, value in module.__dict__.items():
+                if isinstance(value, (torch.Tensor, list, tuple)) and any(True for _ in tensors_in(value)):
+                    module.__dict__[key] = on(value, mode.device)
+    return model, on(moved(batch, dtype), mode.device)
 
 
 def _ours(step: Any, model: nn.Module, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor | None]]:
@@ -202,8 +209,21 @@ def moved(batch: Any, dtype: torch.dtype) -> Any:
     if isinstance(batch, Mapping):
         return {k: moved(v, dtype) for k, v in batch.items()}
     if isinstance(batch, nn.utils.rnn.PackedSequence):
-        return batch.to(dtype=dtype)
+        packed: Any = batch
+        return packed.to(dtype)
     return type(batch)(moved(v, dtype) for v in batch) if isinstance(batch, (list, tuple)) else batch
+
+
+def on(batch: Any, device: str) -> Any:
+    """The batch on a device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, nn.utils.rnn.PackedSequence):
+        packed: Any = batch
+        return packed.to(device)
+    if isinstance(batch, Mapping):
+        return {k: on(v, device) for k, v in batch.items()}
+    return type(batch)(on(v, device) for v in batch) if isinstance(batch, (list, tuple)) else batch
 
 
 def written(row: Row) -> str:
@@ -228,9 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--written", action="store_true", help="models as people write them")
     parser.add_argument("--eval", action="store_true", help="in eval mode")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="the narrow one")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    mode = Mode(not options.eval, getattr(torch, options.dtype))
+    mode = Mode(not options.eval, getattr(torch, options.dtype), options.device)
     from benchmarks import layers
     from benchmarks import written as by_hand
 

@@ -49,7 +49,7 @@ class Way:
         self.weak += predicted.kind == "probe"
         logs = np.log(measured)
         error = float(logs.std(ddof=1)) / np.sqrt(len(logs))
-        centre, spread = np.log(predicted.mean_square) - predicted.log_spread / 2, predicted.log_spread**0.5
+        centre, spread = predicted.log_mean, predicted.log_spread**0.5
         self.errors.append(error)
         self.excess.append(max(0.0, abs(centre - float(logs.mean())) - 2.5 * error))
         if logs.std() > 1e-3 or spread > 1e-3:
@@ -68,7 +68,7 @@ class Way:
         e = 100 * np.array(self.excess)
         inside = f"{100 * np.mean(self.inside):5.0f}" if self.inside else "     "
         cells = (
-            f"{np.median(e):7.2f} {np.quantile(e, 0.95):7.2f} {e.max():7.1f} {100 * np.mean(self.errors or [0]):6.1f}"
+            f"{np.median(e):7.2f} {np.quantile(e, 0.95):7.2f} {e.max():7.1f} {100 * np.nanmean(self.errors or [0]):6.1f}"
         )
         return f"{len(e):5d} {cells} {inside}"
 

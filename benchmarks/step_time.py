@@ -1,6 +1,6 @@
 """Loss and all gradients: the emitted step against eager autograd, side by side, with trace time and peak bytes.
 
-    python -m benchmarks.step_time [names...] [--threads 2] [--rounds 5]
+    python -m benchmarks.step_time [names...] [--threads 2] [--rounds 5] [--device cuda]
 
 Both run the same model on the same batch from the same seed, training mode and dropout included; results are compared
 first. Times are the best of many calls, taken in turns. Peak bytes are those of the tensors alive during one step
@@ -183,6 +183,14 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return [t for v in value for t in _tensors(v)] if isinstance(value, (list, tuple)) else []
 
 
+def _on(value: Any, device: str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {k: _on(v, device) for k, v in value.items()}
+    return tuple(_on(v, device) for v in value)
+
+
 def _peak(run: Callable[[], Any]) -> int:
     mode = PeakBytes()
     with mode:
@@ -190,11 +198,11 @@ def _peak(run: Callable[[], Any]) -> int:
     return mode.peak
 
 
-def measure(make: Callable[[], Made], rounds: int) -> dict[str, Any]:
+def measure(make: Callable[[], Made], rounds: int, device: str = "cpu") -> dict[str, Any]:
     """One row of the table."""
     torch.manual_seed(0)
     model, batch, loss = make()
-    model.train()
+    model, batch = model.to(device).train(), _on(batch, device)
     start = time.perf_counter()
     case = cr.case(model, batch, loss)
     exact = case.trace.bit_equal
@@ -242,7 +250,13 @@ def measure(make: Callable[[], Made], rounds: int) -> dict[str, Any]:
 def _timed(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def _machine(device: str) -> str:
+    return torch.cuda.get_device_name() if device != "cpu" else platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -252,16 +266,17 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} threads, {platform.processor() or platform.machine()}")
+    print(f"torch {torch.__version__}, {options.threads} threads, {_machine(options.device)}")
     print("model      ratio   eager ms   ours ms   peak ratio   largest error   trace s   emit s   opaque")
     ratios = []
     for make in MODELS:
         name = make.__name__
         if options.names and name not in options.names:
             continue
-        row = measure(make, options.rounds)
+        row = measure(make, options.rounds, options.device)
         ratios.append(row["ours"] / row["eager"])
         print(
             f"{name:9s} {ratios[-1]:6.3f} {row['eager'] * 1e3:10.3f} {row['ours'] * 1e3:9.3f} {row['peak']:12.3f}"

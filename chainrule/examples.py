@@ -47,6 +47,34 @@ def figure_7_8_zeros(seed: int = 0) -> Case:
     return zeros
 
 
+def fifty_layers(seed: int = 0) -> Case:
+    """The network of problem 7.11 with the weights that PyTorch gives it: fifty ReLU layers of 40 units.
+
+    The data of figure 7.8, mean squared error, SGD with momentum 0.9 and learning rate 0.003, batches of 10, 100
+    epochs. Linear layers start with variance 1 / (3 fan_in), so each of them, with its ReLU, multiplies the gradient by
+    sqrt(1/3 * 1/2) = 0.41: it does not train.
+
+    >>> sum(isinstance(m, nn.Linear) for m in fifty_layers().model)
+    51
+    """
+    widths = [10, *[40] * 50, 5]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):  # so that no draw is taken from the user's generator
+        pairs = [(nn.Linear(a, b), nn.ReLU()) for a, b in zip(widths, widths[1:], strict=False)]
+        model = nn.Sequential(*[layer for pair in pairs for layer in pair][:-1])
+    model = model.to_empty(device="cpu")
+    for layer in model:
+        if isinstance(layer, nn.Linear):  # as nn.Linear.reset_parameters: uniform, both of them
+            bound = layer.in_features**-0.5
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    x = torch.randn(100, 10, generator=generator)
+    y = torch.randn(100, 5, generator=generator)
+    loader = DataLoader(TensorDataset(x, y), batch_size=10, shuffle=True, generator=generator)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.003, momentum=0.9)
+    return case(model, (x[:10], y[:10]), nn.MSELoss(), optimizer, data=loader, epochs=100)
+
+
 def gradient_difference(example: Case, dtype: torch.dtype | str = "float64") -> float:
     """The largest relative difference between the derived gradient and torch.autograd's over all parameters.
 

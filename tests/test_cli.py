@@ -560,7 +560,23 @@ def test_nothing_is_coloured_without_a_terminal(folder: Path) -> None:
 
 # ---- the demonstration -------------------------------------------------------------------------------------
 def test_demo(folder: Path) -> None:
-    result = process("demo", cwd=folder)
+    result = process("demo", "--path", "fifty.html", cwd=folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 60 and max(map(len, lines)) <= 120
+    assert "gradient by 0.40" in result.stdout and "vanishing" in result.stdout
+    before, after = next(line.split()[1:] for line in lines if line.startswith("   0 ") and "Linear" not in line)
+    assert float(before) < 1e-30 < 1e-6 < float(after)
+    planned = next(line for line in lines if "every tenth" in line), next(line for line in lines if "optimal" in line)
+    by_hand, optimal = (float(line.split()[-2]) for line in planned)
+    assert 0 < optimal <= by_hand
+    last = next(line.split() for line in lines if line.startswith("     100 "))
+    assert float(last[2]) > 0.9 and float(last[4]) < 1e-4
+    assert lines[-1].endswith("fifty.html") and (folder / "fifty.json").is_file()
+
+
+def test_demo_of_figure_7_8(folder: Path) -> None:
+    result = process("demo", "--figure-7-8", cwd=folder)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert len(lines) <= 50 and max(map(len, lines)) <= 120

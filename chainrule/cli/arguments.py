@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from chainrule.errors import ChainruleError, FormulaError
+from chainrule.errors import FormulaError
+from chainrule.render.plain import plain
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -136,25 +136,3 @@ def emit(result: Any, as_json: bool, text: str | None = None) -> None:
         click.echo(json.dumps(plain(result.to_dict()), indent=2, ensure_ascii=not unicode, allow_nan=False))
     else:
         click.echo(str(result) if text is None else text)
-
-
-def plain(value: Any) -> Any:
-    """Data that JSON can hold: numbers that it cannot write become ``"nan"``, ``"inf"``, ``"-inf"``.
-
-    Raises:
-        ChainruleError: a value with no plain form.
-
-    >>> plain({"a": (1.0, float("inf")), 2: None})
-    {'a': [1.0, 'inf'], '2': None}
-    """
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if hasattr(value, "tolist"):  # NumPy's scalars and arrays, torch's tensors
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise ChainruleError(f"a {type(value).__name__} has no form in JSON", given=repr(value))

@@ -1,22 +1,19 @@
-"""``chainrule demo``: every verb on the textbook's training example (figure 7.8), in at most 50 lines and one page."""
+"""``chainrule demo``: fifty layers that do not train, why, what to do, and the page of it; in at most 60 lines."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from math import log, prod
 
 import click
 
+from chainrule.cli.demo_figure_7_8 import figure_7_8_lines, indented
 from chainrule.cli.group import FINE, with_debug
 from chainrule.cli.progress import working
 from chainrule.cli.target import require_torch
 
-if TYPE_CHECKING:
-    from chainrule.verbs.fit import FitResult
-
-_INDENT = "   "
+_BAR = 24  # characters
 
 
 @click.command()
@@ -24,73 +21,72 @@ _INDENT = "   "
 @click.option(
     "--seeds", type=click.IntRange(2), default=16, show_default=True, help="Redraws behind the measured gains."
 )
+@click.option("--figure-7-8", "textbook", is_flag=True, help="The textbook's own training example instead.")
 @with_debug
-def demo(path: str, seeds: int) -> int:
-    """The textbook's own training example: its chain, gradients, diagnosis, training, and one page of it all."""
+def demo(path: str, seeds: int, textbook: bool) -> int:
+    """A network of fifty layers that does not train: its chain, the cause, the cure, its memory, and one page."""
     from chainrule.render.report import require_report
 
     require_torch("demo")
     require_report()
     # One thread is fastest for a network this small, and the same on every machine. Read when torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for line in _lines(path, seeds):
+    for line in (figure_7_8_lines if textbook else _story)(path, seeds):
         click.echo(line)
     return FINE
 
 
-def _lines(path: str, seeds: int) -> Iterator[str]:
+def _story(path: str, seeds: int) -> Iterator[str]:
     with working("loading torch"):
-        from chainrule import examples
-        from chainrule.render.diagnosis import diagnosis_lines, finding_lines
-        from chainrule.render.report import report
-        from chainrule.render.terminal import can_draw, chain_lines, curve, width
-        from chainrule.verbs.chain import chain
-        from chainrule.verbs.fit import fit
-    case = examples.figure_7_8()
-    kinds = [call.kind for call in case.trace.calls if call.path and call.path != "loss"]
-    yield f"Figure 7.8: {' - '.join(kinds)}, mean squared error"
+        import chainrule as cr
+        from chainrule.render.terminal import clipped, gain, number, size, table
+        from chainrule.verbs.initialize.result import InitializeResult
+    broken, cured = cr.examples.fifty_layers(), cr.examples.fifty_layers()
+    yield "Problem 7.11's network: fifty ReLU layers of 40 units, with the weights that PyTorch gives it"
 
     with working(f"measuring gains over {seeds} seeds"):
-        annotated = chain(case, seeds=seeds)
-    yield ""
-    yield f"1. The chain from the loss to the input; measured: mean of {seeds} seeds ± standard error"
-    yield from _indented(chain_lines(annotated, width() - len(_INDENT)))
+        chain = cr.chain(broken, seeds=seeds)
+    rows = [(k.layer, clipped(k.factor, 44), gain(k), number(k.rms)) for k in chain.links]
+    middle = chain.links[2:-2]
+    each = prod(k.gain_predicted or 1.0 for k in middle) ** (2 / len(middle))
+    yield "\n1. The chain from the loss to the input, each row times the one above; predicted without a run"
+    shown = [*rows[:4], (f"{len(rows) - 8} more", "the same two factors, again and again", "", ""), *rows[-4:]]
+    yield from indented(table(("layer", "factor", "gain predicted / measured", "|gradient|"), shown, right=[3]))
+    yield f"   a layer and its ReLU multiply the gradient by {each:.3f}; 1/sqrt(6) is 0.408. After fifty: {each**50:.0e}"
 
-    differences = {dtype: examples.gradient_difference(case, dtype) for dtype in ("float32", "float64")}
-    yield ""
-    yield "2. Largest relative difference between these gradients and torch.autograd's"
-    yield _INDENT + ", ".join(f"{value:.1e} in {dtype}" for dtype, value in differences.items())
+    with working("diagnosing"):
+        found = broken.findings[0]
+    yield f"\n2. Diagnosis: {found.kind} at {found.where}\n   {found.cause}\n   {found.measured}"
 
-    zeros = examples.figure_7_8_zeros().diagnosis
-    yield ""
-    yield "3. Diagnosis"
-    yield _INDENT + f"this network: {diagnosis_lines(case.diagnosis)[0]}"
-    yield _INDENT + "all weights zero:"
-    yield from _indented(finding_lines(zeros.findings[0], width() - 2 * len(_INDENT), 8))
+    with working("initializing"):
+        start: InitializeResult = cr.initialize_(cured)
+    yield "\n3. initialize_ draws other weights; mean square of the gradient at five of the layers"
+    after = {row.name: row for row in start.after}
+    depths = [(r.name, r.grad_second, after[r.name].grad_second) for r in start.before if r.module.startswith("Linear")]
+    picked = [(name, number(old), number(new)) for name, old, new in [*depths[:-1:12], depths[-1]]]
+    yield from indented(table(("layer", "before", "after"), picked, right=[1, 2]))
 
-    # A network of its own is trained: what the page says about the chain is about the weights as they were drawn.
-    fresh = examples.figure_7_8()
-    trained = fit(fresh)
-    yield ""
-    yield f"4. Training: {_milestones(trained)}"
-    yield from _indented(curve(trained.loss, blocks=can_draw(sys.stdout.encoding)))
+    with working("planning"):
+        x, y = (tensor.repeat(100, 1) for tensor in broken.data.dataset.tensors)
+        by_hand = cr.plan(broken.model, (x, y), broken.loss, broken.optimizer, every=10)
+        optimal = by_hand.within(by_hand.peak_bytes)
+    yield f"\n4. Its memory, with batches of {len(x):,}"
+    plans = [("everything kept", by_hand.within(by_hand.baseline_bytes)), ("every tenth layer kept", by_hand)]
+    plans += [("the optimal plan in as much memory", optimal)]
+    lines = [(w, size(p.peak_bytes), f"{100 * p.recompute_fraction:.1f} %") for w, p in plans]
+    yield from indented(table(("plan", "peak", "more time"), lines, right=[1, 2]))
 
-    facts = [
-        *((f"difference to torch.autograd, {d}", f"{v:.1e} relative") for d, v in differences.items()),
-        ("the same network, all weights zero", "; ".join(f"{f.kind} at {f.where}" for f in zeros.findings)),
-    ]
+    yield "\n5. Both train, side by side: the loss"
+    yield f"   {'epoch':>5}  {'as PyTorch starts it':{_BAR + 10}}after initialize_"
+    for epoch in range(10, 101, 10):
+        losses = [cr.fit(case, epochs=10, progress=False).loss[-1] for case in (broken, cured)]
+        yield f"   {epoch:>5}  " + "".join(f"{_bar(loss)} {loss:<9.2g}" for loss in losses).rstrip()
+
     with working("drawing the page"):
-        written = report(case, path=path, fit=trained, chain=annotated, facts=facts)
-    yield ""
-    yield f"5. All of it on one page: {written}"
+        written = cr.report(cr.examples.fifty_layers(), path=path, seeds=seeds, fit=1000)
+    yield f"\n6. All of it on one page: {written}"
 
 
-def _indented(lines: Iterable[str]) -> Iterator[str]:
-    yield from (f"{_INDENT}{line}".rstrip() for line in lines)
-
-
-def _milestones(trained: FitResult) -> str:
-    """The loss at epochs 1, 10, 100, as far as training went."""
-    epochs = [e for e in (1, 10, 100) if e <= len(trained.loss)]
-    losses = ", ".join(f"{trained.loss[e - 1]:.4g} at epoch {e}" for e in epochs)
-    return f"loss {losses} ({len(trained.step_loss)} steps in {trained.seconds:.1f} s)"
+def _bar(loss: float) -> str:
+    """The loss on a logarithmic axis from 1e-8 to 1."""
+    return ("#" * round(_BAR * min(1.0, max(0.02, 1 + log(max(loss, 1e-9), 1e8))))).ljust(_BAR)

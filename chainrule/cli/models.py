@@ -131,22 +131,35 @@ def explain(kind: str | None) -> int:
     return FINE
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})
 @_TARGET
-@click.option("--path", default="report.html", show_default=True, help="Where to write the page.")
+@_ARGUMENTS
+@_AT_STEP
+@click.option("--path", default="report.html", show_default=True, help="Where to write the page; its data go beside it.")
+@click.option("--fit", "steps", type=click.IntRange(1), metavar="N", help="Train N steps too, and take them back.")
+@click.option("--seeds", type=click.IntRange(0), default=16, show_default=True, help="Redraws behind measured gains.")
 @with_debug
-def report(target: str, path: str) -> int:
-    """Write everything about a model on one self-contained HTML page.
+def report(
+    target: str, arguments: tuple[str, ...], at_step: int, path: str, steps: int | None, seeds: int
+) -> int:
+    """Write everything about a model on one self-contained HTML page, and the same as JSON beside it.
 
-    The function returns chainrule.case(model, batch, loss, optimizer), or these by name in a dict.
+    TARGET is file.py:function, a function that returns chainrule.case(model, batch, loss, optimizer), or these by name
+    in a dict; or a training script as it is (its own ARGUMENTS follow). A line of progress per part goes to stderr.
+
+    \b
+      chainrule report model.py:setup --fit 200
+      chainrule report train.py --lr 0.1
     """
     from chainrule.render.report import report as verb
     from chainrule.render.report import require_report
 
     require_torch("report")
     require_report()
-    case = load_case(target, "report")
-    with output_on_stderr(), working("writing the report"):
-        written = verb(case, path=path)
+    if script_of(target) is None:
+        _no_arguments(target, arguments)
+    case = load_case(target, "report", arguments, at_step)
+    with output_on_stderr():
+        written = verb(case, path=path, fit=steps, seeds=seeds, progress=lambda line: click.echo(line, err=True))
     click.echo(written)
     return FINE

@@ -37,20 +37,24 @@ _MOST_GIVEN = 4_000_000  # elements of given numbers that are computed
 def expanded(outputs: Sequence[Node]) -> dict[Node, Node]:
     """node -> node with composites that have no rule replaced by their expansions."""
 
-    loops: dict[Node, list[Node]] = {}
+    several: dict[Node, list[Node]] = {}  # a node with several outputs -> what they are
 
     def expand(node: Node, inputs: tuple[Node, ...]) -> Node:
-        if inputs and inputs[0] in loops:
-            return loops[inputs[0]][node.params["index"]]
+        if inputs and inputs[0] in several and node.op.name == "item":
+            return several[inputs[0]][node.params["index"]]
         same = node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
         written = written_out(same)
         if written is not None:
             inner = expanded(written)
-            loops[same] = [inner[n] for n in written]
+            several[same] = [inner[n] for n in written]
             return same
         if node.op.expansion is None or rule_for(node) is not None or node.op.family == "elementwise":
             return same
         root = node.op.expansion(*inputs, **node.params)
+        if root.op.name == "several":
+            inner = expanded(root.inputs)
+            several[same] = [inner[n] for n in root.inputs]
+            return same
         return expanded([root])[root]
 
     return rebuild(outputs, expand)
@@ -235,7 +239,16 @@ def _met(a: Any, b: Any, x: Node) -> Any:
     """The sum of the cotangents of two uses of one value, as if the paths were uncorrelated."""
     if isinstance(a, list):
         return [q if p is None else p if q is None else _met(p, q, x) for p, q in zip(a, b, strict=True)]
-    return added([a, b], (1.0, 1.0), sizes(x.shape))
+    found = added([a, b], (1.0, 1.0), sizes(x.shape))
+    whole = a.mean_square + b.mean_square
+    if not found.known or not whole > 0:
+        return found
+    shares = ((a, a.mean_square / whole), (b, b.mean_square / whole))
+    return replace(
+        found,
+        alignment=sum(f.alignment * share for f, share in shares),
+        own_alignment=sum(f.own_alignment * share for f, share in shares),
+    )
 
 
 def _back(
@@ -262,7 +275,9 @@ def _back(
         x = states[norm.x]
         normal, spread = standardised(x, norm.axes, norm.eps, norm.centre)
         count = effective_count(x, norm.axes)
-        return [(norm.x, back_through_norm(g, normal, x, spread, norm.axes, norm.eps, norm.centre, count))]
+        units = float(np.prod([x.shape[d] for d in norm.axes]))
+        along = min(g.pull(units) / units, 1.0)
+        return [(norm.x, back_through_norm(g, normal, x, spread, norm.axes, norm.eps, norm.centre, count, along, True))]
     if node.op.family == "elementwise":
         random = [
             i for i, f in zip(node.inputs, inputs, strict=True) if f.array is None or f.array.size > 1 or i in active
@@ -316,7 +331,8 @@ def _within(
             if gi is not None and i in values and i not in found:
                 found[i] = gi
     del found[node]
-    return found
+    pull = g.pull(float(np.prod([node.shape[d] for d in norm.axes])))  # all of them see g only through its part along x
+    return {n: replace(f, second=f.second * pull, pairs=f.pairs * pull) for n, f in found.items()}
 
 
 def _shape(node: Node) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from chainrule.ir import Node, toposort
 from chainrule.ir import pairs as pair
 from chainrule.ir.factors import with_factor, without_ones
-from chainrule.ir.field import Field, unknown, worst
+from chainrule.ir.field import Field, pair_average, unknown, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.elementwise import applied, average_law, correlations, multiplied, passed
@@ -128,7 +128,7 @@ class Region:
                 def made(level: float, size: float, leaf: Node = leaf) -> Field:
                     return _of_two(self, slope=leaf, times=(level, size))
 
-                part = replace(part, through=(part.pairs, g, made))
+                part = replace(part, through=(part.pairs, g, made), own_alignment=_own_alignment(self, leaf))
             found.append((leaf, fitted(part, sizes(leaf.shape))))
         return found
 
@@ -251,6 +251,8 @@ def _of_two(region: Region, slope: Node | None = None, times: tuple[float, float
     std = np.sqrt(np.maximum(second - first**2, 0.0))
     pairs = pair.outer(first, first, axes) + rho * pair.outer(std, std, axes)
     fourth = float(np.sum(weight * values**4))
+    level = pair_average(np.broadcast_to(series, np.broadcast_shapes(series.shape, (1,) * len(axes))), axes)
+    turned = 1.0 - base / level if level > 0 else 1.0  # the part of the products that depends on directions
     return Field(
         dims,
         first,
@@ -258,10 +260,28 @@ def _of_two(region: Region, slope: Node | None = None, times: tuple[float, float
         pairs,
         kurtosis=fourth / at_one**2 if at_one > 0 else 1.0,
         scale={},
+        noise=(a.noise + b.noise) * turned**2,
+        noise_lean=(a.noise_lean + b.noise_lean) * turned,
+        rough=a.rough + b.rough,
+        units=max(a.units, b.units),
         sources=a.sources | b.sources,
         kind=worst(a.kind, b.kind, "exact" if a.normal and b.normal and unique.shape[1] == 1 else "approximate"),
         why="quadrature under two normal laws",
     )
+
+
+def _own_alignment(region: Region, leaf: Node) -> float:
+    """E[f_u u (f_u u + f_v v)] over E[f_u^2] E[u^2] of f(u, v): how this leaf's part moves with the leaves' size."""
+    values = [average_law(replace(region.states[n], array=None)) for n in region.leaves]
+    (ma, sa), (mb, sb) = values
+    parts, moments = {}, {}
+    for n, (m, s) in zip(region.leaves, values, strict=True):
+        slopes, (za, zb), weight = _grid(region, ma, sa, mb, sb, n)
+        u = (ma + sa * za)[:, None] if n is region.leaves[0] else (mb + sb * zb)[None, :]
+        parts[n] = slopes * u
+        moments[n] = float(np.sum(weight * slopes**2)) * (m * m + s * s)
+    whole = sum(parts.values())
+    return float(np.sum(weight * parts[leaf] * whole)) / moments[leaf] if moments[leaf] > 0 else 1.0
 
 
 def _grid(

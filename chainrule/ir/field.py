@@ -38,6 +38,23 @@ def worst(*kinds: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
+class Echo:
+    """Rows of a table that are part of a value as they were looked up: ``factor`` times row ``rows`` of ``source``."""
+
+    source: str
+    factor: float
+    rows: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Spike:
+    """One score of each vector, that of number ``rows``, has a mean."""
+
+    mean: float
+    rows: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Field:
     """Expectations over redraws of the random sources, by element and by pair of elements.
 
@@ -56,8 +73,18 @@ class Field:
         focus: of a cotangent, (its pairs, count, correlation): it is zero except where its value is the largest of so
             many correlated ones. through: (its pairs, cotangent, slope, argument, breaks) that it is the product of.
         alignment: of a cotangent g of a value y, E[g_i y_i g_j y_j] over E[g^2] E[y^2] for two units of one vector: 0
-            where they are independent, 1 where g is a multiple of y. local: variance of the logarithm of one vector's
-            mean square (``scale`` is that of all of them together).
+            where they are independent, 1 where g is a multiple of y. own_alignment: the same of a unit with itself, as
+            far as it is no consequence of that: E[g_i y_i (g y)_i] over E[g^2] E[y^2]. degree: d ln E[y^2] / d ln of
+            the mean square of what it was last normalised to, through weights and functions.
+        local: variance of the logarithm of one vector's mean square (``scale`` is that of all of them together).
+        echo, spike: where a table is used twice (``ops.fields.tied``).
+        noise: variance of the logarithm of one entry, or of the sum, of the table of products of vectors, as layers
+            have added it up (``scale`` is that of the trace, over which much averages out); it outlives norms, since
+            directions stay random. rough: how far single products of given data differ from their class's mean,
+            squared. units: independent elements of a vector. steady: its vectors' sizes are nearly certain,
+            apart from ``noise``. lean, noise_lean: how far the mean of the logarithm lies
+            below the logarithm of the mean through ``scale`` and through ``noise``: half the variance where a factor
+            enters as it is, less where a bounded function has flattened it, negative where it divides.
         visible: of scores, which elements a mask leaves (a tensor that broadcasts); the moments are those of them.
         kind: exact, approximate, probe or unknown. why: the assumption of the last step.
     """
@@ -80,8 +107,18 @@ class Field:
     focus: tuple[np.ndarray, int, float] | None = None
     through: tuple[Any, ...] | None = None
     alignment: float = 0.0
+    own_alignment: float = 1.0
+    degree: float = 1.0
     local: float = 0.0
     visible: np.ndarray | None = None
+    echo: Echo | None = None
+    spike: Spike | None = None
+    noise: float = 0.0
+    rough: float = 0.0
+    units: float = 0.0
+    steady: bool = False
+    lean: float = 0.0
+    noise_lean: float = 0.0
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -146,12 +183,18 @@ class Field:
     def own_spread(self) -> float:
         """Relative variance of the mean square of all elements through the value's own randomness."""
         if self.own is not None:
-            return self.own
+            return self.own + (self.uneven_products if self.own > 0 else 0.0)
         if self.array is not None or not self.known or self.mean_square == 0.0:
             return 0.0
         share = float(np.mean(self.variance)) / self.mean_square
         extra = (self.kurtosis - 3.0) * share * share / max(self.independent_units, 1.0)
-        return max(0.0, pair_average(self.excess, self.axes) + extra)
+        return max(0.0, pair_average(self.excess, self.axes) + extra) + self.uneven_products * share
+
+    @property
+    def uneven_products(self) -> float:
+        """What products of single vectors that differ from their class's mean add to the spread: E[c^2] > E[c]^2."""
+        vectors = prod(self.shape) / self.units if self.units else 1.0
+        return (self.noise + 2.0 * self.rough) * (1.0 - 1.0 / vectors) / self.units if vectors > 1 else 0.0
 
     @property
     def independent_units(self) -> float:
@@ -163,10 +206,31 @@ class Field:
         share = pair_average((c / v) ** 2, self.axes)
         return 1.0 / max(share, 1e-12)
 
+    def pull(self, units: float) -> float:
+        """E[(g.y)^2] over E[g.g] E[y.y], times the number of units, of a cotangent: 1 where it is unrelated to y."""
+        return max(self.own_alignment + (units + 1.0) * self.alignment, 0.0)
+
+    def spread_of_vector(self, units: float) -> float:
+        """Relative variance of the mean square of one vector of so many elements through its own randomness."""
+        return 0.0 if self.array is not None or self.steady else max(self.kurtosis - 1.0, 0.0) / max(units, 1.0)
+
     @property
     def log_spread(self) -> float:
         """Variance of the logarithm of the mean square over draws of the weights."""
         return sum(e * e for e in self.scale.values()) + float(np.log1p(self.own_spread))
+
+    @property
+    def log_mean(self) -> float:
+        """The mean of the logarithm of the mean square over draws of the weights."""
+        return float(np.log(self.mean_square)) - self.lean - float(np.log1p(self.own_spread)) / 2
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """Where the mean square of one draw of the weights lies in nine draws of ten (log-normal)."""
+        if not self.mean_square > 0:
+            return self.mean_square, self.mean_square
+        centre, width = self.log_mean, _NINE_OF_TEN * float(np.sqrt(self.log_spread))
+        return float(np.exp(centre - width)), float(np.exp(centre + width))
 
     def correlation(self, *dims: int) -> float | None:
         """Mean of E[x_i x_j] / E[x^2] over pairs that differ along exactly these dimensions; None without such."""
@@ -215,6 +279,7 @@ def pair_average(table: np.ndarray, axes: Sequence[Axis]) -> float:
 
 
 _MOST_SCALES = 96
+_NINE_OF_TEN = 1.645  # standard deviations
 
 
 def with_scale(scale: Mapping[Any, float], key: Any, exponent: float) -> dict[Any, float]:
@@ -261,8 +326,10 @@ def iid(shape: Sequence[int], mean: float, second: Any, lags: Sequence[int | Non
 
 
 def fixed(array: Any, lags: Sequence[int | None] | None = None, why: str = "given numbers") -> Field:
-    """Given numbers: no randomness."""
+    """Given numbers: no randomness. Minus infinity, a mask's, is a number that a mask may have."""
     array = np.asarray(array, dtype=float)
+    if np.isneginf(array).any():
+        array = np.where(np.isneginf(array), -1e9, array)
     if 0 in array.shape:
         return _empty(array.shape)
     dims = plain(array.shape, lags)

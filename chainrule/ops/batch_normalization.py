@@ -126,7 +126,8 @@ _RECORDED = register(
         text=_batch_text,
         latex=_batch_latex,
         torch=lambda node, x: (
-            f"torch.native_batch_norm({x[0]}, {_arguments(x[1:])}, None, None, True, 0.0, {node.params['eps']!r})"
+            f"torch._batch_norm_impl_index({x[0]}, {_arguments(x[1:])}, None, None, True, 0.0, "
+            f"{node.params['eps']!r}, torch.backends.cudnn.enabled)[:3]"
         ),
         differentiable=False,
         samples=(Sample((_X, *_PER_CHANNEL[:2]), {"eps": 1e-5}),),
@@ -276,6 +277,15 @@ def _tracked_parts(
     return (_by_batch(x, *affine, eps=eps), found, inverse, *new)
 
 
+# The kernel that a layer calls, which is cuDNN's own on CUDA: the functional form of torch's never calls that one.
+_KEEPING = '''\
+def batch_norm_tracked(x, weight, bias, mean, variance, momentum, eps):
+    """The output, mean and reciprocal deviation of the batch, and the new running statistics."""
+    mean, variance, cudnn = mean.clone(), variance.clone(), torch.backends.cudnn.enabled
+    found = torch._batch_norm_impl_index(x, weight, bias, mean, variance, True, momentum, eps, cudnn)
+    return *found[:3], mean, variance
+'''
+
 _TRACKED = register(
     Op(
         "batch_norm_tracked_recorded",
@@ -285,9 +295,10 @@ _TRACKED = register(
         text=_batch_text,
         latex=_batch_latex,
         torch=lambda node, x: (
-            f"torch.ops.aten._native_batch_norm_legit_functional({x[0]}, {_arguments(x[3:])}, {x[1]}, {x[2]}, True, "
-            f"{node.params['momentum']!r}, {node.params['eps']!r})"
+            f"batch_norm_tracked({x[0]}, {_arguments(x[3:])}, {x[1]}, {x[2]}, {node.params['momentum']!r}, "
+            f"{node.params['eps']!r})"
         ),
+        prelude=_KEEPING,
         differentiable=False,  # what is read of it are statistics and buffers; the output has a composite
         native=Parts(_tracked_parts),
         samples=(Sample((_X, *_PER_CHANNEL[2:], *_PER_CHANNEL[:2]), {"momentum": 0.1, "eps": 1e-5}),),

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from chainrule.ir import Node
+from chainrule.ops.families import kept_dtype
 from chainrule.ops.index_letters import subscripts_text
 
 Indices = tuple[int, ...]
@@ -20,7 +21,7 @@ def torch_contraction(node: Node, x: Sequence[str], out: str = "") -> str:
     """The contraction of the operands called ``x``; into the memory of ``out`` where there is a call that does ("")."""
     operands, result = node.params["operands"], node.params["result"]
     if len(operands) == 1:
-        return "" if out else _of_one(operands[0], result, x[0])
+        return "" if out else _of_one(operands[0], result, x[0], kept_dtype(node))
     if len(operands) == 2:
         found = _of_two(node, list(x), out)
         if found or out:
@@ -39,7 +40,7 @@ def contraction_order(node: Node) -> str:
 
 
 # ---- one operand -------------------------------------------------------------------------------------------
-def _of_one(indices: Indices, result: Indices, x: str) -> str:
+def _of_one(indices: Indices, result: Indices, x: str, kept: str) -> str:
     """Diagonals first, then sums, then one permutation: all views but the sum."""
     left = list(indices)
     while len(set(left)) != len(left):
@@ -49,9 +50,9 @@ def _of_one(indices: Indices, result: Indices, x: str) -> str:
         left = [i for a, i in enumerate(left) if a not in (first, second)] + [index]
     summed = [a for a, i in enumerate(left) if i not in result]
     if summed and len(summed) == len(left):
-        return f"{x}.sum()"
+        return f"{x}.sum({kept.removeprefix(', ')})"
     if summed:
-        x = f"{x}.sum({tuple(summed) if len(summed) > 1 else summed[0]})"
+        x = f"{x}.sum({tuple(summed) if len(summed) > 1 else summed[0]}{kept})"
         left = [i for i in left if i in result]
     if tuple(left) != tuple(result):
         axes = tuple(left.index(i) for i in result)

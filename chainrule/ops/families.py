@@ -303,6 +303,12 @@ def indexed(name: str, *, transpose: Callable[..., Node], **fields: Any) -> Op:
     return register(Op(name, "kernel", **(defaults | fields)))
 
 
+def kept_dtype(node: Node) -> str:
+    """``, dtype=torch.int32`` where torch would add narrow integers up in int64, else nothing."""
+    narrow = node.type.dtype in ("bool", "uint8", "int8", "int16", "int32")
+    return f", dtype=torch.{node.type.dtype}" if narrow else ""
+
+
 def call_of(op: Op, *xs: Node, **options: Any) -> Node:
     """A kernel's node: of the options, nodes become operands passed by name, None is left out, the rest is static."""
     given = tuple(key for key, value in options.items() if isinstance(value, Node))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.errors import ShapeError
+from chainrule.errors import ShapeError, UnsupportedOpError
 from chainrule.ir import (
     Code,
     Graph,
@@ -24,11 +24,14 @@ from chainrule.ir import (
     apply,
     fresh_variable,
     item,
+    rebuild,
     register,
     toposort,
 )
-from chainrule.ops.families import zeros_like
+from chainrule.ops.families import Parts, zeros_like
 from chainrule.ops.leaves import INPUT
+from chainrule.ops.movement import expand_dims
+from chainrule.ops.slicing import concat, select
 
 
 def _groups(items: Sequence[Any], n_consts: int, n_carry: int) -> tuple[list[Any], list[Any], list[Any]]:
@@ -100,6 +103,35 @@ def scan(
         reverse=reverse,
     )
     return [item(node, k) for k in range(len(node.type.items))]
+
+
+def _scan_parts(
+    *inputs: Node, body: Graph, n_consts: int, n_carry: int, length: int, reverse: bool
+) -> tuple[Node, ...]:
+    """The loop written out, step after step.
+
+    Raises:
+        UnsupportedOpError: it is too long for that.
+    """
+    if length * len(body.nodes) > _WRITTEN_OUT:
+        raise UnsupportedOpError(
+            f"a loop of {length} steps written out",
+            given=f"{len(body.nodes)} operations in each step",
+            required=f"at most {_WRITTEN_OUT:,} operations",
+            instead='backend="torch"',
+        )
+    consts, carry, xs = _groups(inputs, n_consts, n_carry)
+    ys: list[list[Node]] = [[] for _ in body.outputs[n_carry:]]
+    for step in reversed(range(length)) if reverse else range(length):
+        given = [*consts, *carry, *(select(x, 0, step) for x in xs)]
+        image = rebuild(body.outputs, image=dict(zip(body.inputs, given, strict=True)))
+        carry = [image[o] for o in body.outputs[:n_carry]]
+        for column, y in zip(ys, body.outputs[n_carry:], strict=True):
+            column.append(expand_dims(image[y], (0,)))
+    return (*carry, *(concat(column[::-1] if reverse else column, axis=0) for column in ys))
+
+
+_WRITTEN_OUT = 4_000
 
 
 def _scan_vjp(
@@ -204,6 +236,7 @@ SCAN = register(
         jvp=_scan_jvp,
         transforms_body=True,
         torch=_scan_torch,
+        native=Parts(_scan_parts),
         aliases=True,
         code=Code(_scan_code, torch=_scan_code, helper=(_SCAN,)),
         text=lambda p, node: f"scan({', '.join(p.child(i, 0) for i in node.inputs)})",

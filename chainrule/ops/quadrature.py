@@ -6,11 +6,18 @@ A plain Gauss-Hermite rule straddles kinks and is wrong by percents (relu's slop
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 _SEGMENTS, _POINTS, _REACH = 8, 24, 10.0
+
+
+@lru_cache(maxsize=1)
+def _legendre() -> tuple[np.ndarray, np.ndarray]:
+    """Points and weights on [-1, 1]; finding them takes longer than using them."""
+    return np.polynomial.legendre.leggauss(_POINTS)
 
 
 def normal_nodes(kinks: Sequence[float], mean: float, std: float) -> tuple[np.ndarray, np.ndarray]:
@@ -23,7 +30,7 @@ def normal_nodes(kinks: Sequence[float], mean: float, std: float) -> tuple[np.nd
     borders = np.linspace(-_REACH, _REACH, _SEGMENTS + 1)
     inside = [(k - mean) / std for k in kinks if abs(k - mean) < _REACH * std]
     borders = np.unique(np.concatenate([borders, inside]))
-    x, w = np.polynomial.legendre.leggauss(_POINTS)
+    x, w = _legendre()
     left, right = borders[:-1, None], borders[1:, None]
     z = ((right - left) * x + (right + left)) / 2
     weights = (right - left) / 2 * w * np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
@@ -76,7 +83,7 @@ def law_nodes(
         b + s * (high - low) * 10.0**-p for b in (*inner, *ends) for s in (-1, 1) for p in range(2, 14 if fine else 11)
     ]
     borders = np.unique(np.concatenate([borders, inner, [g for g in graded if low < g < high]]))
-    x, w = np.polynomial.legendre.leggauss(_POINTS)
+    x, w = _legendre()
     left, right = borders[:-1, None], borders[1:, None]
     points = ((right - left) * x + (right + left)) / 2
     weights = (right - left) / 2 * w

@@ -29,10 +29,11 @@ def _torch(node: Node, _: list[str]) -> str:
     kind: TensorType = node.params["type"]
     arguments = ", ".join(map(repr, node.params["args"]))
     placed = f"dtype=torch.{kind.dtype}, device={kind.device!r}"
-    if node.params["method"] == _FUSED:
-        return f"torch.native_dropout(torch.ones({tuple(kind.shape)}, {placed}), {arguments}, True)[0]"
     strides = kind.layout if kind.layout is not None else _contiguous(kind.shape)
-    return f"torch.empty_strided({tuple(kind.shape)}, {strides}, {placed}).{node.params['method']}({arguments})"
+    made = f"torch.empty_strided({tuple(kind.shape)}, {strides}, {placed})"
+    if node.params["method"] == _FUSED:
+        return f"torch.native_dropout({made}.fill_(1), {arguments}, True)[0]"
+    return f"{made}.{node.params['method']}({arguments})"
 
 
 def _contiguous(shape: tuple[Any, ...]) -> tuple[int, ...]:
@@ -62,9 +63,9 @@ def draw(method: str, args: tuple[Any, ...], type: TensorType, stream: int) -> N
     return apply(DRAW, method=method, args=args, type=type, stream=stream)
 
 
-def dropout_noise(p: float, type: TensorType, stream: int) -> Node:
-    """What dropout multiplies its input by: 0 with probability p, else 1 / (1 - p)."""
-    if type.device.startswith("cuda"):
+def dropout_noise(p: float, type: TensorType, stream: int, feature: bool = False) -> Node:
+    """What dropout multiplies its input by: 0 with probability p, else 1 / (1 - p); ``feature``: whole channels."""
+    if type.device.startswith("cuda") and not feature:
         return draw(_FUSED, (p,), type, stream)
     return draw("bernoulli_", (1.0 - p,), type, stream) / (1.0 - p)
 

@@ -224,7 +224,7 @@ def _shape(
     states, weights = types[: kind.states], types[kind.states :]
     _check(x, states, weights, mode, directions, has_biases, batch_sizes)
     y = x.with_shape((*x.shape[:-1], directions * states[0].shape[-1]))
-    return TupleType((y, *(s.with_shape(s.shape) for s in states)))
+    return TupleType((y, *(TensorType(s.shape, s.dtype, None, x.device) for s in states)))  # a zero state has no place
 
 
 def _cost(result: TupleType, x: TensorType, *types: TensorType, mode: str, **_: Any) -> Any:
@@ -243,6 +243,8 @@ def _torch(node: Node, x: list[str]) -> str:
     p = node.params
     kind = KINDS[p["mode"]]
     data, states, weights = x[0], x[1 : 1 + kind.states], ", ".join(x[1 + kind.states :])
+    if node.inputs[0].type.device.startswith("cuda"):  # cuDNN wants states that lie in order; one number is expanded
+        states = [f"{s}.contiguous()" for s in states]
     hidden = f"({', '.join(states)})" if kind.states > 1 else states[0]
     options = f"{p['has_biases']}, 1, 0.0, True, {p['directions'] == 2}"
     if p["batch_sizes"] is None:

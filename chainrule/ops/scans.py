@@ -11,7 +11,7 @@ from chainrule.ir import OPS, Node, Op, Sample, TensorType, apply, constant, reg
 from chainrule.ops.arithmetic import where
 from chainrule.ops.casts import cast
 from chainrule.ops.contraction import sum_axes, summable
-from chainrule.ops.families import linear, written_as_call
+from chainrule.ops.families import kept_dtype, linear, written_as_call
 from chainrule.ops.movement import axis_of, broadcast, expand_dims, reshape, vector
 from chainrule.ops.slicing import concat, slice_axis
 from chainrule.ops.windows import FLIP
@@ -39,10 +39,10 @@ def _cumsum_value(x: Any, *, axis: int, reverse: bool) -> Any:
 
 
 def _cumsum_torch(node: Node, x: list[str]) -> str:
-    axis = node.params["axis"]
+    axis, kept = node.params["axis"], kept_dtype(node)
     if node.params["reverse"]:
-        return f"{x[0]}.flip({axis}).cumsum({axis}).flip({axis})"
-    return f"{x[0]}.cumsum({axis})"
+        return f"{x[0]}.flip({axis}).cumsum({axis}{kept}).flip({axis})"
+    return f"{x[0]}.cumsum({axis}{kept})"
 
 
 CUMSUM = linear(
@@ -95,7 +95,7 @@ CUMPROD = register(
         shape=_along,
         value=lambda x, *, axis: np.cumprod(x, axis),
         vjp=_cumprod_vjp,
-        torch=lambda node, x: f"{x[0]}.cumprod({node.params['axis']})",
+        torch=lambda node, x: f"{x[0]}.cumprod({node.params['axis']}{kept_dtype(node)})",
         aten={"cumprod": lambda x, dim, dtype=None: scanned(CUMPROD, x, dim, dtype)},
         samples=(Sample((_X,), {"axis": 1}), Sample((np.array([0.5, 0.0, 2.0, 0.0, 1.0]),), {"axis": 0})),
         error_samples=(Sample((_X,), {"axis": 2}),),
@@ -123,7 +123,7 @@ PROD = register(
         shape=lambda x, *, axis: _along(x, axis=axis).with_shape((*x.shape[:axis], *x.shape[axis + 1 :])),
         value=lambda x, *, axis: np.prod(x, axis),
         vjp=_prod_vjp,
-        torch=lambda node, x: f"{x[0]}.prod({node.params['axis']})",
+        torch=lambda node, x: f"{x[0]}.prod({node.params['axis']}{kept_dtype(node)})",
         aten={
             "prod": lambda x, dtype=None: _prod_all(x, dtype),
             "prod.dim_int": lambda x, dim, keepdim=False, dtype=None: _prod(x, dim, keepdim, dtype),

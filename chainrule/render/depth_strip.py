@@ -47,8 +47,9 @@ def depth_strip(strip: Sequence[Any], bands: Mapping[str, tuple[float, float]] |
     below = _TOP + _HEIGHT + 10
     for k, r in enumerate(rows):
         share = max(r.dead or 0.0, r.squashed or 0.0)
+        left, right = max(x(k) - step / 2, _LEFT - 6), min(x(k) + step / 2, _WIDTH - 4)
         parts.append(
-            f'<rect x="{x(k) - step / 2:.1f}" y="{below:.0f}" width="{max(step - 1, 1):.1f}" height="10" '
+            f'<rect x="{left:.1f}" y="{below:.0f}" width="{max(right - left - 1, 1):.1f}" height="10" '
             f'fill="var(--bad)" opacity="{0.06 + 0.9 * share:.2f}"><title>{escape(r.name)}: {_said(r)}</title></rect>'
         )
         if r.finding:
@@ -56,7 +57,7 @@ def depth_strip(strip: Sequence[Any], bands: Mapping[str, tuple[float, float]] |
     for k in range(1, len(rows)):
         if rows[k].reached and not rows[k - 1].reached:
             parts.append(_mark((x(k) + x(k - 1)) / 2, "the gradient ends here", dashed=True))
-    first, last = escape(rows[0].name), escape(rows[-1].name)
+    first, last = escape(_short(rows[0].name)), escape(_short(rows[-1].name))
     text = below + 26
     parts.append(_text(_LEFT, text, "start", first))
     parts.append(_text(_WIDTH, text, "end", last))
@@ -66,6 +67,10 @@ def depth_strip(strip: Sequence[Any], bands: Mapping[str, tuple[float, float]] |
     return (
         f'<svg viewBox="0 0 {_WIDTH + 10:.0f} {text + 10:.0f}" role="img" aria-label="signal over depth">{body}</svg>'
     )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 22 else f"…{name[-21:]}"
 
 
 def _axis(low: int, high: int) -> str:

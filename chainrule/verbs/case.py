@@ -89,6 +89,19 @@ class Case:
         return model_moments(self)
 
     @cached_property
+    def propagation(self) -> Any:
+        """Fields of both passes, from the statistics of the weights as they are (a Propagation)."""
+        from chainrule.verbs.fields import Program
+        from chainrule.verbs.model_moments import traced
+
+        return Program.of(traced(self)).run()
+
+    @cached_property
+    def samples(self) -> dict[int, Any]:
+        """Mean squares over redraws of the weights, by their number (filled by ``model_moments.measured``)."""
+        return {}
+
+    @cached_property
     def diagnosis(self) -> Any:
         """What is wrong with it (a DiagnoseResult)."""
         from chainrule.verbs.diagnose import diagnose

@@ -9,7 +9,7 @@ findings.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class Link:
             gradient). gain_error: standard error of the measured one. None where unknown.
         bytes: values of the forward pass that its derivatives read. multiplications: of the gradient itself.
         finding: kind of what is wrong here, empty if nothing is.
+        name: of the quantity whose gradient this is. module: dotted path of the module that the gradient passes.
+        rms: of the gradient itself, predicted.
     """
 
     layer: str
@@ -43,6 +45,9 @@ class Link:
     bytes: int | None
     multiplications: Any
     finding: str = ""
+    name: str = ""
+    module: str = ""
+    rms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -97,6 +102,7 @@ def chain(
     optimizer: Any = None,
     *,
     seeds: int = 16,
+    predicted: bool = True,
     shapes: Mapping[str, Any] | None = None,
     wrt: str | None = None,
 ) -> Chain:
@@ -104,7 +110,7 @@ def chain(
 
     Args:
         source: a Case, a model with batch and loss, or text of the formula language.
-        seeds: redraws of the weights for the measured gains; 0 measures nothing.
+        seeds: redraws of the weights for the measured gains; 0 measures nothing. predicted: False predicts none.
         shapes, wrt: for formulas: dimensions, and the variable at the chain's end (by default the first).
 
     Raises:
@@ -117,17 +123,18 @@ def chain(
     if isinstance(source, str):
         return _formula_chain(source, shapes, wrt)
     try:  # models need torch, formulas must work without
+        from chainrule.frontends.torch.trace import identifier_of_path
         from chainrule.verbs.case import as_case
-        from chainrule.verbs.model_moments import measure, predict
+        from chainrule.verbs.model_moments import measured, predict
     except ModuleNotFoundError as error:
         raise MissingExtraError("the chain of a model", error.name or "torch", "torch") from error
     case = as_case(source, batch, loss, optimizer)
     if case.trace.loss is None:
         raise ModelError("the chain of a model starts at its loss", required='loss=..., loss="model" or objective=...')
     equations = case.equations
-    predicted = {n: _mean(g.second) for n, g in predict(case).backward.items()}
-    measured = measure(case, seeds).backward if seeds else {}
-    layers = _layers(case.trace)
+    expected = {n: _mean(g.second) for n, g in predict(case).backward.items()} if predicted else {}
+    sampled = measured(case, seeds).backward if seeds else {}
+    layers, modules = _layers(case.trace), _module_of(case.trace, identifier_of_path)
     findings = {where: f.kind for f in case.findings for where in f.where.split(", ")}
     inputs = {leaf.params["name"] for leaf in case.trace.batch_inputs.values()}
     parameters = {leaf.params["name"] for leaf in case.trace.parameters.values()}
@@ -139,20 +146,24 @@ def chain(
             continue
         children = equations.program.children(name)
         child = children[-1]
-        layer = ", ".join(layers.get(c) or c for c in children)
+        module = modules(child)
+        layer = ", ".join(dict.fromkeys(layers.get(c) or modules(c) or c for c in children))
         before = None if child == equations.of else child
-        error, gain = _measured_gain(measured, name, before)
+        error, gain = _measured_gain(sampled, name, before)
         links.append(
             Link(
                 layer=layer,
                 factor=equation,
                 shape=step.shape,
-                gain_predicted=_gain(predicted.get(name), predicted.get(before) if before else 1.0),
+                gain_predicted=_gain(expected.get(name), expected.get(before) if before else 1.0),
                 gain_measured=gain,
                 gain_error=error,
                 bytes=_bytes_kept(equations, children, parameters),
                 multiplications=_multiplications(step),
                 finding=findings.get(layer.split(" ")[0], ""),
+                name=name,
+                module=module,
+                rms=_gain(expected.get(name), 1.0),
             )
         )
     return Chain(tuple(links), tuple(gradients), _product(links), seeds)
@@ -248,6 +259,18 @@ def _layers(traced: Any) -> dict[str, str]:
     return found
 
 
+def _module_of(traced: Any, identifier: Callable[[str], str]) -> Callable[[str], str]:
+    """Name of a value -> path of its module; a value inside of one ends in its path (``u2_h_0_attn``)."""
+    names = traced.graph.name_of()
+    exact = {names[o]: call.path for call in reversed(traced.calls) for o in call.outputs if o in names}
+    paths = {identifier(call.path): call.path for call in traced.calls if call.path}
+
+    def path(name: str) -> str:
+        return exact.get(name) or paths.get(name.partition("_")[2], "")
+
+    return path
+
+
 def _mean(value: Any) -> float | None:
     return None if value is None else float(np.mean(value))
 
@@ -258,8 +281,8 @@ def _gain(after: float | None, before: float | None) -> float | None:
 
 def _measured_gain(measured: Mapping[str, Any], name: str, before: str | None) -> tuple[float | None, float | None]:
     """Standard error and value of sqrt(mean after / mean before) over seeds (leave-one-out)."""
-    if name not in measured:
-        return None, None
+    if name not in measured or (before is not None and before not in measured):
+        return None, None  # a value inside of a module: no draw looked at it
     after = measured[name]
     base = measured[before] if before is not None else np.ones_like(after)
     if np.mean(base) == 0:
@@ -268,8 +291,10 @@ def _measured_gain(measured: Mapping[str, Any], name: str, before: str | None) -
     n = len(after)
     if n < 2:
         return None, gain
-    left_out = np.array([np.sqrt(np.delete(after, k).mean() / np.delete(base, k).mean()) for k in range(n)])
-    return float(np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))), gain
+    with np.errstate(all="ignore"):  # in all draws but one there may be no gradient at all: then there is no error
+        left_out = np.array([np.sqrt(np.delete(after, k).mean() / np.delete(base, k).mean()) for k in range(n)])
+        error = float(np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2)))
+    return (error if np.isfinite(error) else None), gain
 
 
 def _bytes_kept(equations: DeriveResult, children: Sequence[str], parameters: set[str]) -> int | None:

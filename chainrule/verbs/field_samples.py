@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from chainrule.backends.torch import compile
+from chainrule.frontends.torch import seeded
 from chainrule.interpreters.differentiate import vjp_all
 from chainrule.ir import Graph, Node, TensorType, constant
 from chainrule.verbs.fields import leaf_fields
@@ -54,8 +55,7 @@ def sample(trace: Any, seeds: int, nodes: Sequence[Node] | None = None) -> Sampl
     compiled = compile(program)
     rows = []
     for seed in range(seeds):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             tensors = redraw(trace, seed)
             outputs = compiled(*(tensors[i] for i in program.inputs))
         rows.append([float(o.detach().to(torch.float64).pow(2).mean()) for o in outputs])

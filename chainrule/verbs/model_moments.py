@@ -23,8 +23,6 @@ from chainrule.verbs.fields import Program, Propagation
 from chainrule.verbs.moments import MomentsResult, ParameterRow, Row
 from chainrule.verbs.moments_audit import audited
 
-_NINE_OF_TEN = 1.645  # standard deviations of a normal law on either side
-
 
 @dataclass(frozen=True)
 class Predicted:
@@ -48,8 +46,8 @@ def _without_values(model: Any) -> bool:
 
 def predict(case: Case) -> Predicted:
     """The fields of every named value of a case, both ways."""
-    trace = traced(case)
-    run = Program.of(trace).run()
+    run = case.propagation
+    trace = run.trace
     named = {**trace.graph.names, **{leaf.params["name"]: leaf for leaf in trace.batch_inputs.values()}}
     forward = {name: run.value(node) for name, node in named.items() if isinstance(node.type, TensorType)}
     backward = {name: run.cotangent(node) for name, node in named.items()}
@@ -87,6 +85,13 @@ def measure(case: Case, seeds: int = 16) -> Measured:
     return Measured(forward, backward, seeds)
 
 
+def measured(case: Case, seeds: int = 16) -> Measured:
+    """:func:`measure`, once for a case and a number of redraws."""
+    if seeds not in case.samples:
+        case.samples[seeds] = measure(case, seeds)
+    return case.samples[seeds]
+
+
 # ---- the verb on models ------------------------------------------------------------------------------------
 def model_moments(
     model: Any,
@@ -116,7 +121,7 @@ def model_moments(
     for name in weights:
         if name not in trace.parameters:
             raise ModelError(f"the model has no parameter {name!r}", required=f"one of {', '.join(trace.parameters)}")
-    run = Program.of(trace).run(weights)
+    run = Program.of(trace).run(weights) if weights else case.propagation
     rows = tuple(_rows(trace, run))
     if not rows:
         raise ModelError("the model has no module calls to report on", given=type(case.model).__name__)
@@ -170,11 +175,7 @@ def _places(state: Field) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def band(state: Field) -> tuple[float, float] | None:
     """Where the mean square of one draw of the weights lies in nine draws of ten (log-normal)."""
-    if not state.known or not state.mean_square > 0:
-        return None if not state.known else (state.mean_square, state.mean_square)
-    variance = state.log_spread
-    centre, width = np.log(state.mean_square) - variance / 2, _NINE_OF_TEN * np.sqrt(variance)
-    return (float(np.exp(centre - width)), float(np.exp(centre + width)))
+    return state.band if state.known else None
 
 
 def _parameters(trace: Any, run: Propagation) -> Sequence[ParameterRow]:

@@ -1,7 +1,7 @@
 """A function as a traced program with a derivative: compiled once per signature, kept, and run.
 
 ``Programs`` belongs to one transform of one function. Its key is the tree, shapes, dtypes, devices and layouts of the
-arguments and everything else the function reads (``frontends.torch.fingerprint``); a call with an equal key runs the
+arguments and everything else the function reads (``frontends.torch.Surroundings``); a call with an equal key runs the
 compiled code, any other call traces again.
 """
 
@@ -22,7 +22,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from chainrule.backends.torch import Compiled, compile
 from chainrule.errors import ModelError, UnsupportedOpError
-from chainrule.frontends.torch import Trace, active, autocast, fingerprint, modules_of, wants_gradient
+from chainrule.frontends.torch import Surroundings, Trace, active, autocast, modules_of
 from chainrule.frontends.torch import trace as trace_function
 from chainrule.interpreters.kernels import selected
 from chainrule.interpreters.partition import halves
@@ -249,6 +249,7 @@ class Programs:
         self.func, self.name, self.derive, self.has_aux = func, name, derive, has_aux
         self.inductor, self.values = inductor, values
         self._kept: dict[Any, Pair] = {}
+        self._surroundings = Surroundings(func)
 
     def __call__(self, args: Any, kwargs: Any) -> Run:
         """The results for these arguments, and what their derivatives need."""
@@ -259,13 +260,13 @@ class Programs:
         else:
             flat, spec = tree_flatten((tuple(args), dict(kwargs)))
             tensors = [v for v in flat if isinstance(v, torch.Tensor)]
-        reads = fingerprint(self.func)
+        reads = self._surroundings.now()
         tracked = torch.is_grad_enabled() and (
-            recorder is not None or any(t.requires_grad for t in tensors) or any(map(wants_gradient, reads))
+            recorder is not None or any(t.requires_grad for t in tensors) or self._surroundings.wants_gradient
         )
         mapped = maybe_current_level() is not None  # under vmap or a transform of torch.func
         tracked = tracked or mapped
-        key = (spec, tuple(map(_signature, flat)), tracked, mapped, autocast.state(), *reads)
+        key = (spec, tuple(map(_signature, flat)), tracked, mapped, autocast.state(), reads)
         if key not in self._kept:
             self._report(flat)
             if mapped:

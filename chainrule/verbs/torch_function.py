@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from chainrule.errors import ChainruleError, ModelError, UnsupportedOpError
-from chainrule.frontends.torch import trace
+from chainrule.frontends.torch import generator_states, restore_generators, trace
 from chainrule.ir import Node, constant, substitute_nodes, toposort, variable
 
 _TRIED = torch.linspace(-2.7, 2.9, 15, dtype=torch.float64)
@@ -81,7 +81,7 @@ def _refuse_what_is_not_elementwise(function: Callable[..., Any], name: str) -> 
             raise _refusal(name, f"of a tensor of shape {tuple(x.shape)} it makes {given}")
         return y.to(torch.float64)
 
-    state = torch.get_rng_state()
+    states = generator_states()
     try:
         whole = values(_TRIED)
         again = [values(_TRIED) for _ in range(2)]
@@ -99,7 +99,7 @@ def _refuse_what_is_not_elementwise(function: Callable[..., Any], name: str) -> 
             if not torch.allclose(whole, other, rtol=1e-9, atol=1e-12, equal_nan=True):
                 raise _refusal(name, "the value of an element depends on the other elements or on its place")
     finally:
-        torch.set_rng_state(state)
+        restore_generators(states)
 
 
 def _refusal(name: str, given: str) -> ModelError:

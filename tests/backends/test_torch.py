@@ -421,3 +421,14 @@ def test_the_same_source_through_torch_compile() -> None:
         torch.testing.assert_close(compiled_grads[name], g, rtol=1e-5, atol=1e-6)
     x = torch.linspace(0.1, 2.0, 5)
     torch.testing.assert_close(cr.grad(lambda x: (x.log() * x).sum(), compile=True)(x), x.log() + 1)
+
+
+@pytest.mark.parametrize("sums", ("sum", "prod", "cumsum", "cumprod"))
+@pytest.mark.parametrize("dtype", (torch.int16, torch.int32, torch.int64, None))
+def test_integers_are_added_up_in_the_dtype_that_was_asked_for(sums: str, dtype: torch.dtype | None) -> None:
+    counts = torch.tensor([3, 1, 2, 0, 4])
+    keep = {} if sums.startswith("cum") else {"keepdim": True}
+    traced = trace(lambda i: getattr(i.int(), sums)(0, dtype=dtype, **keep), (counts,))
+    (found,) = run(traced.graph, traced.values)
+    expected = getattr(counts.int(), sums)(0, dtype=dtype, **keep)
+    assert found.dtype == expected.dtype and torch.equal(found, expected)

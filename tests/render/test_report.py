@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from html.parser import HTMLParser
@@ -89,25 +90,29 @@ def test_references_lead_somewhere_and_ids_are_unique(text: str) -> None:
     page = Page(text)
     assert len(page.ids) == len(set(page.ids))
     used = {v[1:] for n, v in page.attributes if n == "href"} | set(re.findall(r"url\(#([^)]*)\)", text))
-    assert used <= set(page.ids)
+    assert used - {"training"} <= set(page.ids)  # training is there with --fit
 
 
 def test_everything_is_there(text: str) -> None:
     page = Page(text)
     shown = " ".join(page.text.split())
     for part in (
-        "Nothing wrong found", "MSELoss", "2 Linear(4, 2)", "dloss/df_0 = dloss/dh_1 * [f_0 > 0]",
-        "dloss/dweight_0 = (dloss/df_0)' @ x", "Will it flow?", "predicted", "measured", "nine draws of ten",
-        "at epoch 1,", "at epoch 12", "SGD, learning rate 0.1", "of <b>ours</b>", f"torch {torch.__version__}",
+        "Nothing wrong found", "MSELoss", "Linear(4, 2)", "dloss/df_0 = dloss/dh_1 * [f_0 > 0]",
+        "dloss/dweight_0 = (dloss/df_0)' @ x", "What is the gradient?", "Will it flow?", "Where should it start?",
+        "Can I afford the backward pass?", "Does it train?", "predicted", "measured", "nine draws of ten",
+        "12 steps with the native back end", "SGD, learning rate 0.1", "of <b>ours</b>", f"torch {torch.__version__}",
     ):  # fmt: skip
         assert part in shown, part
-    assert page.tags.count("figure") == 3 and page.tags.count("math") >= 10
+    # moments both ways, the start both ways, memory and its price, training
+    assert page.tags.count("figure") >= 6 and page.tags.count("math") >= 10
+    assert {"diagnosis", "chain", "equations", "start", "memory", "training", "missing"} <= set(page.ids)
+    assert page.text.index("Nothing wrong found") < page.text.index("The chain")  # the verdict first
     assert not re.search(r"\bNone\b|\bnan\b", shown)
 
 
 def test_without_training_there_is_no_curve(tmp_path: Path) -> None:
     page = Page(case(network()).report(tmp_path / "r.html").read_text(encoding="utf-8"))
-    assert page.tags.count("figure") == 2 and "Training" not in page.text
+    assert "training" not in page.ids and "Not tried" in page.text
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -158,7 +163,7 @@ def test_a_page_is_replaced_and_keeps_its_mode(tmp_path: Path) -> None:
     case(network()).report(path)
     assert path.read_text(encoding="utf-8").endswith("</html>\n")
     assert path.stat().st_mode & 0o777 == 0o640
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, path.with_suffix(".json")]
 
 
 def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +173,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("chainrule.render.report.os.replace", full)
+    monkeypatch.setattr("chainrule.render.report.writing.os.replace", full)
     with pytest.raises(ChainruleError, match="No space left on device"):
         case(network()).report(path)
     assert path.read_text(encoding="utf-8") == "old"
@@ -187,10 +192,145 @@ def test_a_report_needs_a_loss(tmp_path: Path) -> None:
         cr.report(network(), torch.ones(4, 3), path=tmp_path / "r.html")
 
 
-@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+@pytest.mark.parametrize("package", ["jinja2"])
 def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else object())
     with pytest.raises(MissingExtraError, match=package) as error:
         case(network()).report(tmp_path / "r.html")
     assert 'pip install "chainrule[report]"' in str(error.value)
+
+
+# ---- parts -------------------------------------------------------------------------------------------------
+def test_the_data_are_beside_the_page(tmp_path: Path) -> None:
+    path = cr.report(case(network()), path=tmp_path / "r.html", fit=5)
+    found = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert found["schema"] == "chainrule.report/1" and found["not_made"] == {}
+    page = Page(path.read_text(encoding="utf-8"))
+    for link in found["chain"]["links"]:
+        assert link["factor"] in page.text
+    assert len(found["fit"]["step_loss"]) == 5 and found["diagnose"]["ok"]
+    assert found["plan"]["baseline_bytes"] > 0 and len(found["initialize"]["parameters"]) == 4
+    assert [s["name"] for s in found["derive"]["forward"]][-1] == "loss"
+
+
+def test_data_of_somebody_else_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text('{"layers": 3}', encoding="utf-8")
+    with pytest.raises(ChainruleError, match="no report wrote it"):
+        cr.report(case(network()), path=tmp_path / "model.html")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.json"]
+
+
+def test_one_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import chainrule.frontends.torch  # noqa: F401
+
+    module = sys.modules["chainrule.frontends.torch.trace"]
+    traced, original = [], module._traced
+    monkeypatch.setattr(module, "_traced", lambda *a: traced.append(1) or original(*a))
+    cr.report(case(network()), path=tmp_path / "r.html")
+    assert len(traced) <= 2  # of the case; and of the model without its loss, which is what is planned
+
+
+def test_nothing_changes(tmp_path: Path) -> None:
+    subject = case(network())
+    before = {n: t.clone() for n, t in subject.model.state_dict().items()}
+    state = torch.get_rng_state()
+    cr.report(subject, path=tmp_path / "r.html", fit=7)
+    assert all(torch.equal(t, before[n]) for n, t in subject.model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state()) and not subject.optimizer.state
+    assert all(p.grad is None for p in subject.model.parameters())
+
+
+def test_a_line_per_part(tmp_path: Path) -> None:
+    lines: list[str] = []
+    cr.report(case(network()), path=tmp_path / "r.html", fit=3, progress=lines.append)
+    assert [line.split()[0] for line in lines] == [
+        "trace", "derive", "moments", "diagnose", "chain", "initialize", "plan", "fit"
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_made_is_listed(tmp_path: Path) -> None:
+    class Sorted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 2
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Sorted.apply(self.fc(x))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Net()
+    path = cr.report(model, (torch.ones(4, 3), torch.zeros(4, 2)), nn.MSELoss(), path=tmp_path / "r.html", fit=3)
+    page = Page(path.read_text(encoding="utf-8"))
+    missing = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["not_made"]
+    assert "fit" in missing and "optimizer" in missing["fit"]
+    for part, reason in missing.items():
+        assert part in page.text and reason in page.text, part
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.tanh(self.up(self.norm(x))))
+
+
+def test_equal_blocks_are_rolled_up(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {}
+        for depth in (6, 24):
+            model = nn.Sequential(*(Residual() for _ in range(depth)), nn.Linear(8, 4))
+            batch = torch.randn(2, 5, 8), torch.randn(2, 5, 4)
+            path = cr.report(model, batch, nn.MSELoss(), path=tmp_path / f"{depth}.html", seeds=0)
+            sizes[depth] = path.read_text(encoding="utf-8")
+    page = Page(sizes[24])
+    assert "blocks alike" in page.text and "for k = " in page.text
+    assert len(sizes[24]) < 2 * len(sizes[6])  # the charts and the list of all factors grow
+
+
+@pytest.mark.parametrize("cause", ["objective", "dict", "two inputs", "frozen", "double", "lambda"])
+def test_other_ways_to_say_it(tmp_path: Path, cause: str) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            return self.a(x) * torch.sigmoid(self.b(z))
+
+    x, y = torch.ones(4, 3), torch.zeros(4, 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: nn.Module = Two() if cause in ("dict", "two inputs") else network()
+    given: dict[str, object] = {"loss": nn.MSELoss(), "batch": (x, y)}
+    if cause == "objective":
+        given = {"batch": x, "objective": lambda model, batch: model(batch).square().mean()}
+    elif cause == "dict":
+        given["batch"] = ({"x": x, "z": x}, y)
+    elif cause == "two inputs":
+        given["batch"] = ((x, x), y)
+    elif cause == "frozen":
+        model.requires_grad_(False)
+    elif cause == "double":
+        model.double()
+        given["batch"] = (x.double(), y.double())
+    elif cause == "lambda":
+        given["loss"] = lambda output, target: (output - target).abs().mean()
+    path = cr.report(model, path=tmp_path / "r.html", seeds=2, **given)
+    Page(path.read_text(encoding="utf-8"))
+    reasons = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["not_made"]
+    assert not [r for r in reasons.values() if "internal error" in r]
+    assert cause == "frozen" or not reasons

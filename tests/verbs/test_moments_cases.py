@@ -373,3 +373,21 @@ def test_a_model_on_the_meta_device():
         x = torch.zeros(4, 64)
     t = cr.moments(model, x)
     assert t["0"].second == pytest.approx(1, rel=1e-6) and t["2"].second == pytest.approx(0.5, rel=1e-6)
+
+
+def test_attention_with_a_mask_and_dropout_step_by_step() -> None:
+    """torch takes attention with dropout apart: a choice by "is every score -inf", which no row is."""
+    torch.manual_seed(0)
+    mask = torch.full((6, 6), -torch.inf).triu(1)
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            attend = nn.functional.scaled_dot_product_attention
+            return attend(self.q(x), self.k(x), self.v(x), attn_mask=mask, dropout_p=0.1)
+
+    moments = cr.moments(Attention(), (torch.randn(4, 6, 16), torch.randn(4, 6, 16)), nn.MSELoss())
+    assert all(row.second is not None and row.grad_second is not None for row in moments.rows)

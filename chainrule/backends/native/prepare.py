@@ -16,12 +16,14 @@ from chainrule.backends.native import access
 from chainrule.backends.native.access import sizes
 from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.forms import Forms
+from chainrule.backends.native.inner_derivatives import differentiates_inside, shortened
 from chainrule.backends.native.values import Scope, Value
 from chainrule.errors import ModelError, UnsupportedOpError
 from chainrule.interpreters.differentiate import expand_composites, gradient
 from chainrule.interpreters.simplify import simplify
 from chainrule.ir import OPS, Graph, Node, Op, apply, constant, rebuild, toposort
 from chainrule.ops.families import Parts
+from chainrule.ops.movement import broadcast
 
 Rule = Callable[[str, Node, Node], tuple[Node, Mapping[Node, Node]]]
 
@@ -62,8 +64,13 @@ class StepGraph:
 
 def expanded(nodes: Sequence[Node]) -> list[Node]:
     """Without composites, and without ops of several outputs where these have forms of their own."""
-    image = rebuild(nodes, _taken_apart)
-    return list(expand_composites([image[n] for n in nodes], keep_named=False))
+    found = list(nodes)
+    while True:
+        image = rebuild(found, _taken_apart)
+        short = list(expand_composites([image[n] for n in found], keep_named=False))
+        if short == found:  # composites may hold further ones, and ops of several outputs
+            return found
+        found = short
 
 
 def _taken_apart(node: Node, inputs: tuple[Node, ...]) -> Node:
@@ -89,6 +96,8 @@ def step_graph(
         UnsupportedOpError: an op without a native form; ModelError: nothing to train.
     """
     (root, *new_buffers) = expanded([loss, *buffers.values()])
+    if differentiates_inside(root):
+        root = shortened(normal([root])[0], lambda node: normal([node])[0])
     leaves = list(parameters)
     found = dict(zip(leaves, gradient(root, leaves, whole=True), strict=True)) if leaves else {}
     used = {leaf: g for leaf, g in found.items() if g is not None}
@@ -135,7 +144,7 @@ def normal(nodes: Sequence[Node]) -> list[Node]:
 
 def _rewrite(node: Node, inputs: tuple[Node, ...]) -> Node:
     new = node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
-    return _folded(_padded(_grouped(_narrow(new))))
+    return _folded(_uniform(_padded(_grouped(_narrow(new)))))
 
 
 def _narrow(node: Node) -> Node:
@@ -156,6 +165,15 @@ def _narrow(node: Node) -> Node:
             x = inner
             inputs[k] = inner
     return apply(node.op, *inputs, **node.params) if tuple(inputs) != node.inputs else node
+
+
+def _uniform(node: Node) -> Node:
+    """A view of one number is that number in another shape."""
+    if not access.is_view(node):
+        return node
+    (x,) = node.inputs
+    number = x.inputs[0] if x.op.native == "broadcast" else x
+    return node if number.number is None else broadcast(number, node.shape)
 
 
 def _folded(node: Node) -> Node:

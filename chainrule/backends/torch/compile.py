@@ -71,7 +71,9 @@ def compile(
     # The text is ours, made from the graph alone.
     namespace: dict[str, Any] = {"torch": torch}
     for held_name, held in emitted.names.items():
-        namespace[held_name] = torch.from_numpy(held.copy()) if isinstance(held, np.ndarray) else held
+        namespace[held_name] = (
+            torch.from_numpy(held.copy()).to(emitted.device) if isinstance(held, np.ndarray) else held
+        )
     try:
         exec(builtins.compile(source, file, "exec"), namespace)
     except SyntaxError as error:  # a template that does not give Python

@@ -41,6 +41,7 @@ class Source:
 
     text: str
     names: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None  # where the arrays among them belong; None is the CPU
 
 
 def emit(graph: Graph, name: str = "forward", free: bool = True, reuse: bool = False) -> str:
@@ -70,7 +71,7 @@ def source_of(
     """
     graph = selected(inline_composites(graph, tracked))
     writer = _Writer(graph, _Identifiers(graph, constants), reuse, tracked)
-    return Source(writer.source(identifier(name, _RESERVED), free), writer.held)
+    return Source(writer.source(identifier(name, _RESERVED), free), writer.held, writer.device)
 
 
 def inline_composites(graph: Graph, tracked: bool = False) -> Graph:

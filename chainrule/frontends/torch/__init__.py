@@ -8,11 +8,13 @@
 that the model is as it was.
 """
 
+from chainrule.frontends.torch.generators import generator_states as generator_states
+from chainrule.frontends.torch.generators import restore_generators as restore_generators
+from chainrule.frontends.torch.generators import seeded as seeded
 from chainrule.frontends.torch.modules import ModuleCall as ModuleCall
 from chainrule.frontends.torch.record import active as active
-from chainrule.frontends.torch.surroundings import fingerprint as fingerprint
+from chainrule.frontends.torch.surroundings import Surroundings as Surroundings
 from chainrule.frontends.torch.surroundings import modules_of as modules_of
-from chainrule.frontends.torch.surroundings import wants_gradient as wants_gradient
 from chainrule.frontends.torch.trace import Trace as Trace
 from chainrule.frontends.torch.trace import eager as eager
 from chainrule.frontends.torch.trace import loss_value as loss_value

@@ -10,6 +10,7 @@ import torch
 from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch.lower import is_in_place, key_of, type_of
 from chainrule.ir import Node
+from chainrule.ops.layout import contiguous
 from chainrule.ops.opaque import Call, opaque
 
 
@@ -37,7 +38,13 @@ def opaque_call(
         types=tuple(type_of(o) for o in outputs),
         reason=reason,
     )
-    return opaque(call, *(node_of(t) for t in operands), stream=stream)
+    return opaque(call, *(_lying(node_of(t), t) for t in operands), stream=stream)
+
+
+def _lying(node: Node, tensor: torch.Tensor) -> Node:
+    """The node as a kernel gets it: one number for all elements is expanded, which cuDNN refuses for a state."""
+    expanded = bool(node.inputs) and all(i.number is not None for i in node.inputs)
+    return contiguous(node) if expanded and tensor.is_contiguous() else node
 
 
 def call_text(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, list[torch.Tensor]]:
@@ -49,7 +56,11 @@ def call_text(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tupl
     operands: list[torch.Tensor] = []
     parts = [_text(a, operands) for a in args]
     parts += [f"{key}={_text(value, operands)}" for key, value in kwargs.items()]
-    return f"{_functional(func)}({', '.join(parts)})", operands
+    text = f"{_functional(func)}({', '.join(parts)})"
+    if any(t.device.type != "cpu" for t in operands):  # numbers that a kernel wants on the CPU: lengths of sequences
+        for k in [k for k, t in enumerate(operands) if t.device.type == "cpu" and t.dim()]:
+            text = text.replace(f"{{{k}}}", f"{{{k}}}.cpu()")
+    return text, operands
 
 
 def opaque_function(

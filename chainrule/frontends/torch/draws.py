@@ -16,6 +16,7 @@ import torch
 
 from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch.calls import call_text
+from chainrule.frontends.torch.generators import generator_states
 from chainrule.frontends.torch.lower import is_in_place, key_of, type_of
 from chainrule.ir import Node, TensorType
 from chainrule.ops.random import alpha_dropout, draw, dropout_noise, rrelu, sampled
@@ -34,11 +35,8 @@ _BY_VALUE = ("bernoulli", "multinomial", "poisson", "binomial", "randint", "rand
 
 
 def generator_state() -> tuple[bytes, ...]:
-    """The state of every global generator of torch's."""
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
-        states += torch.cuda.get_rng_state_all()
-    return tuple(s.numpy().tobytes() for s in states)
+    """The state of every global generator of torch's, to compare."""
+    return tuple(s.numpy().tobytes() for s in generator_states())
 
 
 def drawn(
@@ -72,7 +70,7 @@ def drawn(
             kind = replace(kind, layout=tuple(torch.empty_like(x, device="meta").stride()))
         if "alpha" in plain:
             return [alpha_dropout(nodes[0], float(args[1]), kind, stream)]
-        return [nodes[0] * dropout_noise(float(args[1]), kind, stream)]
+        return [nodes[0] * dropout_noise(float(args[1]), kind, stream, feature)]
     if plain == "rrelu" and args[0].device.type == "cpu":
         low, high = (float(a) for a in args[1:3]) if len(args) > 2 else (0.125, 1 / 3)
         return [rrelu(nodes[0], low, high, stream)]

@@ -189,11 +189,17 @@ def check_type(func: Any, tensor: torch.Tensor, node: Node) -> None:
     if node.number is not None:  # a constant has no place of its own
         return
     given = (tuple(tensor.shape), dtype_name(tensor.dtype), str(tensor.device))
-    ours = (node.shape, node.type.dtype, node.type.device)
+    placed = node.type.device == given[2] or _has_place(node)
+    ours = (node.shape, node.type.dtype, node.type.device if placed else given[2])
     if given != ours:
         raise UnsupportedOpError(
             f"{func} with these arguments", given=f"torch's result is {given}", required=f"{ours} by our rule"
         )
+
+
+def _has_place(node: Node) -> bool:
+    """Whether a value is made of more than numbers, which are wherever the program is."""
+    return "literal" not in node.params if node.is_leaf else any(map(_has_place, node.inputs))
 
 
 def _placement(key: str) -> bool:

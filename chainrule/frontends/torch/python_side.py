@@ -68,18 +68,43 @@ class PythonSide(TorchFunctionMode):
 def custom_calls(recorder: Watcher) -> Iterator[None]:
     """While the block runs, calls of custom autograd.Functions go through the recorder.
 
-    ``Function.apply`` is no op of the dispatcher and no torch function: there is no other place to see it whole.
+    ``Function.apply`` is no op of the dispatcher and no torch function: there is no other place to see it whole. One
+    that was bound before (``relu = MyReLU.apply``) is seen at the next class that it asks, which has none of its own.
     """
     original = torch.autograd.Function.__dict__["apply"]
+    inner: Any = torch.autograd.Function.__mro__[1]
+    before = vars(inner).get("apply")  # of a trace around this one
+    inside: list[Any] = []
+
+    def once(cls: Any, call: Any, args: Any, kwargs: Any) -> Any:
+        if inside:
+            return call(*args, **kwargs)
+
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            inside.append(cls)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                inside.pop()
+
+        return recorder.custom(cls, plain, args, kwargs)
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        return recorder.custom(cls, original.__get__(None, cls), args, kwargs)
+        return once(cls, original.__get__(None, cls), args, kwargs)
+
+    def bound_before(cls: Any, *args: Any) -> Any:
+        return once(cls, super(inner, cls).apply, args, {})
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment]
+    inner.apply = classmethod(bound_before)
     try:
         yield
     finally:
         torch.autograd.Function.apply = original
+        if before is None:
+            del inner.apply
+        else:
+            inner.apply = before
 
 
 _DATA: Any = torch.Tensor.data

@@ -25,13 +25,18 @@ from torch.overrides import TorchFunctionMode
 
 from chainrule.errors import ModelError
 from chainrule.frontends.torch.batch import leaves
+from chainrule.frontends.torch.generators import generator_states
 from chainrule.frontends.torch.modules import around_calls
 from chainrule.frontends.torch.places import Place, here, of_traceback, skipped
+from chainrule.frontends.torch.script_calls import asks, spelled, writes_a_leaf
 
 
 @dataclass(eq=False)
 class Event:
-    """One call outside of modules: a module (``module``) or a torch function, its arguments, what came out, where."""
+    """One call outside of modules: a module (``module``) or a torch function, its arguments, what came out, where.
+
+    ``off``: where gradients had been switched off, if the call ran without.
+    """
 
     call: Callable[..., Any]
     args: tuple[Any, ...]
@@ -40,17 +45,26 @@ class Event:
     place: Place
     module: nn.Module | None = None
     autocast: tuple[str, torch.dtype] | None = None
-    rng: torch.Tensor | None = None
+    rng: list[torch.Tensor] | None = None
+    off: Place | None = None
 
 
 @dataclass(eq=False)
 class Segment:
-    """What led to one call of ``backward``: the events that the loss depends on, in order, and the loss."""
+    """What led to one call of ``backward``: the events that the loss depends on, in order, and the loss.
+
+    ``before``: the gradients, by identity of the parameter, that were there already and not zero. ``stepped``: whether
+    an optimizer has stepped on it. ``taken_out``: name and place of the last call before it that took numbers of a
+    learned tensor out of torch, or cut their history.
+    """
 
     events: list[Event]
     loss: torch.Tensor
     scale: float = 1.0
-    rng: torch.Tensor | None = None  # before its first model ran: with it, dropout draws the same again
+    rng: list[torch.Tensor] | None = None  # before its first model ran: with it, dropout draws the same again
+    before: dict[int, torch.Tensor] = field(default_factory=dict)
+    stepped: bool = False
+    taken_out: tuple[str, Place] | None = None
 
     @property
     def models(self) -> list[Event]:
@@ -80,8 +94,10 @@ class Segment:
             return values.get(id(t), t)
 
         for event in self.events if events is None else events:
-            place = event.place  # noqa: F841  (read by places.here from this frame)
-            out = event.call(*mapped(event.args, now), **mapped(event.kwargs, now))
+            place = event.off or event.place
+            with torch.no_grad() if event.off is not None else contextlib.nullcontext():
+                place = event.place  # noqa: F841
+                out = event.call(*mapped(event.args, now), **mapped(event.kwargs, now))
             for (_, before), (_, after) in zip(leaves(event.out), leaves(out), strict=False):
                 values[id(before)] = after
         return values[id(self.loss)]
@@ -148,12 +164,14 @@ class Watch(TorchFunctionMode):
         self.captured: list[Captured] = []
         self.left: list[bool] = []
         self._dependent: set[int] = set()
+        self._off = Place()
+        self._taken_out: tuple[str, Place] | None = None
         self._running: list[nn.Module] = []
         self._paused = False
         self._scaled: dict[int, tuple[torch.Tensor, float]] = {}
         self._stepped: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.stopping = False
-        self._rng: torch.Tensor | None = None
+        self._rng: list[torch.Tensor] | None = None
         self._kept: list[torch.Tensor] = []
         self._round: set[int] = set()
         self._known: set[int] | None = None
@@ -170,14 +188,22 @@ class Watch(TorchFunctionMode):
             self._backward(args[0])
             with self.quiet():
                 return func(*args, **kwargs)
+        if func is torch._C._set_grad_enabled and args and not args[0]:  # type: ignore[attr-defined]
+            self._off = here()
         if not any(self._depends(t) for _, t in leaves((args, kwargs))):
             return func(*args, **kwargs)
         place = here()
         with self.quiet():
             out = func(*args, **kwargs)
-        if any(True for _ in leaves(out)):
-            self._add(Event(func, args, dict(kwargs), out, place))
+        if any(True for _ in leaves(out)) and not writes_a_leaf(func, out, (args, kwargs)):
+            self._add(Event(func, args, dict(kwargs), out, place, off=self._switched_off()))
+        if not any(t.requires_grad for _, t in leaves(out)) and not asks(func):
+            self._taken_out = (spelled(func), place)
         return out
+
+    def _switched_off(self) -> Place | None:
+        """Where gradients were switched off, if they are."""
+        return None if torch.is_grad_enabled() else self._off
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
@@ -204,7 +230,7 @@ class Watch(TorchFunctionMode):
         """A module is called."""
         if not self._paused:
             if not self._running:
-                self._rng = torch.get_rng_state()
+                self._rng = generator_states()
             self._running.append(module)
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -220,7 +246,8 @@ class Watch(TorchFunctionMode):
             device = next((t.device.type for _, t in leaves((args, kwargs))), "cpu")
             casts = torch.is_autocast_enabled(device)
             autocast = (device, torch.get_autocast_dtype(device)) if casts else None
-            self._add(Event(module, args, dict(kwargs), output, here(), module, autocast, self._rng))
+            off = self._switched_off()
+            self._add(Event(module, args, dict(kwargs), output, here(), module, autocast, self._rng, off))
 
     # ---- backward and steps ---------------------------------------------------------------------------------
     def _backward(self, loss: torch.Tensor) -> None:
@@ -233,7 +260,10 @@ class Watch(TorchFunctionMode):
         own, scale = self._scaled.get(id(loss), (loss, 1.0))
         events = slice_of(self.events, own)
         rng = next((e.rng for e in events if e.rng is not None), None)
-        self.segments.append(Segment(events, own, scale, rng))
+        self.segments = [s for s in self.segments if not s.stepped]
+        segment = Segment(events, own, scale, rng, taken_out=self._taken_out)
+        segment.before = _gradients_of(segment)
+        self.segments.append(segment)
 
     def scale(self, scaler: Any, original: Callable[..., Any], outputs: Any) -> Any:
         """``GradScaler.scale``: remembers what the loss was before."""
@@ -251,7 +281,7 @@ class Watch(TorchFunctionMode):
         if self.stopping:
             raise Stop
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if not self.segments and callable(closure):
+        if all(s.stepped for s in self.segments) and callable(closure):
             closure()
         count = self.steps[id(optimizer)] = self.steps.get(id(optimizer), 0) + 1
         moved = {id(p) for g in optimizer.param_groups for p in g["params"]}
@@ -289,7 +319,8 @@ class Watch(TorchFunctionMode):
         self._finish_if_done(after_backward=False)
         # Later losses may be made of earlier values (a GAN's sample), until each optimizer has had its turn.
         self._round.add(id(optimizer))
-        self.segments = [s for s in self.segments if not (moved & _learned(s))] if moved else []
+        for s in self.segments:
+            s.stepped = s.stepped or not moved or bool(moved & _learned(s)) or not s.events
         if self._known is None or id(optimizer) not in self._known:
             self._known = {id(o) for o in _optimizers() if o not in self._older} | {id(optimizer)}
         if len(self._round) >= len(self._known):
@@ -320,6 +351,14 @@ def slice_of(events: Sequence[Event], loss: torch.Tensor) -> list[Event]:
 def _learned(segment: Segment) -> set[int]:
     own = {id(p) for root in segment.roots for p in root.parameters()}
     return own | {id(t) for t in segment.outside() if t.requires_grad}
+
+
+def _gradients_of(segment: Segment) -> dict[int, torch.Tensor]:
+    """The gradients, not zero, that its learned tensors have now."""
+    learned = [p for root in segment.roots for p in root.parameters()]
+    learned += [t for t in segment.outside() if t.requires_grad and t.is_leaf]
+    with torch.no_grad():
+        return {id(p): p.grad.clone() for p in learned if p.grad is not None and bool((p.grad != 0).any())}
 
 
 def _optimizers() -> list[torch.optim.Optimizer]:
@@ -410,7 +449,7 @@ def _raised(path: Path, error: BaseException) -> ModelError:
     place = of_traceback(error)
     said = " ".join(str(error).split())
     missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-    return ModelError(
+    found = ModelError(
         f"running {path.name} raised {type(error).__name__}{f': {said}' if said else ''}",
         given=f"{place.text}: {place.segment.text.splitlines()[0]}" if place.segment is not None else place.text,
         required=f"the package {missing}" if missing else "a script that runs until its first optimizer step",
@@ -418,6 +457,8 @@ def _raised(path: Path, error: BaseException) -> ModelError:
         if missing
         else f"python {path} alone; --debug shows the whole traceback",
     )
+    found.place = place  # type: ignore[attr-defined]
+    return found
 
 
 def _ended(path: Path, how: str, watch: Watch) -> ModelError:

@@ -27,7 +27,7 @@ class Parts:
 def parts_of(captured: Captured, segment: Segment) -> Parts:
     """Model, batch and loss where one model is called once; else everything as an objective over what was used."""
     outside = segment.outside()
-    learned = {id(t): t for t in outside if t.requires_grad and t.is_leaf}
+    learned = {id(t): t for t in outside if t.requires_grad and t.is_leaf and not _is_data(captured, segment, t)}
     if len(segment.roots) == 1 and len(segment.models) == 1 and not learned:
         return _single(segment)
     model = _container(captured, segment, list(learned.values()))
@@ -39,6 +39,15 @@ def parts_of(captured: Captured, segment: Segment) -> Parts:
         return segment.replay(dict(zip(keys, batch.values(), strict=True)))
 
     return Parts(model, dict(zip(names, data, strict=True)), None, objective)
+
+
+def _is_data(captured: Captured, segment: Segment, tensor: torch.Tensor) -> bool:
+    """Whether a leaf requires a gradient because something is differentiated by an input, not because it is trained."""
+    held = [p for o in (captured.optimizer, *captured.others) for g in o.param_groups for p in g["params"]]
+    if isinstance(tensor, nn.Parameter) or any(p is tensor for p in held):
+        return False
+    readers = [e for e in segment.events if e.module is not None or e.call is torch.autograd.grad]
+    return any(t is tensor for e in readers for _, t in leaves((e.args, e.kwargs)))
 
 
 def _single(segment: Segment) -> Parts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Iterator, Mapping
+from operator import is_
 from typing import Any
 
 import torch
@@ -25,8 +26,7 @@ def fingerprint(function: Any) -> tuple[Any, ...]:
     return tuple(_parts(function, set()))
 
 
-def wants_gradient(part: Any) -> bool:
-    """Whether a part of a fingerprint is a tensor by which autograd differentiates."""
+def _wants_gradient(part: Any) -> bool:
     return isinstance(part, tuple) and isinstance(part[0], _Same) and part[-1] is True
 
 
@@ -35,6 +35,90 @@ def modules_of(function: Any) -> list[nn.Module]:
     found = [held.value for held in _parts(function, set()) if isinstance(held, _Same) and _is_module(held.value)]
     inner = {id(m) for root in found for m in root.modules() if m is not root}
     return [m for m in dict.fromkeys(found) if id(m) not in inner]
+
+
+class Surroundings:
+    """Numbers for the moments of a function: two moments have one number where it reads the same.
+
+    A glance decides first, whether every container that it reads still holds the very same objects; that takes a tenth
+    of a millisecond for a model of a hundred modules, the fingerprint a hundred times as long.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._known: dict[tuple[Any, ...], int] = {}
+        self._glance: _Glance | None = None
+        self._now, self._wants = -1, False
+
+    def __reduce__(self) -> Any:
+        return Surroundings, (self._function,)
+
+    def now(self) -> int:
+        """The number of this moment."""
+        if self._glance is None or not self._glance.same():
+            reads = fingerprint(self._function)
+            self._now = self._known.setdefault(reads, len(self._known))
+            self._wants = any(map(_wants_gradient, reads))
+            self._glance = _Glance(self._function)
+        return self._now
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether autograd differentiates by a tensor that is read, at the latest moment."""
+        return self._wants
+
+
+class _Glance:
+    """May say that something changed where it did not (a number gave way to an equal one), never the contrary."""
+
+    def __init__(self, function: Any) -> None:
+        self._empty: list[Any] = []  # most of a module's containers: its hooks
+        self._mappings: list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
+        self._others: list[tuple[Any, tuple[Any, ...]]] = []
+        self._tensors: list[tuple[torch.Tensor, Any]] = []
+        self._collect(function, set())
+
+    def same(self) -> bool:
+        """True: nothing that the function reads has been replaced, added or taken away."""
+        return (
+            not any(self._empty)
+            and all(
+                len(now) == len(keys) and all(map(is_, now.values(), values)) and all(map(is_, now, keys))
+                for now, keys, values in self._mappings
+            )
+            and all(_looks(tensor) == then for tensor, then in self._tensors)
+            and all(_same_objects(tuple(_inside(value)), then) for value, then in self._others)
+        )
+
+    def _collect(self, value: Any, seen: set[int]) -> None:
+        if isinstance(value, _SIMPLE) or id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            self._tensors.append((value, _looks(value)))
+            return
+        parts = tuple(_inside(value))
+        if isinstance(value, (dict, list, set)) and not value:
+            self._empty.append(value)
+        elif isinstance(value, (dict, nn.Module)):
+            held = value.__dict__ if isinstance(value, nn.Module) else value
+            self._mappings.append((held, tuple(held), tuple(held.values())))
+        elif not isinstance(value, tuple):
+            self._others.append((value, parts))
+        for part in parts:
+            self._collect(part, seen)
+
+
+def _same_objects(now: tuple[Any, ...], then: tuple[Any, ...]) -> bool:
+    return len(now) == len(then) and all(map(_is_same, now, then))
+
+
+def _is_same(now: Any, then: Any) -> bool:
+    return now is then or (isinstance(now, int) and type(now) is type(then) and now == then)  # lengths are made anew
+
+
+def _looks(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad
 
 
 class _Same:
@@ -62,7 +146,7 @@ def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
         return
     if isinstance(value, torch.Tensor):
         yield (_Same(value), tuple(value.shape), value.dtype, value.device, value.requires_grad)
-        return  # see wants_gradient
+        return  # see _wants_gradient
     yield _Same(value)
     if id(value) in seen:
         return

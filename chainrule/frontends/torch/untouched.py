@@ -16,23 +16,22 @@ import numpy as np
 import torch
 from torch import nn
 
+from chainrule.frontends.torch.generators import generator_states, restore_generators
+
 
 @contextmanager
 def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Restores the modules' state and the random generators when the block ends, however it ends."""
     held = [_ModuleState(m) for root in modules for m in root.modules()]
-    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    torch_states, numpy_state, python_state = generator_states(), np.random.get_state(), random.getstate()
     try:
         yield
     finally:
         for state in held:
             state.restore()
-        torch.set_rng_state(torch_state)
+        restore_generators(torch_states)
         np.random.set_state(numpy_state)
         random.setstate(python_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
 
 
 class _ModuleState:

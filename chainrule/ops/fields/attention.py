@@ -219,7 +219,9 @@ def _of_scores(square: np.ndarray, a: _Attention, mask: Field, g: Field) -> Fiel
     shape = mask.shape
     second = (square * repeats).reshape((1,) * (len(shape) - 2) + square.shape)
     second = second if shape[-2:] == square.shape else np.mean(second, axis=(-2, -1), keepdims=True)
-    return replace(iid(shape, 0.0, second), scale=g.scale, kind=worst(g.kind, "approximate"), why="scores' cotangent")
+    return replace(
+        iid(shape, 0.0, second), scale=g.scale, lean=g.lean, kind=worst(g.kind, "approximate"), why="scores' cotangent"
+    )
 
 
 def gathered_heads(g: Field, shape: Sequence[int]) -> Field:
@@ -278,6 +280,11 @@ def _made(like: Field, table: np.ndarray, g: Field) -> Field:
             table,
             kurtosis=4.0,
             scale=g.scale,
+            lean=g.lean,
+            noise=g.noise,
+            noise_lean=g.noise_lean,
+            rough=g.rough,
+            units=float(like.shape[-1]),
             sources=like.sources,
             kind=worst(g.kind, "approximate"),
             why="softmax attention by its integral",
@@ -313,6 +320,11 @@ def _attention(node: Node, inputs: Sequence[Field]) -> Field:
             inner,
             normal=a.v.normal,
             scale=a.v.scale,
+            lean=a.v.lean,
+            noise=a.v.noise,
+            noise_lean=a.v.noise_lean,
+            rough=a.v.rough,
+            units=a.v.units,
             sources=a.q.sources | a.k.sources | a.v.sources,
             odd=a.v.odd,
             kind=worst(*(f.kind for f in inputs[:3]), "approximate"),

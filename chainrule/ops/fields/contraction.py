@@ -17,6 +17,7 @@ from chainrule.ir import pairs as pair
 from chainrule.ir.field import Dims, Field, unknown, with_scale, within_budget, worst
 from chainrule.ops.fields.align import aligned, factor_labels, product_over, restricted
 from chainrule.ops.fields.registry import rule, sizes
+from chainrule.ops.fields.spread import summed_up
 
 
 def contracted(
@@ -78,12 +79,25 @@ def contracted(
         for key, e in f.scale.items():
             scale[key] = scale.get(key, 0.0) + e
     spread: float | None = None
+    lean = sum(f.lean for f in random)
     if fresh and len(others) == 1 and others[0].array is None:
-        scale = with_scale(scale, name, float(np.sqrt(np.log1p(others[0].own_spread))))
-    local = 0.0
-    if fresh and len(others) == 1 and others[0].array is None:
-        units = float(np.prod([axis_of[x].size for x in summed] or [1.0]))
-        local = others[0].local + max(others[0].kurtosis - 1.0, 0.0) / units
+        fluctuation = float(np.log1p(others[0].own_spread))
+        scale, lean = with_scale(scale, name, float(np.sqrt(fluctuation))), lean + fluctuation / 2
+    local, noise, noise_lean, rough, units = 0.0, 0.0, 0.0, 0.0, 0.0
+    if fresh and len(others) == 1:
+        (x,) = others
+        fan_in = float(np.prod([axis_of[i].size for i in summed] or [1.0]))
+        own = next(o for f, o in zip(fields, labels, strict=True) if f is x)
+        units = float(np.prod([axis_of[i].size for i in order if i not in own] or [1.0]))
+        if x.array is None:
+            local = x.local + max(x.kurtosis - 1.0, 0.0) / fan_in
+            more = x.spread_of_vector(fan_in)
+            noise, noise_lean, rough = x.noise + more, x.noise_lean + more / 2, x.rough
+        elif x.array.size > 1:
+            rough = 1.0 / fan_in
+    elif random:
+        noise, rough = sum(f.noise for f in random), sum(f.rough for f in random)
+        noise_lean = sum(f.noise_lean for f in random)
     shared = frozenset.intersection(*(f.sources for f in random)) if len(random) > 1 else frozenset()
     kind = worst(
         *(f.kind for f in fields),
@@ -94,7 +108,7 @@ def contracted(
     if len(random) > 1 and not fresh:
         kurtosis = 3.0 + 6.0 / max(float(np.prod([axis_of[x].size for x in summed] or [1.0])), 1.0)
         normal = True
-    return within_budget(
+    found = within_budget(
         Field(
             dims,
             mean,
@@ -104,6 +118,12 @@ def contracted(
             kurtosis=kurtosis,
             scale=scale,
             local=local,
+            noise=noise,
+            noise_lean=noise_lean,
+            lean=lean,
+            degree=sum(f.degree for f in fields if not f.fresh and f.array is None),
+            rough=rough,
+            units=units,
             own=0.0 if given else spread,
             sources=frozenset().union(*(f.sources for f in fields)),
             odd=odd_product(fields),
@@ -111,6 +131,9 @@ def contracted(
             why="independent weights: E[y y'] sums E[w w'] E[x x']" if fresh else "operands taken as independent",
         )
     )
+    if summed and random and not fresh:
+        return summed_up(found, fields, labels, summed, [axis_of[x] for x in summed])
+    return found
 
 
 def odd_product(fields: Sequence[Field]) -> frozenset[str]:
@@ -155,6 +178,8 @@ def permuted(value: Field, order: Sequence[int]) -> Field:
         mean=np.transpose(value.mean, axes),
         second=np.transpose(value.second, axes),
         pairs=np.transpose(value.pairs, axes),
+        echo=None,
+        spike=None,
         array=None if value.array is None else np.transpose(value.array, axes),
     )
 
@@ -173,13 +198,12 @@ def with_alignment(
     Given y, the part of W along x is fixed (W x = y) and the rest is still random, so that
     E[g_x^2] = E[(g.y)^2] / (n |x|^2) + (1 - 1/n) s^2 sum E[g^2], and g_x.x = g.y.
     """
-    a = g.alignment * share
-    if a == 0.0 or not weights.fresh or not back.known or inputs < 2:
+    if (g.alignment == 0.0 and g.own_alignment == 1.0) or not weights.fresh or not back.known or inputs < 2:
         return back
-    lift = 1.0 + (outputs + 1) * a  # a unit with itself counts three times: the fourth moment of a normal value
+    lift = 1.0 + (g.pull(outputs) - 1.0) * share
     # (g.y)^2 / |x|^2, vector by vector: (g.y)^2 grows with |x| between its square and its fourth power
     uneven = np.sqrt(x.unevenness * (1.0 + x.local))
-    more = 1.0 + (outputs + 1) * a / (inputs * uneven)
+    more = 1.0 + (lift - 1.0) / (inputs * uneven)
     alignment = (lift / more - 1.0) / (inputs + 1)
     return replace(back, mean=back.mean, second=back.second * more, pairs=back.pairs * more, alignment=alignment)
 
@@ -199,13 +223,15 @@ def _einsum_backward(
         present = {*result, *(i for o in rest for i in o)}
         target = [i for i in own if i in present]
         part = contracted([g, *others], [result, *rest], target, ("back", node, k), copies=True)
-        if len(others) == 1 and others[0].fresh and g.alignment:
+        if len(others) == 1 and others[0].fresh:
             (w,) = rest
             outputs = int(np.prod([n for i, n in zip(w, others[0].shape, strict=True) if i in result and i not in own]))
             summed = int(np.prod([n for i, n in zip(w, others[0].shape, strict=True) if i not in result]))
             part = with_alignment(part, g, others[0], x, outputs, summed)
         elif is_permutation(node):
-            part = replace(part, alignment=g.alignment, scale=g.scale, own=g.own)
+            part = replace(
+                part, alignment=g.alignment, own_alignment=g.own_alignment, scale=g.scale, own=g.own, units=g.units
+            )
         found.append(_spread_to(part, target, own, x))
     return found
 

@@ -84,10 +84,16 @@ def windowed(
             mean = _moved(mean, k, sums[d])
         units = units + level**2 * both
         second = second + level**2 * pair.resolved(both, new_axes)
-    scale, local = dict(x.scale), 0.0
+    scale, lean, local, noise, noise_lean, rough = dict(x.scale), x.lean, 0.0, 0.0, 0.0, 0.0
+    fan_in = max(n_in * float(np.prod([len(t) for t in taps])), 1.0)
     if x.array is None:
-        scale = with_scale(scale, name, float(np.sqrt(np.log1p(x.own_spread))))
-        local = x.local + max(x.kurtosis - 1.0, 0.0) / max(n_in * float(np.prod([len(t) for t in taps])), 1.0)
+        fluctuation = float(np.log1p(x.own_spread))
+        scale, lean = with_scale(scale, name, float(np.sqrt(fluctuation))), lean + fluctuation / 2
+        local = x.local + max(x.kurtosis - 1.0, 0.0) / fan_in
+        more = x.spread_of_vector(fan_in)
+        noise, noise_lean, rough = x.noise + more, x.noise_lean + more / 2, x.rough
+    elif x.array.size > 1:
+        rough = 1.0 / fan_in
     dims = (x.dims[0], (out,), *((new_axes[k],) for k in spatial))
     return within_budget(
         Field(
@@ -98,6 +104,12 @@ def windowed(
             normal=True,
             scale=scale,
             local=local,
+            noise=noise,
+            noise_lean=noise_lean,
+            lean=lean,
+            degree=x.degree if x.array is None else 0.0,
+            rough=rough,
+            units=float(n_out),
             sources=x.sources | w.sources,
             odd=odd_product([x, w]),
             kind=worst(x.kind, w.kind),
@@ -241,6 +253,7 @@ def _weight_gradient(g: Field, x: Field, w: Field, taps: Sequence[Sequence[np.nd
         array=None,
         kind=found.kind,
         scale=found.scale,
+        lean=found.lean,
         own=found.own_spread,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, fixed, pair_average, unknown, within_budget, worst
+from chainrule.ir.field import Echo, Field, fixed, pair_average, unknown, within_budget, worst
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.integrals import Function, Series, derivative, nodes, of_largest
 
@@ -71,6 +71,13 @@ def added(
             kurtosis=3.0 + excess,
             scale=shared_scale(shares),
             local=sum(f.local * min(share, 1.0) ** 2 for f, share in shares),
+            noise=sum(f.noise * min(share, 1.0) ** 2 for f, share in shares),
+            noise_lean=sum(f.noise_lean * min(share, 1.0) for f, share in shares),
+            echo=_one_echo(parts, signs),
+            lean=sum(f.lean * share for f, share in shares),
+            degree=sum(f.degree * share for f, share in shares if f.array is None and not f.fresh),
+            rough=sum(f.rough * min(share, 1.0) ** 2 for f, share in shares),
+            units=max(f.units for f in parts),
             visible=visible,
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=frozenset.intersection(*(f.odd for f in parts if f.mean_square > 0)) if q > 0 else frozenset(),
@@ -78,6 +85,21 @@ def added(
             why="uncorrelated terms",
         )
     )
+
+
+def _one_echo(parts: Sequence[Field], signs: Sequence[float]) -> Echo | None:
+    found = [(f.echo, s) for f, s in zip(parts, signs, strict=True) if f.echo is not None]
+    if len(found) != 1:
+        return None
+    ((echo, sign),) = found
+    return replace(echo, factor=echo.factor * sign)
+
+
+def _times_given(value: Field, factor: Field) -> Echo | None:
+    """What is left of looked-up rows in a multiple by given numbers."""
+    if value.echo is None or factor.array is None:
+        return None
+    return replace(value.echo, factor=value.echo.factor * factor.mean_value)
 
 
 _MASKED = -1e6  # numbers below are a mask's
@@ -123,6 +145,13 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
             kurtosis=kurtosis,
             scale=scale,
             own=own,
+            noise=a.noise + b.noise,
+            noise_lean=a.noise_lean + b.noise_lean,
+            echo=_times_given(a, b) or _times_given(b, a),
+            lean=a.lean + b.lean,
+            degree=sum(f.degree for f in random if not f.fresh),
+            rough=a.rough + b.rough,
+            units=max(a.units, b.units),
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=a.odd ^ b.odd,
             kind=worst(*(f.kind for f in parts)),
@@ -146,6 +175,7 @@ def scaled(value: Field, factor: float) -> Field:
         second=value.second * square,
         pairs=pairs,
         through=through,
+        echo=None if value.echo is None else replace(value.echo, factor=value.echo.factor * factor),
         array=None if value.array is None else value.array * factor,
         fresh=value.fresh and factor != 0,
     )
@@ -230,7 +260,11 @@ def of_logarithm(f: Function, log: Field, u: Field) -> Field:
     growth = float(np.sum(weights * values * slopes) / np.sum(weights * values**2))
     found = applied(inner, log, ())
     return replace(
-        found, scale={k: e * growth for k, e in u.scale.items()}, kind=worst(u.kind, "approximate"), law=None
+        found,
+        scale={k: e * growth for k, e in u.scale.items()},
+        lean=u.lean * growth,
+        kind=worst(u.kind, "approximate"),
+        law=None,
     )
 
 
@@ -281,6 +315,7 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
                 second=square,
                 pairs=moved.pairs + constant,
                 scale={k: e * min(share, 1.0) for k, e in moved.scale.items()},
+                lean=moved.lean * min(share, 1.0),
                 array=None if moved.array is None else moved.array + intercept,
                 fresh=False,
                 odd=frozenset(),
@@ -303,6 +338,9 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
     q = found.series.at_one
     own = pair_average(found.squares(c), axes) / q**2 - 1 if q > 0 else 0.0
     kurtosis = found.fourth / q**2 if q > 0 else 1.0
+    level = pair_average(found.series(c), axes)
+    turned = 1.0 - base / level if level > 0 else 1.0  # the part of the products that depends on directions
+    response = max(abs(found.growth), turned) ** 2
     law = "a normal law" if u.normal else "a law taken as normal"
     return Field(
         u.dims,
@@ -311,7 +349,13 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
         pairs,
         kurtosis=kurtosis,
         scale={k: e * found.growth for k, e in u.scale.items()},
+        lean=u.lean * found.growth,
+        degree=u.degree * found.growth,
+        noise_lean=u.noise_lean * max(found.growth, turned),
         local=u.local * found.growth**2,
+        noise=u.noise * response,
+        rough=u.rough * response,
+        units=u.units,
         own=max(own, 0.0),
         law=(pairs, f, u),
         sources=u.sources,
@@ -365,10 +409,11 @@ def passed(g: Field, f: Function, u: Field, breaks: Sequence[float], shape: Sequ
             inner, second=inner.second * 0 + square, pairs=inner.pairs * (square / max(inner.mean_square, 1e-300))
         )
     found = multiplied([g, inner], shape)
-    alignment, lift = _alignment(g, f, slope, u, breaks)
+    alignment, lift, own = _alignment(g, f, slope, u, breaks)
     if lift != 1.0:
         found = replace(found, second=found.second * lift, pairs=found.pairs * lift)
-    return replace(found, normal=False, through=(found.pairs, g, _times(slope, u, breaks, g)), alignment=alignment)
+    through = (found.pairs, g, _times(slope, u, breaks, g))
+    return replace(found, normal=False, through=through, alignment=alignment, own_alignment=own)
 
 
 def _share(line: tuple[float, float], u: Field) -> float:
@@ -377,28 +422,33 @@ def _share(line: tuple[float, float], u: Field) -> float:
     return moving / max(moving + line[1] ** 2, 1e-300)
 
 
-def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequence[float]) -> tuple[float, float]:
-    """(the alignment of g f'(u) with u from that of g with f(u), what it adds to the mean square as a factor).
+def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequence[float]) -> tuple[float, float, float]:
+    """(alignment of g f'(u) with u from that of g with f(u), what it adds to the mean square, that of a unit alone).
 
     The part of g along f(u) meets the slope where f(u) is large. A given g is a certain function of u, and then the
     two vectors have their size in common.
     """
     m, s = average_law(u)
-    if s == 0 or (g.alignment == 0.0 and g.array is None):
-        return 0.0, 1.0
+    if s == 0:
+        return 0.0, 1.0, 1.0
     points, _, weights = (a[0] for a in nodes(np.array([m]), np.array([s]), breaks))
     with np.errstate(all="ignore"):
         value, rise = np.broadcast_to(f(points), points.shape), slope(points)
     square, steep = float(np.sum(weights * value**2)), float(np.sum(weights * rise**2))
     level = m * m + s * s
     if steep <= 0 or square <= 0:
-        return 0.0, 1.0
+        return 0.0, 1.0, 1.0
+    # another factor of the product that g comes from moves with u as well
+    both = float(np.sum(weights * rise * points * value)) * (g.own_alignment - 1.0) if g.array is None else 0.0
+    own = (float(np.sum(weights * (rise * points) ** 2)) + both) / (steep * level)
     if g.array is not None:
-        return u.unevenness * float(np.sum(weights * rise * points)) ** 2 / (steep * level), 1.0
+        return u.unevenness * float(np.sum(weights * rise * points)) ** 2 / (steep * level), 1.0, 1.0
+    if g.alignment == 0.0:
+        return 0.0, 1.0, own
     growth = float(np.sum(weights * rise * points * value)) / square
     both = float(np.sum(weights * (value * rise) ** 2)) / (square * steep)
     lift = 1.0 + g.alignment / (1.0 + u.local) * (both - 1.0)
-    return g.alignment * growth**2 * square / (steep * level * lift), lift
+    return g.alignment * growth**2 * square / (steep * level * lift), lift, own
 
 
 def _times(slope: Function, u: Field, breaks: Sequence[float], g: Field) -> Any:

@@ -13,6 +13,7 @@ from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted, with_alignment
 from chainrule.ops.fields.elementwise import added, applied, multiplied, scaled, weighted
 from chainrule.ops.fields.registry import rule, sizes
+from chainrule.ops.fields.tied import scored
 
 
 # ---- sums and products -------------------------------------------------------------------------------------
@@ -43,9 +44,13 @@ def _add_backward(
     found: list[Field | None] = []
     for x, i, w, s in zip(inputs, node.inputs, wanted, signs, strict=True):
         part = fitted(scaled(g, s), sizes(i.shape)) if w else None
-        if part is not None and g.alignment:
+        if part is not None and (g.alignment or g.own_alignment != 1.0):
             share = min(x.mean_square / max(y.mean_square, 1e-300), 1.0)
-            part = replace(part, alignment=g.alignment * share * x.unevenness / y.unevenness)
+            part = replace(
+                part,
+                alignment=g.alignment * share * x.unevenness / y.unevenness,
+                own_alignment=1.0 + (g.own_alignment - 1.0) * share,
+            )
         found.append(part)
     return found
 
@@ -74,7 +79,9 @@ def _mul_backward(
         elif other.array is not None and other.array.size == 1:
             found.append(fitted(scaled(g, float(other.array.ravel()[0])), sizes(i.shape)))
         else:
-            found.append(fitted(multiplied([g, other], shape), sizes(i.shape)))
+            part = fitted(multiplied([g, other], shape), sizes(i.shape))
+            moving = other.degree if other.array is None and not other.fresh else 0.0
+            found.append(replace(part, own_alignment=1.0 + moving))
     return found
 
 
@@ -120,12 +127,25 @@ def _where_backward(
     node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]
 ) -> list[Field | None]:
     chosen, a, b = inputs
+    chosen = _certain(chosen)
     found: list[Field | None] = [None, None, None]
+    if chosen.array is None:
+        why = "a choice by a random condition"
+        return [unknown(x.shape, why, g.sources) if w else None for x, w in zip(inputs, wanted, strict=True)]
     for k, value in ((1, a), (2, b)):
         if wanted[k]:
             part = multiplied([g, chosen if k == 1 else _otherwise(chosen)], sizes(node.shape))
             found[k] = fitted(part, value.shape)
     return found
+
+
+def _certain(chosen: Field) -> Field:
+    """A condition that is the same in every draw and everywhere (no row of scores is all -inf) as a given one."""
+    if chosen.array is None and chosen.known:
+        value = float(np.ravel(chosen.mean)[0])
+        if value in (0.0, 1.0) and np.all(chosen.mean == value) and np.all(chosen.second == value):
+            return replace(chosen, array=np.full((1,) * len(chosen.axes), value))
+    return chosen
 
 
 def _otherwise(chosen: Field) -> Field:
@@ -137,7 +157,12 @@ def _otherwise(chosen: Field) -> Field:
 def _where(node: Node, inputs: Sequence[Field]) -> Field:
     """By a given condition: a mixture of both, or scores with a mask."""
     chosen, a, b = inputs
+    chosen = _certain(chosen)
     shape = sizes(node.shape)
+    if chosen.array is not None and chosen.array.size == 1:
+        taken = a if chosen.array.ravel()[0] else b
+        if taken.shape == shape:
+            return taken
     if chosen.array is None:
         return unknown(shape, "a choice by a random condition", chosen.sources | a.sources | b.sources)
     if b.array is not None and b.array.size == 1 and float(b.array.ravel()[0]) < -1e6:
@@ -176,4 +201,5 @@ def _linear(node: Node, inputs: Sequence[Field]) -> Field:
     x, w, *bias = inputs
     lead = list(range(2, 2 + len(x.dims) - 1))
     y = contracted([x, w], [[*lead, 0], [1, 0]], [*lead, 1], node)
-    return added([y, bias[0]], (1.0, 1.0), sizes(node.shape)) if bias else y
+    y = added([y, bias[0]], (1.0, 1.0), sizes(node.shape)) if bias else y
+    return scored(y, x, w)

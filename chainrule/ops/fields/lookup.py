@@ -10,7 +10,7 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Dims, Field, unknown, within_budget, worst
+from chainrule.ir.field import Dims, Echo, Field, unknown, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import aligned
 from chainrule.ops.fields.movement import picked
@@ -84,6 +84,7 @@ def _take_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: 
             table,
             kind=g.kind,
             scale=g.scale,
+            lean=g.lean,
             why="summed over equal numbers",
         ),
         None,
@@ -128,7 +129,7 @@ def _exchangeable(node: Node, x: Field, index: Field, axis: int) -> Field:
         array = np.mean(array, axis=tuple(range(start, start + count)), keepdims=True)
         return array.reshape(*array.shape[:start], *(1,) * same.ndim, *array.shape[start + count :])
 
-    return within_budget(
+    found = within_budget(
         replace(
             x,
             dims=dims,
@@ -140,9 +141,19 @@ def _exchangeable(node: Node, x: Field, index: Field, axis: int) -> Field:
             array=None,
             own=None,
             kind=worst(x.kind, "exact" if index.array is not None else "approximate"),
+            units=float(x.shape[-1]) if x.fresh else x.units,
             why="rows of a table; equal numbers give equal rows",
         )
     )
+    return replace(found, echo=_echo(x, index) if axis == 0 else None)
+
+
+def _echo(table: Field, index: Field) -> Echo | None:
+    """Rows of a table remember which they are."""
+    if not table.fresh or len(table.sources) != 1 or index.array is None or index.array.size > _MOST_TOKENS:
+        return None
+    numbers = np.broadcast_to(index.array, [a.size for a in index.axes]).reshape(index.shape).astype(int)
+    return Echo(next(iter(table.sources)), 1.0, numbers)
 
 
 def _padded_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from chainrule.ir import Node, rebuild
-from chainrule.ops.fields.recurrent import written_recurrence
 from chainrule.ops.movement import expand_dims, squeeze
 from chainrule.ops.slicing import concat, slice_axis
 
@@ -12,9 +11,6 @@ _MOST_STEPS = 256
 
 def written_out(node: Node) -> list[Node] | None:
     """The outputs of a loop as a program without it; None where the node is no loop, or a very long one."""
-    recurrence = written_recurrence(node)
-    if recurrence is not None:
-        return recurrence
     if node.op.name != "scan" or int(node.params["length"]) > _MOST_STEPS or not node.params["length"]:
         return None
     body, length = node.params["body"], int(node.params["length"])

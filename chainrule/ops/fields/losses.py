@@ -10,13 +10,14 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, fixed, iid, pair_average, unknown, worst
+from chainrule.ir.field import Field, fixed, iid, pair_average, unknown, with_scale, worst
 from chainrule.ops.fields.align import aligned
 from chainrule.ops.fields.elementwise import added, multiplied, scaled
 from chainrule.ops.fields.lookup import alike
 from chainrule.ops.fields.norms import centred_along
 from chainrule.ops.fields.registry import rule
 from chainrule.ops.fields.softmax import expected_logsumexp, softmaxed
+from chainrule.ops.fields.tied import peak, with_peak
 
 
 def _class_axis(x: Field) -> int:
@@ -76,10 +77,11 @@ def _cross_entropy_back(
 ) -> list[Field | None]:
     """(p - onehot) over the samples that take part."""
     x, target, *_ = inputs
+    x = _with_fitting_spike(x)
     if not x.known:
         return [unknown(x.shape, "the scores are unknown"), *[None] * (len(inputs) - 1)]
     axis = _class_axis(x)
-    p = softmaxed(x, axis)
+    p, stands_out = softmaxed(x, axis), 0.0
     if node.inputs[1].type.is_float:
         found = added([p, target], (1.0, -1.0), x.shape)
         counted, count = 1.0, 1.0
@@ -87,14 +89,25 @@ def _cross_entropy_back(
     else:
         counted, count = _counted(node, target)
         given = _rows(target, x, axis, int(node.params.get("ignore_index", -100)))
+        right = _names_itself(x, target)
+        if x.spike is not None:
+            found_peak = peak(x.spike, x.shape[axis], _own_variance(x, axis))
+            p = with_peak(p, found_peak, x.spike, axis)
+            stands_out = found_peak.first * x.spike.mean * (1.0 - right)
         found = replace(added([p, given], (1.0, -1.0), x.shape), kurtosis=3.0, sources=x.sources, why="p - onehot")
+        if x.spike is not None:
+            found = replace(found, own=0.0)  # one score of each vector holds most of it, and it has a mean
+        if x.spike is not None and right:
+            less = 2.0 * found_peak.first * right / x.shape[axis]
+            share = max(1.0 - less / found.mean_square, 0.0)
+            found = replace(found, second=found.second * share, pairs=found.pairs * share)
         if counted < count and target.array is not None:
             ignored = int(node.params.get("ignore_index", -100))
             kept = np.broadcast_to(target.array, [a.size for a in target.axes]).reshape(target.shape) != ignored
             mask = fixed(np.expand_dims(kept, axis), [0 if len(d) != 1 else d[0].lags for d in _beside(x, axis)])
             found = replace(multiplied([found, mask], x.shape), own=found.own)
         each = counted
-    found = replace(found, alignment=_alignment(x, p, found, axis))
+    found = replace(found, alignment=_alignment(x, p, found, axis, stands_out), **_response(x, p, found, axis))
     factor = 1.0 / each if node.params["reduction"] == "mean" else 1.0
     found = scaled(found, factor)
     if node.params["reduction"] == "none":
@@ -106,14 +119,69 @@ def _cross_entropy_back(
     ]
 
 
-def _alignment(x: Field, p: Field, g: Field, axis: int) -> float:
+def _response(x: Field, p: Field, g: Field, axis: int) -> dict[str, Any]:
+    """How the size of p - onehot follows that of the scores: of single elements, and of the sum over samples."""
+    if x.array is not None:
+        return {}
+    step = 0.01
+    moved = softmaxed(scaled(x, 1.0 + step), axis)
+    growth = np.log1p((moved.mean_square - p.mean_square) / g.mean_square) / (2 * step) if g.mean_square > 0 else 0.0
+    others = [d for d in range(len(x.dims)) if d != axis]
+    together = [_pairs_over(f, others) for f in (g, p, moved)]
+    turned = np.log1p((together[2] - together[1]) / together[0]) / (2 * step) if together[0] > 0 else 0.0
+    sources = x.scale if x.own_spread == 0 else with_scale(x.scale, object(), float(np.sqrt(np.log1p(x.own_spread))))
+    noise = x.noise + 2.0 / max(x.shape[axis] - 1, 1)
+    return {
+        "scale": {k: e * growth for k, e in sources.items()},
+        "lean": (x.lean + float(np.log1p(x.own_spread)) / 2) * growth,
+        "noise": noise * max(float(turned), float(growth), 0.0) ** 2,
+        "noise_lean": (x.noise_lean + 1.0 / max(x.shape[axis] - 1, 1)) * max(float(turned), float(growth), 0.0),
+        "units": float(x.shape[axis]),
+        "steady": True,
+    }
+
+
+def _pairs_over(f: Field, dims: Sequence[int]) -> float:
+    """The mean of the table over all pairs along these dimensions, positions with themselves elsewhere."""
+    start = np.cumsum([0, *(len(d) for d in f.dims)])
+    table = f.pairs
+    for d in range(len(f.dims)):
+        for k in range(start[d], start[d + 1]):
+            a = f.axes[k]
+            table = pair.total(table, k, a) / a.size**2 if d in dims else pair.traced(table, k, a) / a.size
+    return float(table.ravel()[0])
+
+
+def _with_fitting_spike(x: Field) -> Field:
+    """The scores, without a spike that was of other vectors."""
+    fits = x.spike is None or x.spike.rows.size * x.shape[-1] == np.prod(x.shape)
+    return x if fits else replace(x, spike=None)
+
+
+def _own_variance(x: Field, axis: int) -> float:
+    """The variance of scores that do not stand out, within a vector."""
+    _, spread = centred_along(x, [axis])
+    n = x.shape[axis]
+    more = x.spike.mean**2 / n if x.spike is not None else 0.0
+    return max(float(np.mean(spread)) * n / max(n - 1, 1) - more, 0.0)
+
+
+def _names_itself(x: Field, target: Field) -> float:
+    """How often the right class is the one whose score stands out."""
+    if x.spike is None or target.array is None or target.array.size != x.spike.rows.size:
+        return 0.0
+    numbers = np.broadcast_to(target.array, [a.size for a in target.axes]).ravel()
+    return float(np.mean(numbers == x.spike.rows.ravel()))
+
+
+def _alignment(x: Field, p: Field, g: Field, axis: int, stands_out: float = 0.0) -> float:
     """The alignment of p - onehot with the scores: E[(g.z)^2] = v + (sum E[p z])^2, E[z p] = v E[p (1 - p)] (Stein)."""
     n = x.shape[axis]
     _, spread = centred_along(x, [axis])
     v = float(np.mean(spread)) * n / max(n - 1, 1)
     if v <= 0 or n < 2:
         return 0.0
-    pull = v * (1.0 - p.mean_square * n)
+    pull = v * (1.0 - p.mean_square * n) + stands_out
     whole = v + pull**2
     q = n * g.mean_square * max(x.mean_square, 1e-300)
     return float(np.clip((whole / q - 1.0) / (n + 1), -1.0 / n, 1.0))
@@ -154,6 +222,7 @@ def _noise(x: Field, target: Field, axis: int, node: Node, variance: float) -> f
 def _cross_entropy(node: Node, inputs: Sequence[Field]) -> Field:
     """log n + half the variance of the scores within a sample, nearly certain over many samples."""
     x, target, *_ = inputs
+    x = _with_fitting_spike(x)
     if not x.known:
         return unknown((), "the scores are unknown", x.sources)
     axis = _class_axis(x)
@@ -161,6 +230,9 @@ def _cross_entropy(node: Node, inputs: Sequence[Field]) -> Field:
     variance = float(np.mean(spread))
     n = x.shape[axis]
     level = expected_logsumexp(n, variance)
+    if x.spike is not None:
+        level = expected_logsumexp(n, _own_variance(x, axis))
+        level = float(np.logaddexp(level, x.spike.mean)) - _names_itself(x, target) * x.spike.mean
     counted, _ = _counted(node, target) if not node.inputs[1].type.is_float else (float(np.prod(x.shape)) / n, 0.0)
     if node.params["reduction"] == "sum":
         level = level * counted

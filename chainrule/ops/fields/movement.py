@@ -110,9 +110,17 @@ def picked(value: Field, dim: int, index: np.ndarray) -> Field:
     dims = (*value.dims[:dim], (new,), *value.dims[dim + 1 :])
     first, second = take(value.mean), take(value.second)
     assert first is not None and second is not None
+    echo, spike = (
+        replace(e, rows=np.take(e.rows, index, axis=dim))
+        if e is not None and dim < e.rows.ndim and e.rows.shape == value.shape[:-1]
+        else None
+        for e in (value.echo, value.spike)
+    )
     return replace(
         value,
         dims=dims,
+        echo=echo,
+        spike=spike,
         mean=first,
         second=second,
         pairs=table,
@@ -282,10 +290,12 @@ def joined(inputs: Sequence[Field], axis: int, shape: Sequence[int]) -> Field:
         mean, second = _blocks(wholes, axis, k, n, full)
     q = float(np.mean(second))
     scale: dict[Any, float] = {}
+    lean = 0.0
     for whole in wholes:
         share = whole.mean_square * whole.shape[axis] / n / q if q > 0 else 0.0
         for key, e in whole.scale.items():
             scale[key] = scale.get(key, 0.0) + share * e
+        lean += share * whole.lean
     random = [f for f in wholes if f.array is None]
     own = None
     if not all(f.normal for f in random):
@@ -300,6 +310,11 @@ def joined(inputs: Sequence[Field], axis: int, shape: Sequence[int]) -> Field:
             kurtosis=float(np.mean([f.kurtosis for f in wholes])),
             scale=scale,
             own=own,
+            lean=lean,
+            noise=max(f.noise for f in wholes),
+            noise_lean=max(f.noise_lean for f in wholes),
+            rough=max(f.rough for f in wholes),
+            units=max(f.units for f in wholes),
             sources=frozenset().union(*(f.sources for f in wholes)),
             odd=frozenset.intersection(*(f.odd for f in wholes)),
             kind=worst(*(f.kind for f in wholes)),

@@ -15,11 +15,13 @@ import numpy as np
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
 from chainrule.ir.factors import regrouped
-from chainrule.ir.field import Field, iid, unknown, within_budget, worst
+from chainrule.ir.field import Field, iid, pair_average, unknown, with_scale, within_budget, worst
 from chainrule.ops.fields.contraction import contracted
 from chainrule.ops.fields.elementwise import added, logarithm, multiplied, of_logarithm, scaled, weighted
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.registry import rule, sizes
+
+_LAID = 64  # positions whose pairs are laid out as a matrix
 
 
 def _factors(value: Field, dims: Sequence[int]) -> list[int]:
@@ -74,10 +76,10 @@ def _doubly_centred(x: Field, dims: Sequence[int]) -> np.ndarray:
     level = table
     for k in factors:
         level = pair.total(level, k, x.axes[k]) / float(x.axes[k].size) ** 2
-    fine = [k for k in factors if x.axes[k].lags is None and x.axes[k].size > 1 and table.shape[k] > 1]
+    fine = [k for k in factors if x.axes[k].lags != 0 and 1 < x.axes[k].size <= _LAID and table.shape[k] > 1]
     if not fine:
         return table - level
-    # rows: for factors whose pairs are kept one by one the mean of a row differs from row to row
+    # rows: the mean of a row differs from row to row, at the border by its distances alone
     rows = table
     for k in factors:
         a = x.axes[k]
@@ -110,6 +112,7 @@ def divided(x: Field, spread: np.ndarray, eps: float) -> Field:
         mean=x.mean * inverse,
         second=x.second * inverse**2,
         pairs=x.pairs * both,
+        echo=None if x.echo is None else replace(x.echo, factor=x.echo.factor * float(np.mean(inverse))),
         scale={},
         kind=worst(x.kind, "approximate"),
         array=None,
@@ -135,11 +138,39 @@ def standardised(x: Field, dims: Sequence[int], eps: float, centre: bool = True)
             found,
             own=own,
             scale=scale,
+            lean=x.lean * (1 - shares),
+            degree=1.0,
+            noise=x.noise * (1 - shares * _in_common(x, moved, dims)) ** 2,
+            noise_lean=x.noise_lean * (1 - shares * _in_common(x, moved, dims)),
             local=x.local * (1 - shares),
             normal=normal,
             why="its deviation taken as certain",
         )
     ), spread
+
+
+def _in_common(x: Field, moved: Field, dims: Sequence[int]) -> float:
+    """The mean correlation of different normalised vectors: how much of what they add up to their sizes decide."""
+    others = [d for d in range(len(x.dims)) if d not in dims]
+    table = _same(_pair_means(moved.pairs, moved, others), moved, dims)
+    level = moved.mean_square
+    return float(np.clip(np.mean(table) / level, 0.0, 1.0)) if level > 0 else 0.0
+
+
+def _spread_of_size(x: Field, g: Field, dims: Sequence[int]) -> float:
+    """Relative variance of the vectors' mean squares, averaged with the shares of a cotangent that they divide."""
+    if x.array is not None or not x.known:
+        return 0.0
+    size, part = (np.mean(f.second, axis=tuple(_factors(f, dims)), keepdims=True) for f in (x, g))
+    if [a.size for a in g.axes] != [a.size for a in x.axes] or np.min(size) <= 0:
+        return x.own_spread
+    share = part / size
+    if share.size == 1 or not np.mean(share) > 0:
+        return x.own_spread
+    share = share / np.mean(share) / size * x.mean_square
+    both = pair.outer(share, share, x.axes)
+    table = np.broadcast_to(x.excess, np.broadcast_shapes(x.excess.shape, both.shape)) * both
+    return pair_average(table, x.axes) + x.uneven_products
 
 
 def back_through_norm(
@@ -151,9 +182,13 @@ def back_through_norm(
     eps: float,
     centre: bool,
     effective: float,
+    along: float | None = None,
+    across_units: bool = False,
 ) -> Field:
     """The cotangent through x -> normal: less its mean and its part along the value, over the deviation.
 
+    ``along``: the share of g's square that lies along the value; one over the count, where nothing is said.
+    ``across_units``: a vector is normalised, not a unit over samples.
     ``effective``: independent elements that the deviation is taken over; E[1 / s^2] exceeds 1 / E[s^2] accordingly.
     """
     removed = g
@@ -162,7 +197,7 @@ def back_through_norm(
         removed = replace(moved, scale=g.scale, normal=g.normal)
     count = float(np.prod([x.shape[d] for d in dims]))
     share = np.mean(spread / (spread + eps))
-    along = (1.0 / count) * share
+    along_value = (1.0 / count if along is None else along) * float(share)
     lift = effective / (effective - 2.0) if effective > 4 else 1.0
     inverse = np.sqrt(lift / (spread + eps))
     given = Field(
@@ -172,17 +207,43 @@ def back_through_norm(
     scale = dict(removed.scale)
     for k, e in x.scale.items():
         scale[k] = scale.get(k, 0.0) - e * float(share)
-    factor = max(1.0 - along, 0.0)
+    factor = max(1.0 - along_value, 0.0)
+    spread_of_size = float(share) ** 2 * float(np.log1p(_spread_of_size(x, g, dims)))
+    scale = with_scale(scale, object(), -float(np.sqrt(spread_of_size)))  # a source of its own
     return within_budget(
         replace(
             found,
             second=found.second * factor,
             pairs=found.pairs * factor,
             scale=scale,
-            alignment=0.0,
+            lean=removed.lean - float(share) * x.lean - spread_of_size / 2,
+            noise=g.noise + spread_of_size,
+            noise_lean=g.noise_lean - spread_of_size / 2,
+            rough=g.rough,
+            units=g.units,
+            alignment=-float(share) / (count + 1.0) if across_units else 0.0,  # nothing is left along the value
+            own_alignment=1.0,
             kind=worst(g.kind, x.kind, "approximate"),
         )
     )
+
+
+def share_along(g: Field, normal: Field, dims: Sequence[int]) -> float:
+    """The share of a cotangent's square that lies along the normalised value: E[(g.x)^2] / (E[g.g] E[x.x]).
+
+    One over the number of elements where their products are unrelated; more where they agree, as after a pool.
+    """
+    count = float(np.prod([normal.shape[d] for d in dims]))
+    kept = [d for d in range(len(normal.dims)) if d not in dims]
+    part = contracted([weighted(g, normal, normal.shape)], [list(range(len(normal.dims)))], kept, "sum")
+    level = g.mean_square * normal.mean_square * count**2
+    return float(np.clip(part.mean_square / level, 1.0 / count, 1.0)) if level > 0 and part.known else 1.0 / count
+
+
+def _along_vector(g: Field, shape: Sequence[int], dims: Sequence[int]) -> float:
+    """The share of a vector's cotangent along the vector itself, from its alignment."""
+    count = float(np.prod([shape[d] for d in dims]))
+    return min(g.pull(count) / count, 1.0)
 
 
 def _affine(y: Field, weight: Field | None, bias: Field | None, shape: Sequence[int]) -> Field:
@@ -218,7 +279,10 @@ def _norm_backward(
     w = _shaped(weight, len(shape), channel)
     if wanted[0]:
         inner = multiplied([g, w], shape) if w is not None else g
-        found[0] = back_through_norm(inner, normal, x, spread, dims, eps, centre, effective_count(x, dims))
+        along = share_along(g, normal, dims) if channel is not None else _along_vector(inner, shape, dims)
+        found[0] = back_through_norm(
+            inner, normal, x, spread, dims, eps, centre, effective_count(x, dims), along, channel is None
+        )
     position = 1
     for value, factor in ((weight, normal), (bias, None)):
         if value is None:
@@ -351,8 +415,9 @@ def _group_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted:
     if wanted[0]:
         w = _shaped(weight, len(x.dims), 1)
         inner = multiplied([g, w], x.shape) if w is not None else g
+        along = share_along(_grouped(g, groups), normal, (2, 3))
         back = back_through_norm(
-            _grouped(inner, groups), normal, parts, spread, (2, 3), eps, True, effective_count(parts, (2, 3))
+            _grouped(inner, groups), normal, parts, spread, (2, 3), eps, True, effective_count(parts, (2, 3)), along
         )
         found[0] = regrouped(back, x.shape)
     whole = regrouped(normal, x.shape)

@@ -125,6 +125,7 @@ def probed_back(node: Node, g: Any, inputs: Sequence[Any], wanted: Sequence[bool
                 table_,
                 kind=worst("probe", g.kind),
                 scale=g.scale,
+                lean=g.lean,
                 why="measured on seeded draws",
             )
         )

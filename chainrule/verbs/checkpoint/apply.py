@@ -7,8 +7,9 @@ modelled. Candidates are layers of every row of repeated modules, taken from the
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,12 +21,15 @@ from torch.utils.checkpoint import checkpoint
 
 from chainrule.backends.torch.recompute.eager import Alive
 from chainrule.backends.torch.recompute.extract import CPU, CUDA, Meter
+from chainrule.backends.torch.recompute.joint import kept_generators, quiet
 from chainrule.errors import BudgetError, ModelError
 from chainrule.frontends.torch.batch import leaves, with_leaves
 from chainrule.verbs.checkpoint.budget import size_text
+from chainrule.verbs.checkpoint.structure import likely, taken_apart
 
 _MARK = "_chainrule_plain_forward"
 _ROWS = 3  # of modules that are tried
+_INSIDE = "chainrule.checkpoint(model, batch, budget=...), which plans inside of modules"
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,10 @@ class Applied:
 
     def code(self) -> str:
         """The lines to paste in place of ``apply_``."""
+        buffers = any(True for name in self.modules for _ in self.model.get_submodule(name).buffers())
         return "\n".join(
             [
+                *(["# buffers such as running statistics are updated twice by these lines, once by apply_"] * buffers),
                 "from functools import partial",
                 "from torch.utils.checkpoint import checkpoint",
                 "",
@@ -86,25 +92,33 @@ def apply_(plan: Any, model: nn.Module) -> Applied:
     program = plan.program
     if [n for n, _ in model.named_parameters()] != [n for n, _ in program.model.named_parameters()]:
         raise ModelError("the plan was made for another model", required="a model with the same parameters")
-    limit = plan.limit - plan.static_bytes
     plain, choices = tried(program)
-    fitting = [c for c in choices if c.peak <= limit]
-    if not fitting:
-        least = min(c.peak for c in choices)
-        raise BudgetError(
-            "checkpointing modules as wholes does not get into the budget",
-            given=size_text(plan.limit),
-            required=f"at least {plan.static_bytes + least:,} bytes",
-            instead="chainrule.checkpoint(model, batch, budget=...), which plans inside of modules",
-            minimum_bytes=plan.static_bytes + least,
-        )
-    best = min(fitting, key=lambda c: (c.seconds, c.peak))
+    best = cheapest(choices, plan.limit, plan.static_bytes, _INSIDE)
     unwrap(model)
     wrap(model, best.names)
     again = max(best.seconds / plain.seconds - 1.0, 0.0)
     return Applied(
         best.names, plan.static_bytes + best.peak, again, f"{program.problem.digest}:{hash_of(best.names)}", model
     )
+
+
+def cheapest(choices: Sequence[Choice], limit: int, static: int, instead: str) -> Choice:
+    """The fastest of them that fits.
+
+    Raises:
+        BudgetError: none does.
+    """
+    fitting = [c for c in choices if static + c.peak <= limit]
+    if not fitting:
+        least = static + min(c.peak for c in choices)
+        raise BudgetError(
+            "checkpointing modules as wholes does not get into the budget",
+            given=size_text(limit),
+            required=f"at least {least:,} bytes ({size_text(least)})",
+            instead=instead,
+            minimum_bytes=least,
+        )
+    return min(fitting, key=lambda c: (c.seconds, c.peak))
 
 
 def hash_of(names: Sequence[str]) -> str:
@@ -120,13 +134,34 @@ def wrap(model: nn.Module, names: Sequence[str]) -> None:
         module = model.get_submodule(name)
         plain = module.forward
         module.__dict__[_MARK] = plain
-        module.forward = partial(_run, plain)  # type: ignore[method-assign]
+        module.forward = partial(_run, plain, module)  # type: ignore[method-assign]
 
 
-def _run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _run(forward: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    before = _buffers(module)
+    contexts = lambda: (contextlib.nullcontext(), _as_they_were(before))  # noqa: E731
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+def _buffers(module: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
+    """Copies of the buffers that a forward pass may write, taken before it does; only while the module trains."""
+    owners = [m for m in module.modules() if m.training]
+    return [(m, name, b.detach().clone()) for m in owners for name, b in m._buffers.items() if b is not None]
+
+
+@contextlib.contextmanager
+def _as_they_were(before: list[tuple[nn.Module, str, torch.Tensor]]) -> Iterator[None]:
+    """Lets a forward pass run again on its old buffers; what it writes to them is thrown away."""
+    now = [(m, name, m._buffers[name]) for m, name, _ in before]
+    for m, name, old in before:
+        m._buffers[name] = old
+    try:
+        yield
+    finally:
+        for m, name, held in now:
+            m._buffers[name] = held
 
 
 def unwrap(model: nn.Module) -> None:
@@ -136,15 +171,15 @@ def unwrap(model: nn.Module) -> None:
             del module.forward
 
 
-def tried(program: Any) -> tuple[Choice, list[Choice]]:
+def tried(step: Any) -> tuple[Choice, list[Choice]]:
     """(the step as it is, all choices) with their peaks and times, by runs on fake tensors."""
-    plain = measured(program, ())
+    plain = measured(step, ())
     found = [plain]
     seen: set[tuple[str, ...]] = {()}
-    for names in candidates(program.model):
+    for names in candidates(step.model):
         if names not in seen:
             seen.add(names)
-            found.append(measured(program, names))
+            found.append(measured(step, names))
     return plain, found
 
 
@@ -156,7 +191,7 @@ def candidates(model: nn.Module) -> list[tuple[str, ...]]:
         children = [
             f"{path}.{name}" if path else name
             for name, child in module.named_children()
-            if next(child.parameters(), None) is not None and not _remembers(child)
+            if next(child.parameters(), None) is not None
         ]
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(children) > 1:
             lists.append(children)
@@ -173,47 +208,62 @@ def candidates(model: nn.Module) -> list[tuple[str, ...]]:
     return [f for f in found if f]
 
 
-def _remembers(module: nn.Module) -> bool:
-    """Whether running it twice changes something: buffers that a forward pass updates."""
-    return any(isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats for m in module.modules())
+def measured(step: Any, names: Sequence[str]) -> Choice:
+    """The step with these modules under checkpoint, on fake tensors; the user's model is not touched.
+
+    A model that looks at values of its tensors runs on a copy with data, and so does its backward pass.
+    """
+    try:
+        with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            return _measured(step, names, lambda t: _fake(mode, t))
+    except (RuntimeError, NotImplementedError, ValueError, IndexError):
+        if any(p.is_meta for p in step.model.parameters()):
+            raise
+        with kept_generators():
+            return _measured(step, names, _copied)
 
 
-def measured(program: Any, names: Sequence[str]) -> Choice:
-    """The step with these modules under checkpoint, on fake tensors; the user's model is not touched."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
-        memo: dict[int, Any] = {}
-        for p in program.model.parameters():
-            memo[id(p)] = nn.Parameter(_fake(mode, p), p.requires_grad)
-        for b in program.model.buffers():
-            memo[id(b)] = _fake(mode, b)
-        try:
-            model = copy.deepcopy(program.model, memo)
-        except (AssertionError, RuntimeError, TypeError) as error:
-            raise ModelError(
-                f"the model cannot be copied without its data: {error}",
-                required="apply_ before fully_shard, or any other wrapping that forbids copies",
-                instead="plan.apply_(model), then fully_shard(...) or DistributedDataParallel(model)",
-            ) from error
-        unwrap(model)
-        wrap(model, names)
-        args = with_leaves(program.args, iter([_fake(mode, t) for _, t in leaves(program.args)]))
-        kwargs = with_leaves(dict(program.kwargs), iter([_fake(mode, t) for _, t in leaves(program.kwargs)]))
-        there = [*model.parameters(), *model.buffers(), *(t for _, t in leaves((args, kwargs)))]
-        alive, meter = Alive(), Meter()
-        alive.know(there)
-        with meter, alive, torch.enable_grad():
-            out = model(*args, **kwargs)
-            found = [t for _, t in leaves(out) if t.requires_grad]
-            if program.loss is not None:
-                alive.peak = max(alive.peak, alive.now + max(program.loss.forward, program.loss.backward))
-            cotangents = [torch.empty_like(t) for t in found]
-            torch.autograd.backward(found, cotangents)
-        prices = CUDA if any(p.is_cuda for p in program.model.parameters()) else CPU
-        return Choice(tuple(names), alive.peak, meter.flops / prices.flops + meter.moved / prices.bytes)
+def _measured(step: Any, names: Sequence[str], twin: Callable[[torch.Tensor], torch.Tensor]) -> Choice:
+    memo: dict[int, Any] = {}
+    for p in step.model.parameters():
+        memo[id(p)] = nn.Parameter(twin(p), p.requires_grad)
+    for b in step.model.buffers():
+        memo[id(b)] = twin(b)
+    for module in step.model.modules():  # tensors that are neither
+        memo |= {id(t): twin(t) for t in vars(module).values() if isinstance(t, torch.Tensor)}
+    try:
+        model = copy.deepcopy(step.model, memo)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"the model cannot be copied without its data: {error}",
+            required="apply_ before fully_shard, or any other wrapping that forbids copies",
+            instead="plan.apply_(model), then fully_shard(...) or DistributedDataParallel(model)",
+        ) from error
+    unwrap(model)
+    wrap(model, names)
+    args = with_leaves(step.args, iter([twin(t) for _, t in leaves(step.args)]))
+    kwargs = with_leaves(dict(step.kwargs), iter([twin(t) for _, t in leaves(step.kwargs)]))
+    there = [*model.parameters(), *model.buffers(), *(t for _, t in leaves((args, kwargs)))]
+    alive, meter = Alive(), Meter()
+    alive.know(there)
+    with meter, alive, torch.enable_grad():
+        structure, tensors = taken_apart(model(*args, **kwargs))
+        through = likely(structure, tensors)
+        found = [t for t, starts in zip(tensors, through, strict=True) if starts]
+        if step.loss is not None:
+            alive.peak = max(alive.peak, alive.now + max(step.loss.forward, step.loss.backward))
+        cotangents = [torch.zeros_like(t) for t in found]
+        torch.autograd.backward(found, cotangents)
+    prices = CUDA if any(p.is_cuda for p in step.model.parameters()) else CPU
+    return Choice(tuple(names), alive.peak, meter.flops / prices.flops + meter.moved / prices.bytes)
 
 
 def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
     plain = tensor.detach()
     made = torch.empty_like(plain) if plain.is_meta else mode.from_tensor(plain)
+    return made.requires_grad_(tensor.requires_grad) if not isinstance(tensor, nn.Parameter) else made
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    made = tensor.detach().clone()
     return made.requires_grad_(tensor.requires_grad) if not isinstance(tensor, nn.Parameter) else made

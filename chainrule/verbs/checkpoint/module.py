@@ -9,19 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from chainrule.backends.torch.recompute.joint import Joint
 from chainrule.backends.torch.recompute.module import run
 from chainrule.backends.torch.recompute.source import Passes, passes_of
-from chainrule.errors import ModelError, StaleTraceError
-from chainrule.frontends.torch import fingerprint
+from chainrule.errors import BackendError, ModelError, StaleTraceError, UnsupportedOpError
+from chainrule.frontends.torch import Surroundings, generator_states, restore_generators
 from chainrule.frontends.torch.batch import leaves
+from chainrule.planning.frontier import judged
 from chainrule.verbs.checkpoint.budget import parsed
+from chainrule.verbs.checkpoint.by_modules import ByModules, SameModel, by_modules
 from chainrule.verbs.checkpoint.plan import Plan, planned
 from chainrule.verbs.checkpoint.program import Program, arguments, program_of, state_of
 
 _STALE = 3  # traces for other branches, after which the program branches on every batch
 
 
-class Checkpointed(nn.Module):
+class Checkpointed(SameModel):
     """A model that runs by a plan. Parameters, buffers and submodules are the model's own, under their names.
 
     Without gradients it is the model itself. For inputs of another shape, another mode or another autocast setting it
@@ -32,32 +35,15 @@ class Checkpointed(nn.Module):
     """
 
     def __init__(self, model: nn.Module, plan: Plan, budget: int | float | str | None) -> None:
-        super().__init__()
-        object.__setattr__(self, "_model", model)
-        self.__dict__["_parameters"] = model._parameters
-        self.__dict__["_buffers"] = model._buffers
-        self.__dict__["_modules"] = model._modules
-        self.__dict__["_non_persistent_buffers_set"] = model._non_persistent_buffers_set
-        self.training = model.training
+        super().__init__(model)
         object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "_budget", budget)
         object.__setattr__(self, "_programs", {})
+        object.__setattr__(self, "_surroundings", Surroundings(model))
         object.__setattr__(self, "_used", False)
         object.__setattr__(self, "source", "")
         self.executor = "source"
         self.reason = "the model was traced as a whole: its passes run as straight-line code, and free as they go"
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_model"], name)
-
-    def train(self, mode: bool = True) -> Checkpointed:
-        """Sets the mode of the model and of everything in it."""
-        self.training = mode
-        self._model.train(mode)
-        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output; its backward pass is the planned one."""
@@ -66,20 +52,22 @@ class Checkpointed(nn.Module):
         if not torch.is_grad_enabled() or not learns:
             return self._model(*args, **kwargs)
         for _ in range(_STALE):
-            program, passes = self._program(args, kwargs)
-            states = _states() if program.trace.guards else []
+            key = self._key(args, kwargs)
+            program, passes = self._program(key, args, kwargs)
+            before = generator_states() if program.trace.guards else []
             try:
-                return self._run(program, passes, args, kwargs)
+                return self._run(key, program, passes, args, kwargs)
             except StaleTraceError:
-                _restore(states)
-                self._programs.pop(self._key(args, kwargs))
+                if before:
+                    restore_generators(before)
+                self._programs.pop(key)
         raise ModelError(
             "the model takes another branch at every call",
             required="a forward pass that does the same ops on most batches",
             instead="torch.where in place of the branch",
         )
 
-    def _run(self, program: Program, passes: Passes, args: Any, kwargs: Any) -> Any:
+    def _run(self, key: Any, program: Program, passes: Passes, args: Any, kwargs: Any) -> Any:
         trace = program.trace
         values = dict(trace.values)
         for path, leaf in trace.parameters.items():
@@ -89,8 +77,28 @@ class Checkpointed(nn.Module):
         batch = list(trace.batch_inputs.values())
         values.update(zip(batch, trace.flatten((args, kwargs)), strict=True))
         inputs = [values[i] for i in program.joint.inputs if i in values]
-        outputs = run(program.joint, passes, inputs, self._write, program.holds)
+        outputs = run(
+            program.joint, passes, inputs, self._write, program.holds, program.able, lambda: self._whole(key, program)
+        )
         return program.returned(outputs)
+
+    def _whole(self, key: Any, program: Program) -> tuple[Joint, Passes]:
+        """Passes that start from every output, from now on."""
+        complete, passes = self._programs.get(key, (program, None))
+        if passes is not None and complete.whole:
+            return complete.joint, passes
+        complete = program.with_all_outputs()
+        plans = complete.frontier.plans
+        limit = judged(self.plan.program.problem, self.plan.schedule).peak
+        chosen = next((p for p in plans if p.peak <= limit), plans[-1])
+        passes = passes_of(complete.joint, complete.extraction, chosen.schedule)
+        self._programs[key] = complete, passes
+        warnings.warn(
+            "a gradient came through an output that the plan did not expect one from: this step ran its forward pass "
+            "a second time, the next ones are planned for all outputs",
+            stacklevel=2,
+        )
+        return complete.joint, passes
 
     def _write(self, path: str, value: torch.Tensor) -> None:
         self._model.get_buffer(path).copy_(value)
@@ -100,10 +108,9 @@ class Checkpointed(nn.Module):
                         for n, t in leaves((args, kwargs)))  # fmt: skip
         static = repr([(k, v) for k, v in _static((args, kwargs))])
         casts = tuple((k, torch.get_autocast_dtype(k)) for k in ("cpu", "cuda") if torch.is_autocast_enabled(k))
-        return tensors, static, casts, fingerprint(self._model)
+        return tensors, static, casts, self._surroundings.now()
 
-    def _program(self, args: Any, kwargs: Any) -> tuple[Program, Passes]:
-        key = self._key(args, kwargs)
+    def _program(self, key: Any, args: Any, kwargs: Any) -> tuple[Program, Passes]:
         if key not in self._programs:
             first = not self._used and self._same(args, kwargs)
             program = self.plan.program if first else program_of(self._model, args, kwargs)
@@ -117,7 +124,8 @@ class Checkpointed(nn.Module):
                         required="the shapes, dtypes, mode and autocast setting that were planned",
                         instead="checkpoint(model, batch, budget=...), which plans again",
                     )
-                plan = planned(program, (args, kwargs), None, None, self._budget, parsed(self._budget))
+                limit = self.plan.limit - self.plan.breakdown["optimizer state"]  # the same memory
+                plan = planned(program, (args, kwargs), None, None, limit, limit)
                 warnings.warn(
                     f"planned again for another batch or mode: {plan}", stacklevel=4
                 )  # the caller of the module
@@ -133,18 +141,6 @@ class Checkpointed(nn.Module):
         ]
         two = [(t.shape, t.dtype, t.requires_grad) for _, t in leaves((args, kwargs))]
         return one == two and self.plan.program.state == state_of(self._model)
-
-
-def _states() -> list[torch.Tensor]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return [torch.get_rng_state(), *cuda]
-
-
-def _restore(states: list[torch.Tensor]) -> None:
-    if states:
-        torch.set_rng_state(states[0])
-        if states[1:]:
-            torch.cuda.set_rng_state_all(states[1:])
 
 
 def _static(value: Any) -> Any:
@@ -165,16 +161,18 @@ def checkpoint(
     *,
     budget: int | float | str | None = None,
     plan: Plan | None = None,
-) -> Checkpointed:
+) -> Checkpointed | ByModules:
     """The model with a backward pass in the memory you have: ``loss.backward()`` as before.
 
     Args:
         model: any module. batch: the inputs, as the model is called with them (a tensor, a tuple or a mapping).
         budget: as in :func:`plan`. plan: one made before.
     Returns:
-        A module with the model's own parameters; it works with any loss, optimizer and training loop.
+        A module with the model's own parameters; it works with any loss, optimizer and training loop. ``executor``
+        and ``reason`` say what runs: the planned passes as code, or, for a model that no graph can hold, its own
+        modules under torch's checkpoint, which is also said by a warning.
     Raises:
-        BudgetError, ModelError, UnsupportedOpError: as :func:`plan`.
+        BudgetError, ModelError: as :func:`plan`.
 
     >>> import torch, chainrule as cr
     >>> net = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(6)))
@@ -191,6 +189,11 @@ def checkpoint(
         return Checkpointed(model, plan, plan.budget)
     wanted = parsed(budget)
     args, kwargs = arguments(batch)
-    program = program_of(model, args, kwargs)
-    made = planned(program, batch, None, None, budget, wanted)
+    try:
+        program = program_of(model, args, kwargs)
+        made = planned(program, batch, None, None, budget, wanted)
+    except (UnsupportedOpError, BackendError) as error:
+        small = by_modules(model, args, kwargs, wanted, error)
+        warnings.warn(f"{small.executor}: {small.reason}; {small}", stacklevel=2)
+        return small
     return Checkpointed(model, made, budget)

@@ -134,6 +134,22 @@ class Plan:
         bound = found.bound
         return [(self.static_bytes + p.peak, p.again / cost, bound.at(p.peak) / cost) for p in found.plans]
 
+    def within(self, budget: int | str) -> Plan:
+        """The cheapest plan of the same program within a budget of everything that is alive.
+
+        Raises:
+            BudgetError: less than any plan needs.
+        """
+        limit = _bytes(budget)
+        if limit < self.minimum_bytes:
+            raise BudgetError(
+                "no plan fits into the budget",
+                given=f"{budget!r}",
+                required=f"at least {self.minimum_bytes:,} bytes",
+                minimum_bytes=self.minimum_bytes,
+            )
+        return self._with(self.program.frontier.within(limit - self.static_bytes), budget)
+
     @property
     def digest(self) -> str:
         """A hash of the program and the schedule, the same on every rank that has the same plan."""
@@ -302,7 +318,7 @@ def planned(
     given = bytes_of(t for _, t in leaves(batch))
     gradients = sum(problem.sizes[s] for s in problem.gradients)
     state, temporary = (0, 0) if optimizer is None else optimizer_bytes(optimizer)
-    static = parameters + buffers + given + state
+    static = parameters + buffers + given + state + program.extraction.constants
     floor = static + gradients + temporary  # while the optimizer steps
     base = judged(problem, Schedule(tuple(range(len(problem.tasks))), problem.forward))
     limit = None
@@ -335,6 +351,7 @@ def planned(
             "gradients": gradients,
             "optimizer state": state,
             "inputs": given,
+            "constants": program.extraction.constants,
         },
         tuple(missing),
         budget,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,14 +21,16 @@ from chainrule.frontends.torch.batch import leaves, split, with_leaves
 from chainrule.ir import Node
 from chainrule.planning.frontier import Frontier, frontier
 from chainrule.planning.problem import Problem
+from chainrule.verbs.checkpoint.structure import Structure, likely, taken_apart
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Program:
     """A traced model.
 
     Attributes:
-        model: the user's. args, kwargs: what it was called with. structure: what it returned, tensors and all.
+        model: the user's. args, kwargs: what it was called with. structure: what it returned, without its tensors.
+        able: per output, whether eager autograd would go through it. wrt: leaves that get a gradient.
         trace, joint: its passes as graphs and as lines. loss: what runs between them, where a loss was given.
         prices: what time costs. state: modes and casts at the trace.
     """
@@ -36,7 +38,9 @@ class Program:
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    structure: Any
+    structure: Structure
+    able: tuple[bool, ...]
+    wrt: tuple[Node, ...]
     trace: Trace
     joint: Joint
     loss: Loss | None
@@ -71,9 +75,18 @@ class Program:
 
     def returned(self, outputs: Sequence[torch.Tensor]) -> Any:
         """The model's own kind of output with these tensors."""
-        found = with_leaves(self.structure, iter(outputs))
-        kind = type(self.structure)
-        return kind(**found) if isinstance(found, dict) and kind is not dict else found
+        return self.structure.filled(outputs)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the backward pass may start from every output that eager autograd would go through."""
+        return all(g is not None for g, able in zip(self.joint.cotangents, self.able, strict=True) if able)
+
+    def with_all_outputs(self) -> Program:
+        """The same trace, with a backward pass that may start from every output."""
+        count = len(self.able)
+        joint = joint_of(self.trace, self.trace.graph.outputs[:count], self.wrt, self.able)
+        return replace(self, joint=joint, loss=None)
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -96,12 +109,13 @@ def program_of(
     Raises:
         UnsupportedOpError: the model does what a graph cannot hold: attributes that it changes.
     """
-    found: list[Any] = []
+    found: list[tuple[Structure, tuple[bool, ...], tuple[bool, ...]]] = []
 
     def call(*given: Any, **named: Any) -> Any:
-        out = model(*given, **named)
-        found.append(out)
-        return tuple(tensor for _, tensor in leaves(out))
+        structure, tensors = taken_apart(model(*given, **named))
+        able = tuple(t.requires_grad for t in tensors)
+        found.append((structure, able, likely(structure, tensors)))
+        return tuple(tensors)
 
     trace = trace_function(call, tuple(args), dict(kwargs), strict=False, follow=True, root=model)
     if trace.mutations:
@@ -110,7 +124,7 @@ def program_of(
             required="a forward pass without side effects",
             instead="a registered buffer for what has to be kept",
         )
-    count = len([t for _, t in leaves(found[-1])])
+    structure, able, through = found[-1]
     wrt = list(dict.fromkeys(leaf for path, leaf in trace.parameters.items() if path not in trace.frozen))
     wrt += [leaf for leaf in trace.batch_inputs.values() if trace.values[leaf].requires_grad]
     if not wrt:
@@ -119,10 +133,24 @@ def program_of(
             given="a model whose parameters all have requires_grad=False",
             required="at least one parameter, or input, that requires a gradient",
         )
-    joint = joint_of(trace, trace.graph.outputs[:count], wrt)
-    structure = _emptied(found[-1])
-    between = None if loss is None else _between(loss, structure, joint.outputs, target)
-    return Program(model, tuple(args), dict(kwargs), structure, trace, joint, between, prices, state_of(model))
+    outputs = trace.graph.outputs[: len(able)]
+    between = None
+    if loss is not None:
+        between, through = _between(loss, structure, outputs, able, target)
+    joint = joint_of(trace, outputs, wrt, through)
+    return Program(
+        model,
+        tuple(args),
+        dict(kwargs),
+        structure,
+        able,
+        tuple(wrt),
+        trace,
+        joint,
+        between,
+        prices,
+        state_of(model),
+    )
 
 
 def state_of(model: nn.Module) -> Any:
@@ -131,19 +159,18 @@ def state_of(model: nn.Module) -> Any:
     return tuple(m.training for m in model.modules()), tuple(p.requires_grad for p in model.parameters()), casts
 
 
-def _emptied(value: Any) -> Any:
-    """The structure without holding on to what was computed."""
-    return with_leaves(value, (torch.empty(0, device="meta") for _ in leaves(value)))
-
-
-def _between(loss: Callable[[Any, Any], Any], structure: Any, outputs: Sequence[Node], target: Any) -> Loss:
+def _between(
+    loss: Callable[[Any, Any], Any], structure: Structure, outputs: Sequence[Node], able: Sequence[bool], target: Any
+) -> tuple[Loss, tuple[bool, ...]]:
+    """(what the loss needs, which outputs it goes through)."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         fakes = [torch.empty(o.type.shape, dtype=getattr(torch, o.type.dtype), device=o.type.device) for o in outputs]
-        for fake in fakes:
-            fake.requires_grad_(fake.is_floating_point())
+        for fake, learns in zip(fakes, able, strict=True):
+            fake.requires_grad_(learns)
         wanted = iter([_faked(mode, t) for _, t in leaves(target)])
-        return loss_of(loss, with_leaves(structure, iter(fakes)), with_leaves(target, wanted), fakes)
+        found = loss_of(loss, structure.filled(fakes), with_leaves(target, wanted), fakes)
+        return found, tuple(f.grad is not None for f in fakes)
 
 
 def _faked(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:

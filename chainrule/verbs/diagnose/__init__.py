@@ -102,13 +102,14 @@ def examine(
     stepped: Any = None,
     before: Any = None,
     own: Any = None,
+    foreign: bool = False,
     training_step: Callable[[], Any] | None = None,
     verify: bool = True,
 ) -> DiagnoseResult:
     """All checks on a subject.
 
     ``stepped``, ``before``: gradients at the user's own steps, where they are known; ``own``: those that the step
-    should have, if they are not the batch's alone.
+    should have, if they are not the batch's alone; ``foreign``: whether ``before`` is another loss's gradient.
     """
     findings = bad_leaves(subject)
     if findings:
@@ -116,13 +117,13 @@ def examine(
     try:
         e = Examination(subject, subject.observe())
     except ModelError as error:
-        finding = as_finding(error, subject)
+        finding = as_finding(error)
         if finding is None:
             raise
         return _result(subject, None, [finding])
     if training_step is not None:
         stepped, before = stepped_gradients(subject, training_step)
-    e.stepped, e.before, e.own = stepped, before, own
+    e.stepped, e.before, e.own, e.foreign = stepped, before, own, foreign
     findings = masked_labels(e)
     bad = nonfinite(e)
     findings += bad

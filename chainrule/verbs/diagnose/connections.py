@@ -26,6 +26,8 @@ def connections(e: Examination) -> list[Finding]:
     """unregistered, cut, loss_detached, unused, output_unused, frozen."""
     found = unregistered(e)
     missing = [n for n in e.trainable if e.seen.gradients[n] is None]
+    if e.optimizer is not None:  # a teacher, a target network: what the optimizer does not hold needs no gradient
+        missing = [n for n in missing if id(e.subject.trainable[n]) in e.subject.optimized]
     cuts: dict[Any, tuple[Call, list[str]]] = {}
     unused, unreached = [], []
     for name in missing:
@@ -52,14 +54,15 @@ def cut_of(e: Examination, value: Value) -> Call | None:
     after = below([value])
     if e.seen.loss in after:
         for call in e.seen.tape.calls:
-            if any(v in after for v in call.inputs) and _cuts(call) and any(o in e.ancestors for o in call.outputs):
+            used = [o for o in call.outputs if o in e.ancestors]  # of topk, the indices perhaps
+            if used and _cuts(call, used) and any(v in after for v in call.inputs):
                 return call
         return None
     return next((c for c in e.seen.tape.calls if not c.outputs and any(v in after for v in c.inputs)), None)
 
 
-def _cuts(call: Call) -> bool:
-    return any(v.differentiable for v in call.inputs) and not any(o.differentiable for o in call.outputs)
+def _cuts(call: Call, used: list[Value]) -> bool:
+    return any(v.differentiable for v in call.inputs) and not any(o.differentiable for o in used)
 
 
 def _no_grad(call: Call) -> bool:
@@ -125,8 +128,13 @@ def _reason(call: Call) -> tuple[str, str]:
         return f"{word} gives the same numbers without their history", f"remove {word}"
     if call.name == "custom":
         return f"{call.function.__name__} marks its output as not differentiable", "give it a backward"
-    if any(o.dtype.is_floating_point for o in call.outputs):
+    if all(o.dtype.is_floating_point for o in call.outputs):
         return f"{call.name} has no derivative here", "a differentiable op in its place"
+    if any(o.differentiable for o in call.outputs):
+        return (
+            f"only the indices that {call.name} gives are used, through which no derivative passes",
+            "its values, or softmax in its place",
+        )
     return f"{call.name} gives {call.outputs[0].dtype}, through which no derivative passes", "keep floating point"
 
 

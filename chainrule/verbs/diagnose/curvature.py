@@ -11,6 +11,7 @@ import math
 import torch
 
 from chainrule.errors import ModelError
+from chainrule.frontends.torch import generator_states, restore_generators
 from chainrule.verbs.diagnose.examination import Examination
 
 PRODUCTS = 8
@@ -36,10 +37,10 @@ def _lanczos(e: Examination, products: int) -> float | None:
     parameters = [subject.trainable[n] for n in names]
     generator = torch.Generator().manual_seed(0)
     with subject.safely():
-        state = torch.get_rng_state()
+        states = generator_states()
 
         def gradient() -> torch.Tensor:
-            torch.set_rng_state(state)
+            restore_generators(states)
             _, grads = subject.gradients()
             parts = [
                 torch.zeros_like(p) if (g := grads[n]) is None else g for n, p in zip(names, parameters, strict=True)

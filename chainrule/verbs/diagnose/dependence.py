@@ -6,7 +6,7 @@ gradient is zero in the other rows and whose input's is not has mixed them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,20 +17,18 @@ from chainrule.errors import ChainruleError
 from chainrule.frontends.torch import batch as convention
 from chainrule.verbs.diagnose.examination import Examination, replaced
 from chainrule.verbs.diagnose.tape import Tape
-from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, RECURRENT
-from chainrule.verbs.diagnose.values import Call, Value, tensors_in
+from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, MOVEMENT, RECURRENT
+from chainrule.verbs.diagnose.values import Call, Value, above, tensors_in
 from chainrule.verbs.kinds import Finding
 
 _ROW_BY_ROW = frozenset({"mul", "add", "sub", "div", "linear", "layer_norm", "dropout", *ACTIVATIONS})
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class _Spread:
-    """For each value, whether its gradient is outside of the rows, or positions, that were asked for."""
+    """Rows, or positions, outside of those that were asked for are reached; ``call``: the op that mixes them."""
 
-    outside: dict[Value, bool]
     call: Call | None
-    leaked: bool
 
 
 def dependence(e: Examination) -> list[Finding]:
@@ -55,24 +53,55 @@ def batch_leak(e: Examination) -> list[Finding]:
     if size is None or size < 2:
         return found
 
-    def outside(g: torch.Tensor) -> bool:
-        return g.dim() > 0 and g.shape[0] == size and bool((g[1:] != 0).any())
+    at = size // 2  # a recurrence over the batch looks back only
 
-    spread = _spread(e, lambda out: out[0], outside, lambda v: bool(v.shape) and v.shape[0] == size)
-    if spread is None or not spread.leaked:
+    def outside(g: torch.Tensor) -> bool:
+        dim = _dimension(g.shape, 0, size)
+        rest = size - at - 1
+        return dim is not None and bool(
+            (g.narrow(dim, 0, at) != 0).any() or (g.narrow(dim, at + 1, rest) != 0).any()
+        )  # fmt: skip
+
+    spread = _spread(e, lambda out: out[at], outside, lambda v: _dimension(v.shape, 0, size) is not None, 0, size)
+    if spread is None:
         return found
     call = spread.call
+    if call is not None and _told_by_data(call, size):
+        found.append(
+            Finding(
+                "batch_leak", "info", f"{call.module + ' ' if call.module else ''}{call.name}",
+                "samples are mixed by a matrix or indices that are given, as in a graph", "", "", "",
+                source=call.place.text,
+            )
+        )  # fmt: skip
+        return found
     found.append(
         Finding(
             "batch_leak", "error", f"{call.module + ' ' if call.module else ''}{call.name}" if call else "the model",
-            "what the model returns for the first sample depends on other samples of the batch",
-            measured="d output[0] / d x[j] is not zero for j > 0, in evaluation mode",
+            "what the model returns for a sample depends on other samples of the batch",
+            measured=f"d output[{at}] / d x[j] is not zero for j other than {at}, in evaluation mode",
             expected="zero: samples are independent",
-            fix="a softmax, norm, view or sum over the batch dimension: keep dimension 0 apart",
+            fix="batch_first=True, or x.transpose(0, 1) for a recurrence that takes time first" if call is not None
+            and call.name in RECURRENT
+            else "transpose or permute in place of view, which keeps the order in memory" if call is not None
+            and call.name in MOVEMENT
+            else "a softmax, norm, view or sum over the batch dimension: keep dimension 0 apart",
             source=call.place.text if call else "",
         )
     )  # fmt: skip
     return found
+
+
+def _told_by_data(call: Call, size: int) -> bool:
+    """Whether what mixes rows is an operand that is given: a matrix between samples, as in a graph, or indices."""
+    for v in call.inputs:
+        square, indices = v.shape[-2:] == (size, size), v.dtype in (torch.int64, torch.int32)
+        if v.learned or not (square or (indices and call.name != "embedding")):
+            continue
+        given = [u for u in above([v]) if u.producer is None and u.data]
+        if all(u.shape[-2:] == (size, size) or not u.dtype.is_floating_point for u in given):
+            return True
+    return False
 
 
 def _batch_size(e: Examination) -> int | None:
@@ -89,7 +118,11 @@ def _batch_size(e: Examination) -> int | None:
         return None
     if e.subject.case.loss == "model":
         return None if outputs[0] == () else size
-    # Time first: recurrences and attention by torch put the batch second unless told otherwise.
+    # Time first: recurrences and attention by torch put the batch second unless told otherwise. With one row of the
+    # output and one label for each of dimension 0, it is the batch all the same.
+    labelled = len(outputs[0]) == 2 and bool(target) and target[0].dim() <= 2
+    if labelled and inputs[0].dim() > 2 and inputs[0].shape[0] != inputs[0].shape[1]:
+        return size
     sequential = any(
         getattr(m, "batch_first", True) is False for root in e.subject.roots.values() for m in root.modules()
     )
@@ -103,16 +136,21 @@ def _batch_size(e: Examination) -> int | None:
 # ---- future --------------------------------------------------------------------------------------------------
 def future_leak(e: Examination) -> list[Finding]:
     """Whether a model that predicts the next position looks at it."""
-    length = _predicts_next(e)
-    if length is None:
+    found = _predicts_next(e)
+    if found is None:
         return []
+    read, along, length = found
     at = length // 2
 
     def outside(g: torch.Tensor) -> bool:
-        return g.dim() > 1 and g.shape[1] == length and bool((g[:, at + 1 :] != 0).any())
+        dim = _dimension(g.shape, along, length)
+        return dim is not None and bool((g.narrow(dim, at + 1, length - at - 1) != 0).any())
 
-    spread = _spread(e, lambda out: out[:, at], outside, lambda v: len(v.shape) > 1 and v.shape[1] == length)
-    if spread is None or not spread.leaked:
+    def comparable(v: Value) -> bool:
+        return _dimension(v.shape, along, length) is not None
+
+    spread = _spread(e, lambda out: out.select(along, at), outside, comparable, along, length, read)
+    if spread is None:
         return []
     call = spread.call
     return [
@@ -120,43 +158,65 @@ def future_leak(e: Examination) -> list[Finding]:
             "future_leak", "error", f"{call.module + ' ' if call.module else ''}{call.name}" if call else "the model",
             "the target is the input moved by one, and what the model returns at a position depends on later ones: it "
             "can copy the answer",
-            measured=f"d output[:, {at}] / d x[:, t] is not zero for t > {at}",
+            measured=f"the output at position {at} depends on x at positions after {at}",
             expected="zero: a causal mask", fix="is_causal=True, or a mask of -inf above the diagonal",
             source=call.place.text if call else "",
         )
     ]  # fmt: skip
 
 
-def _predicts_next(e: Examination) -> int | None:
-    """The length of the sequence, if the target is the input moved on by one position."""
-    target = e.subject.target
-    if not isinstance(target, torch.Tensor):
+def _predicts_next(e: Examination) -> tuple[torch.Tensor, int, int] | None:
+    """(input, dimension, length) of the sequence, if the target is the input moved on by one position."""
+    targets = [t for t in tensors_in(e.subject.target) if t.numel()]
+    outputs = [v.shape for v in e.seen.outputs if v.shape]
+    if not targets or not outputs:
         return None
     for name, x in e.subject.input_tensors.items():
-        if not (name in e.seen.inputs and x.dim() >= 2 and x.shape[1] >= 4 and x.shape == target.shape):
+        if name not in e.seen.inputs or x.dim() < 2:
             continue
-        if x.dtype == target.dtype and bool((x[:, 1:] == target[:, :-1]).all()) and bool((x[:, 1:] != x[:, :-1]).any()):
-            outputs = [v.shape for v in e.seen.outputs if v.shape]
-            if outputs and len(outputs[0]) >= 2 and outputs[0][:2] == tuple(x.shape[:2]):
-                return int(x.shape[1])
+        for target in targets:
+            if x.dtype != target.dtype or x.numel() != target.numel():
+                continue
+            y = target.detach().reshape(x.shape)  # labels are often flat
+            for along in (1, 0):
+                length = x.shape[along]
+                if length < 4 or outputs[0][:2] != tuple(x.shape[:2]):
+                    continue
+                later, now = x.narrow(along, 1, length - 1), x.narrow(along, 0, length - 1)
+                if bool((later == y.narrow(along, 0, length - 1)).all()) and bool((later != now).any()):
+                    return x, along, int(length)
     return None
+
+
+def _dimension(shape: Sequence[int], along: int, size: int) -> int | None:
+    """Which dimension counts samples, or positions: where it was, or the only one of that size."""
+    if len(shape) > along and shape[along] == size:
+        return along
+    found = [k for k, s in enumerate(shape) if s == size]
+    return found[0] if len(found) == 1 else None
 
 
 # ---- one backward pass from part of the output ---------------------------------------------------------------
 def _spread(
     e: Examination, part: Callable[[torch.Tensor], torch.Tensor], outside: Callable[[torch.Tensor], bool],
-    comparable: Callable[[Value], bool],
+    comparable: Callable[[Value], bool], along: int, size: int, read: torch.Tensor | None = None,
 ) -> _Spread | None:  # fmt: skip
-    """A pass in evaluation mode whose backward starts at part of the output; None where it cannot be made."""
+    """A pass in evaluation mode whose backward starts at part of the output; None where nothing outside is reached.
+
+    ``read``: the input that counts; all of them without it. ``along``, ``size``: its dimension of samples or steps.
+    """
     subject = e.subject
     seen: dict[Value, bool] = {}
 
-    def watch(value: Value, grad: torch.Tensor) -> None:
+    def watch(value: Value, grad: torch.Tensor) -> torch.Tensor | None:
         if comparable(value):
             seen[value] = outside(grad)
+        return None
 
-    leaks = _leaks(e, part, outside)
-    if not leaks:
+    def strictly(g: torch.Tensor) -> bool:
+        return g.dim() > along and g.shape[along] == size and outside(g)
+
+    if not _leaks(e, part, strictly, read):
         return None
     tape = Tape(subject.roots, sizes=False, watch=watch)
     inputs = subject.case.batch if subject.case.loss == "model" else convention.split(subject.case.batch)[0]
@@ -167,6 +227,8 @@ def _spread(
             for n, t in tensors.items():
                 tape.declare(t, f"batch {n}", data=True)
             fresh = {id(t): t.detach().clone().requires_grad_() for t in tensors.values() if t.is_floating_point()}
+            for t in fresh.values():
+                tape.declare(t, "batch", data=True)
             for root in subject.roots.values():
                 root.eval()
             given = _with(inputs, fresh)
@@ -178,7 +240,6 @@ def _spread(
             chosen = part(first)
             weights = torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0)).to(chosen)
             (chosen * weights).sum().backward()
-            leaked = any(outside(t.grad) for t in fresh.values() if t.grad is not None)
     except (ChainruleError, RuntimeError, IndexError, TypeError, ValueError) as error:
         subject.notes.append(
             f"dependence between samples not checked: {str(error).splitlines()[0] if str(error) else ''}"
@@ -196,16 +257,28 @@ def _spread(
     ]
     # What is read twice is reached by way of both readers; one that works row by row is not what mixes.
     call = next((c for c in mixing if c.name not in _ROW_BY_ROW), mixing[0] if mixing else None)
-    if call is None and leaked:
+    if call is None:  # the first that takes mixed rows into another shape
+        call = next(
+            (
+                c
+                for c in tape.calls
+                if c.outputs
+                and c.outputs[0] not in seen
+                and any(v.data and comparable(v) for v in c.inputs)
+                and not comparable(c.outputs[0])
+                and c.outputs[0].differentiable
+            ),
+            None,
+        )
+    if call is None:
         call = next((c for c in tape.calls if any(o in seen and not seen[o] for o in c.outputs)), None)
-    first_data = [c for c in tape.calls if c.name == "embedding" and c.outputs[0] in seen]
-    leaked = leaked or any(seen[c.outputs[0]] for c in first_data if c.inputs and any(v.data for v in c.inputs))
-    return _Spread(seen, call, leaked)
+    return _Spread(call)
 
 
 def _leaks(
-    e: Examination, part: Callable[[torch.Tensor], torch.Tensor], outside: Callable[[torch.Tensor], bool]
-) -> bool:
+    e: Examination, part: Callable[[torch.Tensor], torch.Tensor], outside: Callable[[torch.Tensor], bool],
+    read: torch.Tensor | None,
+) -> bool:  # fmt: skip
     """The same without a record, which costs a plain pass: whether there is anything to look for."""
     subject = e.subject
     inputs = subject.case.batch if subject.case.loss == "model" else convention.split(subject.case.batch)[0]
@@ -218,7 +291,7 @@ def _leaks(
             fresh = {id(t): t.detach().clone().requires_grad_() for t in tensors.values() if t.is_floating_point()}
 
             def looked_up(module: Any, args: Any, output: torch.Tensor) -> None:
-                if output.requires_grad:
+                if output.requires_grad and (read is None or _same(args[0] if args else None, read)):
                     output.retain_grad()
                     rows.append(output)
 
@@ -232,7 +305,8 @@ def _leaks(
                 return False
             chosen = part(first)
             (chosen * torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0)).to(chosen)).sum().backward()
-            reached = [t.grad for t in (*fresh.values(), *rows) if t.grad is not None]
+            floats = [t for k, t in fresh.items() if read is None or k == id(read)]
+            reached = [t.grad for t in (*floats, *rows) if t.grad is not None]
             return any(outside(g) for g in reached)
     except Exception as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -241,6 +315,10 @@ def _leaks(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _same(given: Any, read: torch.Tensor) -> bool:
+    return isinstance(given, torch.Tensor) and given.shape == read.shape and bool((given == read).all())
 
 
 def _with(value: Any, fresh: dict[int, torch.Tensor]) -> Any:

@@ -40,7 +40,8 @@ class Examination:
 
     Attributes:
         seen: the recorded run. stepped: gradients at the user's own optimizer step, by name, where they are known
-            (a captured script, a training step that was given), with those of the step before.
+            (a captured script, a training step that was given), with those of the step before. own: those that the
+            step should have, if they are not the batch's alone. foreign: whether ``before`` came from another loss.
     """
 
     subject: Subject
@@ -48,6 +49,7 @@ class Examination:
     stepped: Mapping[str, torch.Tensor] | None = None
     before: Mapping[str, torch.Tensor] | None = None
     own: Mapping[str, torch.Tensor | None] | None = None
+    foreign: bool = False
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -106,6 +108,8 @@ class Examination:
                 return t
             if id(t) in targets:
                 return t.roll(1, 0) if t.dim() else t
+            if t.requires_grad:  # an input that something is differentiated by
+                return changed(t.detach()).requires_grad_()
             if t.is_floating_point() and t.dim() >= 2 and t.shape[0] > 1:
                 order = torch.randperm(t.shape[0], generator=generator).to(t.device)
                 weight = torch.rand((t.shape[0], *(1,) * (t.dim() - 1)), generator=generator).to(t)

@@ -18,6 +18,7 @@ from chainrule.verbs.diagnose.examination import BOOST, Examination
 from chainrule.verbs.diagnose.layers import Layer, label, name_of
 from chainrule.verbs.diagnose.optimizers import is_adaptive
 from chainrule.verbs.diagnose.patches import Patch, initialize, submodule
+from chainrule.verbs.diagnose.recurrent import over_time
 from chainrule.verbs.diagnose.torch_ops import RECURRENT
 from chainrule.verbs.kinds import Finding
 
@@ -51,6 +52,9 @@ def trend(signal: Sequence[float]) -> tuple[float, bool]:
 
 def flow(e: Examination) -> list[Finding]:
     """vanishing and exploding."""
+    steps = through_time(e)
+    if steps:
+        return steps
     layers = reached(e)
     if len(layers) < 2:
         count = "no weight layer" if not layers else "one weight layer"
@@ -70,6 +74,39 @@ def flow(e: Examination) -> list[Finding]:
     alive = [x for x in layers if x.backward > 0]
     slope, steady = trend([x.backward for x in alive])
     return [_finding(e, alive, slope, by_scale=False)] if steady else []
+
+
+def through_time(e: Examination) -> list[Finding]:
+    """Recurrent layers over whole sequences: how the gradient changes from step to step."""
+    for layer in e.layers:
+        if layer.call.again is None or layer.value not in e.path:
+            continue
+        signal = over_time(layer.call)
+        kept = [s for s in signal if s > 0 and math.isfinite(s)]
+        if len(kept) < 4 or len(kept) < len(signal) / 2:
+            continue
+        slope, steady = trend(kept)
+        if not steady:
+            continue
+        grows = slope < 0
+        factor = 10 ** abs(slope)
+        module = label(layer.parameter)
+        cell = submodule(module)
+        return [
+            Finding(
+                "exploding" if grows else "vanishing", "error" if grows else "info", module,
+                f"the gradient {'grows' if grows else 'shrinks'} by a factor {factor:.2g} with every step back in "
+                "time: " + ("the recurrent weight's gain is raised to the power of the length" if grows
+                   else f"what is more than {6 / abs(slope):.0f} steps back is not learned from"),
+                measured=f"rms of dh/dx {kept[0]:.1e} at the first of {len(kept)} steps, {kept[-1]:.1e} at the last",
+                expected="about one per step",
+                fix="nn.init.orthogonal_ of the recurrent weights, an LSTM or GRU, or shorter sequences"
+                + ("; clipping of the norm" if grows else ""),
+                patch=Patch(f"for n, p in {cell}.named_parameters():\n    if 'weight_hh' in n:\n        "
+                            "nn.init.orthogonal_(p)") if grows else None,
+            )
+        ]  # fmt: skip
+    return []
 
 
 def _per_layer(layers: Sequence[Layer]) -> float:
@@ -147,7 +184,11 @@ def _finding(e: Examination, layers: Sequence[Layer], slope: float, by_scale: bo
 
 def _patch(e: Examination, layers: Sequence[Layer], squashing: str, repeated: bool) -> Patch | None:
     if repeated:
-        return Patch(f"nn.init.orthogonal_({submodule(most_used(layers))}.weight)")
+        used = submodule(most_used(layers))
+        if any(x.call.name in RECURRENT for x in layers):
+            return Patch(f"for n, p in {used}.named_parameters():\n    if 'weight_hh' in n:\n        "
+                         "nn.init.orthogonal_(p)")  # fmt: skip
+        return Patch(f"nn.init.orthogonal_({used}.weight)")
     patch = initialize(squashing)
     if squashing == "sigmoid":
         swap = "for path, m in list(model.named_modules()):\n    if isinstance(m, nn.Sigmoid):\n        "

@@ -48,7 +48,9 @@ class Layer:
 def label(parameter: str) -> str:
     """What a weight's layer is called: its module where the parameter is the module's ``weight``, else itself."""
     module, _, own = parameter.rpartition(".")
-    return module if module and own == "weight" else parameter
+    return (
+        module if (module and own.startswith(("weight_ih", "weight_hh"))) or (own == "weight" and module) else parameter
+    )
 
 
 def layers_of(subject: Any, seen: Any) -> list[Layer]:

@@ -1,19 +1,23 @@
-"""Whether the loss is given what it expects: pairing, axis, broadcasting, sign, targets, masked labels, first value."""
+"""Whether the loss is given what it expects: pairing, broadcasting, sign, masked labels, first value.
+
+Dimensions of softmaxes are in ``axes``, targets in ``targets``.
+"""
 
 from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator
 
 import torch
 
 from chainrule.frontends.torch.places import Edit
+from chainrule.verbs.diagnose.axes import axis, over_the_batch, weights_of_an_average
 from chainrule.verbs.diagnose.examination import Examination
+from chainrule.verbs.diagnose.loss_calls import classes_of, is_output, losses_of
 from chainrule.verbs.diagnose.naming import container
 from chainrule.verbs.diagnose.patches import Patch, submodule
+from chainrule.verbs.diagnose.targets import smoothed, targets, targets_by_hand
 from chainrule.verbs.diagnose.torch_ops import (
-    ACTIVATIONS,
     LOG_SOFTMAXES,
     LOSSES,
     PRODUCTS,
@@ -24,26 +28,18 @@ from chainrule.verbs.diagnose.torch_ops import (
 from chainrule.verbs.diagnose.values import Call, Value, origin
 from chainrule.verbs.kinds import Finding
 
-_WRAPPED = frozenset({"div", "mul"})  # a temperature
-
-
-def losses_of(e: Examination) -> Iterator[Call]:
-    """The calls of losses that the loss was computed from."""
-    for call in e.seen.tape.calls:
-        if call.name in LOSSES and any(o in e.ancestors for o in call.outputs):
-            yield call
-
 
 def losses(e: Examination) -> list[Finding]:
     """loss_pairing, loss_axis, broadcast, target_range, sign, init_loss."""
     found: list[Finding] = []
     for call in losses_of(e):
-        for check in (_pairing, _axis, _shapes, _targets, _first_value):
+        for check in (_pairing, axis, _shapes, targets, _first_value):
             finding = check(e, call)
             if finding is not None:
                 found.append(finding)
                 break
-    found += _softmax_of_softmax(e) + _constant_softmax(e) + _sign(e)
+    found += _softmax_of_softmax(e) + _constant_softmax(e) + _sign(e) + _picked_sign(e)
+    found += over_the_batch(e) + weights_of_an_average(e) + targets_by_hand(e) + smoothed(e)
     if not any(f.kind == "broadcast" for f in found):
         found += _subtracted(e)
     unique: dict[tuple[str, str], Finding] = {}
@@ -63,7 +59,7 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
     made = given.producer
     if made is None:
         return None
-    name, classes = made.name, _classes(call)
+    name, classes = made.name, classes_of(call)
     if expects == "logits":
         if name in SOFTMAXES or name == "sigmoid":
             if classes < 2:
@@ -88,7 +84,7 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
                 "negative gets no gradient",
                 "logits of both signs",
             )  # fmt: skip
-        if name in LOG_SOFTMAXES:
+        if name in LOG_SOFTMAXES and axis(e, call) is None:
             return _paired(
                 e, call, made, "info",
                 "log-softmax twice is log-softmax once (log-softmax is idempotent): harmless",
@@ -113,6 +109,12 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
             f"(ln 2 + ln(1 + 1/e)) / 2 = {(low + high) / 2:.3f} for balanced labels",
             "the model's last product, without " + name,
         )  # fmt: skip
+    elif expects == "binary_logits" and name in LOG_SOFTMAXES:
+        return _paired(
+            e, call, made, "error",
+            "log-probabilities are never positive, so the sigmoid that BCEWithLogits applies to them stays below 1/2",
+            "the model's last product, without " + name,
+        )  # fmt: skip
     elif expects == "binary_logits" and name in ("relu", "tanh"):
         return _paired(
             e, call, made, "warning",
@@ -121,11 +123,6 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
             "unbounded logits",
         )  # fmt: skip
     return None
-
-
-def _classes(call: Call) -> int:
-    shape = call.inputs[0].shape
-    return shape[1] if len(shape) > 1 else shape[0] if shape else 1
 
 
 def _above_zero(call: Call) -> bool:
@@ -195,25 +192,13 @@ def _paired_twice(made: Call, call: Call, classes: int) -> Finding:
     )  # fmt: skip
 
 
-def _is_output(e: Examination, value: Value) -> bool:
-    """Whether a value is what the model returns, or what a loss takes; an attention to one place is neither."""
-    for _ in range(8):
-        if value in e.seen.outputs or any(c.name in LOSSES or c.name in ("log", "neg") for c in value.consumers):
-            return True
-        following = next((c for c in value.consumers if c.name in TRANSPARENT and c.outputs), None)
-        if following is None:
-            return False
-        value = following.outputs[0]
-    return False
-
-
 def _constant_softmax(e: Examination) -> list[Finding]:
     found = []
     for call in e.seen.tape.calls:
         if call.name not in SOFTMAXES | LOG_SOFTMAXES or not any(o in e.path for o in call.outputs):
             continue
         dim, shape = call.argument(1, "dim"), call.outputs[0].shape
-        if isinstance(dim, int) and shape and shape[dim] == 1 and _is_output(e, call.outputs[0]):
+        if isinstance(dim, int) and shape and shape[dim] == 1 and is_output(e, call.outputs[0]):
             number = "1" if call.name in SOFTMAXES else "0"
             found.append(
                 Finding(
@@ -236,24 +221,7 @@ def _sigmoid(e: Examination, call: Call) -> Patch | None:
     return None
 
 
-# ---- axis and shapes -----------------------------------------------------------------------------------------
-def _axis(e: Examination, call: Call) -> Finding | None:
-    made = origin(call.inputs[0], TRANSPARENT).producer
-    if made is None or made.name not in SOFTMAXES | LOG_SOFTMAXES:
-        return None
-    dim, shape = made.argument(1, "dim"), made.outputs[0].shape
-    if not isinstance(dim, int) or len(shape) != 2 or dim not in (0, -2) or shape[0] < 2:
-        return None
-    patch = None
-    module = container(e, made.module) if made.module else None
-    if module is not None and getattr(module, "dim", None) == dim:
-        patch = Patch(f"{submodule(made.module)}.dim = 1")
-    return Finding(
-        "loss_axis", "error", f"{made.module + ' ' if made.module else ''}{made.name}",
-        f"{made.name} over dimension 0, the batch: samples compete with each other instead of classes",
-        measured=f"shape {shape}, dim={dim}", expected="dim=1, the classes", fix="dim=1",
-        source=made.place.text, patch=patch,
-    )  # fmt: skip
+# ---- shapes ---------------------------------------------------------------------------------------------------
 
 
 def _shapes(e: Examination, call: Call) -> Finding | None:
@@ -322,49 +290,6 @@ def _subtracted(e: Examination) -> list[Finding]:
     return []
 
 
-# ---- targets -------------------------------------------------------------------------------------------------
-def _targets(e: Examination, call: Call) -> Finding | None:
-    if len(call.held) < 2:
-        return None
-    target, name = call.held[1], call.name
-    if not target.numel():
-        return None
-    if name in ("binary_cross_entropy", "binary_cross_entropy_with_logits"):
-        low, high = float(target.min()), float(target.max())
-        if low < 0 or high > 1:
-            return _out_of_range(call, low, high, "[0, 1]", "(target + 1) / 2 for labels of -1 and 1")
-    if name == "cross_entropy_loss" and target.is_floating_point() and target.dim() > 1:
-        sums = target.sum(1)
-        off = float((sums - 1).abs().max())
-        if off > 0.01 or float(target.min()) < 0:
-            return _out_of_range(call, float(target.min()), float(target.max()), "probabilities that sum to 1",
-                                 "target / target.sum(1, keepdim=True), or class indices")  # fmt: skip
-    if name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
-        made = origin(call.inputs[0], TRANSPARENT).producer
-        bounds = ACTIVATIONS[made.name].bounded if made is not None and made.name in ACTIVATIONS else None
-        if made is not None and bounds is None and made.name == "relu":
-            bounds = (0.0, math.inf)
-        if bounds is not None and made is not None:
-            low, high = bounds
-            slack = 0.01 * (high - low if high < math.inf else 1.0)
-            outside = float(((target < low - slack) | (target > high + slack)).float().mean())
-            if outside > 0.05:
-                return _out_of_range(
-                    call, float(target.min()), float(target.max()), f"[{low:g}, {high:g}], what {made.name} can give",
-                    f"no {made.name} at the end, or targets scaled to its range", f"; {outside:.0%} are outside",
-                )  # fmt: skip
-    return None
-
-
-def _out_of_range(call: Call, low: float, high: float, expected: str, fix: str, more: str = "") -> Finding:
-    return Finding(
-        "target_range", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
-        "the targets are outside of what the loss or the last layer can reach",
-        measured=f"targets between {low:.4g} and {high:.4g}{more}", expected=expected, fix=fix,
-        source=call.place.text,
-    )  # fmt: skip
-
-
 def masked_labels(e: Examination) -> list[Finding]:
     """Losses whose labels are all, or nearly all, the ignored index."""
     for call in losses_of(e):
@@ -397,7 +322,7 @@ def masked_labels(e: Examination) -> list[Finding]:
 # ---- sign and first value ------------------------------------------------------------------------------------
 def _sign(e: Examination) -> list[Finding]:
     """Losses bounded below that are maximised, where nothing else in the loss holds them."""
-    known = [c for c in e.seen.tape.calls if c.weight is not None and any(o in e.path for o in c.outputs)]
+    known = [c for c in e.seen.tape.calls if isinstance(c.weight, float) and any(o in e.path for o in c.outputs)]
     negative = [c for c in known if c.weight < 0 and (c.name in UNBOUNDED_ABOVE or c.name in ("pow", "square", "abs"))]
     if not negative or any(c.weight > 0 for c in known) or not e.seen.loss_number < 0:
         return []
@@ -413,6 +338,29 @@ def _sign(e: Examination) -> list[Finding]:
             expected="a positive weight", fix="remove the minus sign", source=call.place.text, patch=_unsigned(e, call),
         )
     ]  # fmt: skip
+
+
+def _picked_sign(e: Examination) -> list[Finding]:
+    """Log-probabilities of labels that are minimised: the loss is the likelihood, without its minus."""
+    if not e.seen.loss_number < 0:
+        return []
+    for call in e.seen.tape.calls:
+        if call.name not in LOG_SOFTMAXES or not isinstance(call.weight, tuple):
+            continue
+        low, high, dense = call.weight
+        if low < 0 or high <= 0 or dense or len(call.outputs[0].consumers) > 1:
+            continue
+        return [
+            Finding(
+                "sign", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
+                "the log-probability of the labels is minimised: it has no lower bound, and the model learns to avoid "
+                "the right answer",
+                measured=f"d loss / d log p is positive at every label; loss {e.seen.loss_number:.4g}",
+                expected="-log p of the labels", fix="a minus sign in front of the log-probability, or nll_loss",
+                source=call.place.text,
+            )
+        ]  # fmt: skip
+    return []
 
 
 def _of_error(call: Call) -> bool:
@@ -438,7 +386,7 @@ def _first_value(e: Examination, call: Call) -> Finding | None:
     if number is None or not mean or call.outputs[0].shape != () or not math.isfinite(number):
         return None
     if call.name == "cross_entropy_loss":
-        baseline = math.log(max(_classes(call), 2))
+        baseline = math.log(max(classes_of(call), 2))
     elif call.name in ("binary_cross_entropy", "binary_cross_entropy_with_logits"):
         baseline = math.log(2)
     else:

@@ -11,7 +11,8 @@ from chainrule.frontends.torch.places import Edit
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.flow import overflow
 from chainrule.verbs.diagnose.patches import Patch
-from chainrule.verbs.diagnose.values import Call, Value
+from chainrule.verbs.diagnose.torch_ops import LOG_SOFTMAXES, SOFTMAXES
+from chainrule.verbs.diagnose.values import Call, Value, below
 from chainrule.verbs.kinds import Finding
 
 
@@ -52,7 +53,24 @@ def forward_producer(e: Examination) -> Call | None:
             stack += bad
         else:
             found.append(call)
-    return min(found, key=lambda c: c.index) if found else None
+    if not found:
+        return None
+    first = min(found, key=lambda c: c.index)
+    return _softmax_of_mask(first) or first
+
+
+def _softmax_of_mask(call: Call) -> Call | None:
+    """The softmax behind a mask of -inf, whose rows hold nothing else: the mask is legal, the empty row is not."""
+    if call.name not in _MASKS:
+        return None
+    for value in below(call.outputs):
+        for reader in value.consumers:
+            if reader.name in SOFTMAXES | LOG_SOFTMAXES and not any(o.finite for o in reader.outputs):
+                return reader
+    return None
+
+
+_MASKS = frozenset({"masked_fill", "where", "add", "triu", "tril", "full", "full_like", "mul", "sub"})
 
 
 def backward_producer(e: Examination) -> Call | None:
@@ -113,6 +131,16 @@ def _ranges(call: Call) -> str:
 
 def _forward(e: Examination, call: Call) -> Finding:
     spelled = f"{call.module + ' ' if call.module else ''}{call.name}"
+    if call.name in SOFTMAXES | LOG_SOFTMAXES and any(not v.finite for v in call.inputs):
+        return Finding(
+            "nonfinite", "error", spelled,
+            f"a row that is masked as a whole: the {call.name} of -inf only is 0/0",
+            measured=f"loss {e.seen.loss_number}; {call.name} of {call.inputs[0].shape} gives nan",
+            expected="at least one position that is not masked in every row",
+            fix="mask with torch.finfo(dtype).min in place of -inf, or leave out samples without any valid position",
+            source=call.place.text,
+            consequences=("everything computed from it, the loss and all gradients are not finite",),
+        )  # fmt: skip
     grown = overflow(e, f"nonfinite at {spelled}: {call.name} overflows")
     if grown is not None:
         return grown

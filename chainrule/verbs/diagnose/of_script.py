@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from chainrule.errors import ModelError
+from chainrule.frontends.torch.places import Place
 from chainrule.frontends.torch.script import Captured, Segment, Watch, run_script
 from chainrule.frontends.torch.script_case import parts_of
 from chainrule.verbs.case import Case
 from chainrule.verbs.diagnose import examine
 from chainrule.verbs.diagnose.keeping import parameters_of
 from chainrule.verbs.diagnose.ranking import ranked
+from chainrule.verbs.diagnose.refusals import as_finding
 from chainrule.verbs.diagnose.result import DiagnoseResult
 from chainrule.verbs.diagnose.subject import Subject
 from chainrule.verbs.kinds import Finding
@@ -51,21 +53,46 @@ def diagnose_script(path: Path, arguments: Sequence[str] = (), at_step: int = 1)
     def seen(captured: Captured) -> None:
         results.append(_examined(captured))
 
-    watch = run_script(path, arguments, seen, at_step, leftovers=True)
+    try:
+        watch = run_script(path, arguments, seen, at_step, leftovers=True)
+    except ModelError as error:
+        finding = as_finding(error) if not results else None
+        if finding is None:
+            raise
+        return DiagnoseResult((finding,), notes=("the script raised before its optimizer's step",))
     return _merged(results, watch)
 
 
 def _examined(captured: Captured) -> DiagnoseResult:
     segment = captured.segments[-1]
+    if not segment.events:
+        return DiagnoseResult((_fresh_loss(segment),))
     subject = _subject(captured, segment)
     names = {id(p): n for n, p in subject.parameters.items()}
     stepped = {names[k]: g for k, g in captured.gradients.items() if k in names}
     own = _summed(captured, names) if len(captured.segments) > 1 else None
-    result = examine(subject, stepped=stepped, own=own)
+    before = {names[k]: g for k, g in captured.segments[0].before.items() if k in names}
+    result = examine(subject, stepped=stepped, before=before, own=own, foreign=captured.step == 1)
     if len(captured.segments) > 1:
         note = f"gradients of {len(captured.segments)} backward passes are accumulated per step; the last is examined"
         result = DiagnoseResult(**{**result.__dict__, "notes": (*result.notes, note)})
     return result
+
+
+def _fresh_loss(segment: Segment) -> Finding:
+    """``torch.tensor(loss.item(), requires_grad=True).backward()``: torch raises nothing, and nothing is trained."""
+    name, place = segment.taken_out or ("", Place())
+    return Finding(
+        "loss_detached", "error", f"the loss{f' ({name})' if name else ''}",
+        "backward() is called on a new tensor that was made of numbers and requires a gradient itself: no model and no "
+        "parameter is in its history",
+        measured="loss.grad_fn is None and loss.requires_grad is True"
+        + (f"; the last that was done to a learned tensor before: {name}" if name else ""),
+        expected="a loss that was computed from the parameters by torch's ops",
+        fix="backward() of the loss itself: no torch.tensor(...), Variable(...), .item(), .data or requires_grad_() "
+        "on the way",
+        source=place.text, consequences=("every gradient is None, and step() changes nothing",),
+    )  # fmt: skip
 
 
 def _subject(captured: Captured, segment: Segment) -> Subject:

@@ -28,6 +28,7 @@ EXPLAINS: Mapping[str, frozenset[str]] = {
     "not_in_optimizer": frozenset(_TRAINING),
     "wrong_backward": frozenset({*_TRAINING, "exploding", "vanishing"}),
     "input_constant": frozenset({"symmetric", "input_scale", "no_signal", "duplicate", *_TRAINING}),
+    "no_signal": frozenset({"output_unused", "unused", *_SMALL, *_TRAINING}),
     "symmetric": frozenset({*_SMALL, *_TRAINING, "exploding", "duplicate", "linear_stack"}),
     "zero_derivative": frozenset({*_SMALL, *_TRAINING}),
     "loss_pairing": frozenset({*_SMALL, *_TRAINING, "loss_axis", "batch_leak", "sign", "symmetric"}),

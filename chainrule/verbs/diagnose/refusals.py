@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from chainrule.errors import ModelError
-from chainrule.verbs.diagnose.subject import Subject
+from chainrule.verbs.diagnose.torch_ops import FLAT
 from chainrule.verbs.kinds import Finding
 
 _KNOWN = (
@@ -25,9 +25,18 @@ _KNOWN = (
 )  # fmt: skip
 
 
-def as_finding(error: ModelError, subject: Subject) -> Finding | None:
+def as_finding(error: ModelError) -> Finding | None:
     """The finding that an error is; None for one that is only an error."""
     said = str(error.__cause__ or error)
+    missing = re.search(r"derivative for aten::(\w+) is not implemented", said)
+    if missing is not None:
+        return Finding(
+            "zero_derivative" if missing[1] in FLAT else "cut", "error", missing[1],
+            f"torch has no derivative of {missing[1]}: backward() raises"
+            + (", and where there is one it is zero" if missing[1] in FLAT else ""),
+            measured=said.split("\n")[0], expected="an op with a derivative",
+            fix="a smooth function (sigmoid for a step), or a straight-through estimator",
+        )  # fmt: skip
     for pattern, kind, cause, fix in _KNOWN:
         if re.search(pattern, said):
             place: Any = getattr(error, "place", None)

@@ -20,7 +20,7 @@ from chainrule.verbs.kinds import Finding
 # ---- frozen --------------------------------------------------------------------------------------------------
 def frozen(e: Examination) -> list[Finding]:
     """A few frozen layers between trained ones; a frozen backbone, or a frozen base with adapters, is on purpose."""
-    layers = e.layers
+    layers = [x for x in e.layers if x.value in e.path]
     fixed = [x for x in layers if not e.subject.parameters[x.parameter].requires_grad]
     trained = [x for x in layers if e.subject.parameters[x.parameter].requires_grad]
     if not fixed or not trained:

@@ -14,9 +14,10 @@ import torch
 from chainrule.verbs.diagnose.curvature import largest_eigenvalue
 from chainrule.verbs.diagnose.examination import Examination, Trial
 from chainrule.verbs.diagnose.layers import name_of
-from chainrule.verbs.diagnose.naming import listed
+from chainrule.verbs.diagnose.naming import listed, modules_of
 from chainrule.verbs.diagnose.optimizers import is_adaptive, of_groups, rate_of
 from chainrule.verbs.diagnose.patches import Patch
+from chainrule.verbs.diagnose.penalties import penalty
 from chainrule.verbs.diagnose.torch_ops import LOSSES
 from chainrule.verbs.kinds import Finding
 
@@ -40,7 +41,8 @@ def learning_rate(e: Examination, trial: Trial) -> list[Finding]:
     if lr == 0.0:
         return [_low(e, trial, lr, "the learning rate is 0")] if not _scheduled(optimizer) else []
     blown = not all(map(math.isfinite, losses))
-    risen = blown or (min(losses[-4:]) > first + 0.02 * abs(first) and losses[-1] > first + 0.05 * abs(first))
+    wild = is_adaptive(optimizer) and _median_change(trial) > 1 and max(losses) > 3 * abs(first)
+    risen = blown or wild or (min(losses[-4:]) > first + 0.02 * abs(first) and losses[-1] > first + 0.05 * abs(first))
     if risen and len(losses) > 2:
         return _high(e, trial, lr)
     fall = lr * trial.squared / abs(first) if first else math.inf
@@ -50,6 +52,11 @@ def learning_rate(e: Examination, trial: Trial) -> list[Finding]:
     if changes and fall < _FALL and max(changes) < _CHANGE and trial.squared > 0 and not _scheduled(optimizer):
         return [_low(e, trial, lr, f"a step lowers the loss by {fall:.1e} of itself")]
     return []
+
+
+def _median_change(trial: Trial) -> float:
+    changes = [u for u in trial.updates.values() if math.isfinite(u)]
+    return sorted(changes)[len(changes) // 2] if changes else math.inf
 
 
 def _scheduled(optimizer: torch.optim.Optimizer) -> bool:
@@ -87,8 +94,7 @@ def _high(e: Examination, trial: Trial, lr: float) -> list[Finding]:
                 patch=Patch(f"for g in optimizer.param_groups:\n    g['lr'] = {safe:.2g}"),
             )
         ]  # fmt: skip
-    changes = [u for u in trial.updates.values() if math.isfinite(u)]
-    change = sorted(changes)[len(changes) // 2] if changes else math.inf
+    change = _median_change(trial)
     if math.isfinite(losses[-1]) and change < 0.1 and losses[-1] < 10 * abs(losses[0]) + 1:
         return []
     safe = lr * min(0.1, 1e-3 / change if change and math.isfinite(change) else 0.1)
@@ -96,7 +102,8 @@ def _high(e: Examination, trial: Trial, lr: float) -> list[Finding]:
         Finding(
             "lr_too_high", "error", "the optimizer",
             "the loss rises: each step changes the weights by a large part of their own size",
-            measured=f"loss {losses[0]:.3g} -> {ended} in {len(losses) - 1} trial steps; lr {lr:g}; the first step "
+            measured=f"loss {losses[0]:.3g} -> {ended} in {len(losses) - 1} trial steps, up to "
+            f"{max(filter(math.isfinite, losses)):.3g}; lr {lr:g}; the first step "
             f"changes the median weight tensor by {change:.0%}",
             expected="updates of about a thousandth of the weights", fix=f"lr={safe:.2g}",
             patch=Patch(f"for g in optimizer.param_groups:\n    g['lr'] = {safe:.2g}"),
@@ -133,6 +140,9 @@ def regularizer(e: Examination) -> list[Finding]:
     """Weight decay that is far stronger than the gradient."""
     optimizer = e.optimizer
     assert optimizer is not None
+    by_hand = penalty(e)
+    if by_hand:
+        return by_hand
     names = {id(p): n for n, p in e.subject.trainable.items()}
     strong: list[tuple[str, float, float]] = []
     for group in optimizer.param_groups:
@@ -223,7 +233,10 @@ def captured(e: Examination) -> list[Finding]:
     if e.stepped is None:
         return []
     own = e.seen.gradients if e.own is None else e.own
-    return accumulating(own, e.stepped, e.before) or clipping(own, e.stepped) or emptied(own, e.stepped)
+    mine = {n for n, p in e.subject.trainable.items() if id(p) in e.subject.optimized}
+    before = {n: g for n, g in (e.before or {}).items() if n in mine}
+    left = foreign(own, e.stepped, before) if e.foreign else accumulating(own, e.stepped, e.before)
+    return left or clipping(own, e.stepped) or emptied(own, e.stepped)
 
 
 def _shared(own: Mapping[str, torch.Tensor | None], other: Mapping[str, torch.Tensor]) -> list[str]:
@@ -261,15 +274,58 @@ def accumulating(
     ]  # fmt: skip
 
 
+def foreign(
+    own: Mapping[str, torch.Tensor | None],
+    stepped: Mapping[str, torch.Tensor],
+    before: Mapping[str, torch.Tensor] | None,
+) -> list[Finding]:
+    """Whether the gradient at a step holds that of another loss, for which another optimizer has stepped."""
+    names = [n for n in _shared(own, stepped) if n in (before or {})]
+    if not before or not names:
+        return []
+    both = {n: own[n].double() + before[n].double() for n in names}  # type: ignore[union-attr]
+    if not (_norm(stepped, names) and _norm(own, names)):
+        return []
+    alike, alone = _cosine(stepped, both, names), _cosine(stepped, own, names)
+    if alike < 0.9999 or alone > 0.9999:
+        return []
+    ratio = _norm(before, names) / _norm(own, names)
+    return [
+        Finding(
+            "accumulating", "warning", listed(modules_of(names), 6),
+            "the gradient at the optimizer's step holds that of another loss, whose backward() reached these "
+            "parameters too and was not cleared",
+            measured=f"{ratio:.2g} times the gradient of the optimizer's own loss was there before its backward()",
+            expected="the gradient of the optimizer's own loss",
+            fix="zero_grad() right before this loss's backward(), or detach() what the other loss takes from here",
+        )
+    ]  # fmt: skip
+
+
+def _cosine(a: Mapping[str, torch.Tensor | None], b: Mapping[str, torch.Tensor | None], names: list[str]) -> float:
+    dot = sum(float((a[n].double() * b[n].double()).sum()) for n in names)  # type: ignore[union-attr]
+    return dot / max(_norm(a, names) * _norm(b, names), 1e-300)
+
+
 def clipping(own: Mapping[str, torch.Tensor | None], stepped: Mapping[str, torch.Tensor]) -> list[Finding]:
     """Whether the gradient at a step is that of the batch times a number far below one."""
     names = _shared(own, stepped)
     real, used = _norm(own, names) if names else 0.0, _norm(stepped, names) if names else 0.0
     if not real or not used or not math.isfinite(real) or used > 0.02 * real:
         return []
-    dot = sum(float((own[n].double() * stepped[n].double()).sum()) for n in names)  # type: ignore[union-attr]
-    if dot < 0.99 * real * used:
+    by_norm = _cosine(own, stepped, names) > 0.99
+    if not by_norm and not _by_value(own, stepped, names):
         return []
+    if not by_norm:
+        limit = max(float(stepped[n].abs().max()) for n in names if stepped[n].numel())
+        return [
+            Finding(
+                "clipping", "warning", "the training loop",
+                "nearly every entry of the gradient is clipped to one and the same size, so only its sign is left",
+                measured=f"|g| {real:.3g} before, {used:.3g} at the optimizer's step; no entry above {limit:.3g}",
+                expected="few entries clipped", fix="clip_grad_norm_, which keeps the direction, or a larger limit",
+            )
+        ]  # fmt: skip
     return [
         Finding(
             "clipping", "warning", "the training loop",
@@ -278,6 +334,17 @@ def clipping(own: Mapping[str, torch.Tensor | None], stepped: Mapping[str, torch
             fix=f"clip_grad_norm_(parameters, {_nice(real)}): about the 90th percentile of the unclipped norms",
         )
     ]  # fmt: skip
+
+
+def _by_value(own: Mapping[str, torch.Tensor | None], stepped: Mapping[str, torch.Tensor], names: list[str]) -> bool:
+    """Whether every entry has kept its sign, and what is larger than the largest that is left became that."""
+    limit = max((float(stepped[n].abs().max()) for n in names if stepped[n].numel()), default=0.0)
+    for n in names:
+        g = own[n]
+        assert g is not None
+        if not torch.allclose(g.clamp(-limit, limit), stepped[n].to(g.dtype), rtol=1e-3, atol=limit * 1e-3):
+            return False
+    return limit > 0
 
 
 def emptied(own: Mapping[str, torch.Tensor | None], stepped: Mapping[str, torch.Tensor]) -> list[Finding]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from chainrule.errors import ChainruleError, ModelError
 from chainrule.frontends.torch import batch as convention
+from chainrule.frontends.torch import restore_generators
 from chainrule.frontends.torch.places import of_traceback
 from chainrule.verbs.case import Case
 from chainrule.verbs.diagnose.keeping import kept, parameters_of
@@ -24,7 +25,7 @@ from chainrule.verbs.diagnose.sharding import is_sharded, whole
 from chainrule.verbs.diagnose.tape import Tape
 from chainrule.verbs.diagnose.values import Value, tensors_in
 
-Watch = Callable[[Value, torch.Tensor], None]
+Watch = Callable[[Value, torch.Tensor], torch.Tensor | None]  # what it returns takes the gradient's place
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ class Subject:
     Attributes:
         case: model, batch, loss or objective, optimizer. passes: forward and backward passes made so far.
         around: a context for every run (autocast of a captured script). ignored: identities of parameters that are
-            another optimizer's business. rng: state of torch's generator to run from, where it is known.
+            another optimizer's business. rng: states of torch's generators to run from, where it is known.
     """
 
     case: Case
@@ -55,7 +56,7 @@ class Subject:
     passes: int = 0
     notes: list[str] = field(default_factory=list)
     ignored: frozenset[int] = frozenset()
-    rng: torch.Tensor | None = None
+    rng: list[torch.Tensor] | None = None
 
     # ---- parts ---------------------------------------------------------------------------------------------
     @cached_property
@@ -173,7 +174,7 @@ class Subject:
             )
             inputs = {n: tape.declare(t, f"batch {n}", data=True) for n, t in tensors.items()}
             if self.rng is not None:
-                torch.set_rng_state(self.rng)
+                restore_generators(self.rng)
             with tape.recording():
                 loss, output = self.loss_of(given)
             found = tape.of(loss)

@@ -12,6 +12,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from chainrule.frontends.torch.modules import around_calls
 from chainrule.frontends.torch.places import Place, here
 from chainrule.frontends.torch.python_side import custom_calls
-from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, LOSSES, MOVEMENT, base_name
+from chainrule.verbs.diagnose.recurrent import GATES, gates
+from chainrule.verbs.diagnose.torch_ops import (
+    ACTIVATIONS,
+    LOG_SOFTMAXES,
+    LOSSES,
+    MOVEMENT,
+    RECURRENT,
+    SHAPE_ONLY,
+    base_name,
+)
 from chainrule.verbs.diagnose.values import Call, Liveness, ModuleRun, Value, tensors_in
 
 
@@ -43,7 +53,7 @@ class Tape(ProxyTorchDispatchMode):
         self,
         roots: Mapping[str, nn.Module],
         sizes: bool = True,
-        watch: Callable[[Value, torch.Tensor], None] | None = None,
+        watch: Callable[[Value, torch.Tensor], torch.Tensor | None] | None = None,
     ) -> None:
         TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
         self.calls: list[Call] = []
@@ -167,7 +177,7 @@ class Tape(ProxyTorchDispatchMode):
         place = here()
         name, in_place = _name_of(func)
         # Before the call: an in-place op makes another Value of the same tensor.
-        inputs = tuple(self._known(t) for t in tensors_in((args, kwargs)))
+        inputs = () if name in SHAPE_ONLY else tuple(self._known(t) for t in tensors_in((args, kwargs)))
         arguments, keywords = self._described(args), {k: self._described(v) for k, v in kwargs.items()}
         liveness = self._liveness(func, name, args, kwargs)
         tracking = torch.is_grad_enabled()
@@ -175,9 +185,13 @@ class Tape(ProxyTorchDispatchMode):
             out = func(*args, **kwargs)
         call = self._record(name, arguments, keywords, inputs, out, place, tracking)
         call.in_place, call.liveness = in_place, liveness
+        if self.sizes and name in RECURRENT and not name.endswith("_cell"):
+            call.again = partial(func, *args, **kwargs)
         if self.sizes and (name in LOSSES or (name in _MEASURES_OF_ERROR and self._near_the_loss(call))):
             call.held = tuple(t.detach() for t in tensors_in((args, kwargs)))
             self._weigh(call, out)
+        elif self.sizes and name in LOG_SOFTMAXES:
+            self._weigh_picks(call, out)
         return out
 
     def _near_the_loss(self, call: Call) -> bool:
@@ -188,6 +202,16 @@ class Tape(ProxyTorchDispatchMode):
 
             def hook(grad: torch.Tensor) -> None:
                 call.weight = float(grad.detach().sum())
+
+            out.register_hook(hook)
+
+    def _weigh_picks(self, call: Call, out: Any) -> None:
+        """Of log-probabilities: least and largest entry of their gradient, and whether a row has several."""
+        if isinstance(out, torch.Tensor) and out.requires_grad and out.dim():
+
+            def hook(grad: torch.Tensor) -> None:
+                g = grad.detach()
+                call.weight = (float(g.min()), float(g.max()), bool(((g != 0).sum(-1) > 1).any()))
 
             out.register_hook(hook)
 
@@ -220,12 +244,12 @@ class Tape(ProxyTorchDispatchMode):
         if tensor.requires_grad and not tensor.is_leaf and (self.sizes or self.watch):
             watch = self.watch
 
-            def hook(grad: torch.Tensor) -> None:
+            def hook(grad: torch.Tensor) -> torch.Tensor | None:
                 if watch is not None:
-                    watch(value, grad)
-                else:
-                    with torch.no_grad():
-                        value.backward = sizes_of(grad)
+                    return watch(value, grad)
+                with torch.no_grad():
+                    value.backward = sizes_of(grad)
+                return None
 
             tensor.register_hook(hook)
 
@@ -238,6 +262,9 @@ class Tape(ProxyTorchDispatchMode):
 
     def _liveness(self, func: Any, name: str, args: Any, kwargs: Any) -> Liveness | None:
         """The local derivative of an activation at its input, by torch's own rule for that very call."""
+        if name in GATES and self.sizes:
+            with no_python_dispatcher():
+                return gates(name, args)
         known = ACTIVATIONS.get(name)
         if known is None or not self.sizes or not args or not isinstance(args[0], torch.Tensor):
             return None

@@ -77,6 +77,12 @@ DISCRETE = frozenset(
     "bernoulli one_hot isnan isinf isfinite bitwise_not nonzero floor_divide".split()
 )
 
+# They ask a tensor for its shape only.
+SHAPE_ONLY = frozenset(
+    "zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full new_empty "
+    "new_empty_strided".split()
+)
+
 
 @dataclass(frozen=True)
 class LossOp:

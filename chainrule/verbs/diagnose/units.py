@@ -13,6 +13,7 @@ from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.layers import Layer, label
 from chainrule.verbs.diagnose.naming import container, listed
 from chainrule.verbs.diagnose.patches import Patch, initialize, submodule
+from chainrule.verbs.diagnose.recurrent import GATES
 from chainrule.verbs.diagnose.sharding import whole
 from chainrule.verbs.diagnose.torch_ops import (
     ACTIVATIONS,
@@ -26,6 +27,7 @@ from chainrule.verbs.diagnose.torch_ops import (
 from chainrule.verbs.diagnose.values import Call, Value
 from chainrule.verbs.kinds import Finding
 
+FRESH = Patch("for m in model.modules():\n    if hasattr(m, 'reset_parameters'):\n        m.reset_parameters()")
 _DRAWS = 64  # of other targets, at most
 
 
@@ -89,7 +91,7 @@ def _redraw(e: Examination, found: list[tuple[str, int, int]], squashing: str) -
     if any(hasattr(m, "reset_parameters") for m in owners) and not all(
         hasattr(m, "kernel_size") or hasattr(m, "in_features") for m in owners
     ):
-        return Patch("for m in model.modules():\n    if hasattr(m, 'reset_parameters'):\n        m.reset_parameters()")
+        return FRESH
     return initialize(squashing)
 
 
@@ -167,6 +169,7 @@ def still_equal(weight: torch.Tensor) -> bool:
 def activations(e: Examination) -> list[tuple[Call, Layer | None]]:
     """The calls of activations on the gradient's way, with the layer that made their input."""
     made = {x.activation: x for x in e.layers if x.activation is not None}
+    made |= {x.call: x for x in e.layers if x.call.name in GATES}
     return [(c, made.get(c)) for c in e.seen.tape.calls if c.liveness is not None and c.outputs[0] in e.path]
 
 
@@ -175,7 +178,10 @@ def dead(e: Examination) -> list[Finding]:
     suspects = [
         (c, x)
         for c, x in activations(e)
-        if ACTIVATIONS[c.name].dies and c.liveness is not None and float(c.liveness.dead.float().mean()) > 0.9
+        if c.name not in GATES
+        and ACTIVATIONS[c.name].dies
+        and c.liveness is not None
+        and float(c.liveness.dead.float().mean()) > 0.9
     ]
     # A handful of units seen a handful of times may all be off by chance.
     suspects = [(c, x) for c, x in suspects if _seen_often(c)]
@@ -248,7 +254,7 @@ def _revived(e: Examination, layer: Layer | None) -> Patch | None:
 def saturated(e: Examination) -> list[Finding]:
     """Bounded activations most of whose inputs lie where the derivative is below a thousandth of the largest."""
     found = [(c, x) for c, x in activations(e)
-             if ACTIVATIONS[c.name].bounded and not _one_sided(c) and c.liveness.squashed > 0.5]  # type: ignore[union-attr]  # fmt: skip
+             if (c.name in GATES or ACTIVATIONS[c.name].bounded) and not _one_sided(c) and c.liveness.squashed > 0.5]  # type: ignore[union-attr]  # fmt: skip
     found = [(c, x) for c, x in found if not _ends_in_loss(c.outputs[0])]
     if not found:
         return []
@@ -256,6 +262,7 @@ def saturated(e: Examination) -> list[Finding]:
     assert call.liveness is not None
     inputs = layer.call.inputs[0].scale if layer is not None else 0.0
     gain = layer.gain if layer is not None else 0.0
+    recurrent = call.name in GATES
     reason = (
         f"its inputs have rms {inputs:.3g}"
         if inputs > 5 and gain < 5
@@ -266,12 +273,14 @@ def saturated(e: Examination) -> list[Finding]:
         Finding(
             "saturated", "error", where,
             f"the {call.name} behind it is flat at most of its inputs: {reason}",
-            measured=f"{call.liveness.squashed:.0%} of the derivatives are below a thousandth of the largest; rms of z "
-            f"{call.inputs[0].scale:.3g}" + (f"; {len(found)} layers alike" if len(found) > 1 else ""),
+            measured=f"{call.liveness.squashed:.0%} of the derivatives are below a thousandth of the largest; rms of "
+            f"{'its input' if recurrent else 'z'} {call.inputs[0].scale:.3g}"
+            + (f"; {len(found)} layers alike" if len(found) > 1 else ""),
             expected="z of size about 1: weights with std 1 / sqrt(fan_in)",
             fix="torch.nn.init.xavier_normal_(layer.weight)" if gain >= 5 else "standardise the inputs",
             source=call.place.text,
-            patch=initialize("tanh" if call.name == "tanh" else "sigmoid") if gain >= 5 else None,
+            patch=None if gain < 5 else FRESH if recurrent
+            else initialize("tanh" if call.name == "tanh" else "sigmoid"),
         )
     ]  # fmt: skip
 

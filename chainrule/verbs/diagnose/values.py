@@ -67,7 +67,8 @@ class Call:
         tracking: whether autograd was on; if not,
         ``no_grad`` is where it was switched off. liveness: for activations, see :class:`Liveness`.
         held: of losses and custom Functions, the tensors that went in. weight: of losses, the sum of the gradient of
-        their output: what they are multiplied by on the way to the loss.
+        their output: what they are multiplied by on the way to the loss; of log-softmax, the least and the largest
+        entry of it, and whether a row has several. again: of recurrent layers over sequences, the same call once more.
     """
 
     index: int
@@ -85,6 +86,7 @@ class Call:
     in_place: bool = False
     held: tuple[torch.Tensor, ...] = ()
     weight: Any = None
+    again: Callable[..., Any] | None = None
 
     @property
     def where(self) -> str:

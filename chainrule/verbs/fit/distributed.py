@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic, sleep
 from typing import Any
 
 import torch
@@ -49,6 +51,28 @@ class Prepared:
     model: Any
     optimizers: list[Any]
     source: Source
+    # What was reduced last: gloo's threads may still hold it.
+    recent: deque[torch.Tensor] = field(default_factory=lambda: deque(maxlen=8))
+
+    def summed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes."""
+        total = self.accelerator.reduce(tensor, "sum")
+        self.recent.append(total)
+        return total
+
+    def settle(self, seconds: float = 5.0) -> None:
+        """Waits until nobody else holds what was reduced.
+
+        A thread of gloo's lets go of a tensor after the reduction has returned, and needs the interpreter for that:
+        if the interpreter ends first, the process is aborted ("terminate called without an active exception").
+        """
+        end = monotonic() + seconds
+        while self.recent and monotonic() < end:
+            if self.recent[0]._use_count() <= 1:  # type: ignore[attr-defined]
+                self.recent.popleft()
+            else:
+                sleep(0.001)
+        self.recent.clear()
 
 
 def prepare(accelerator: Any, model: Any, optimizers: Sequence[Any], source: Source, backend: str) -> Prepared:
@@ -137,7 +161,7 @@ class AcceleratedEngine:
                 torch.tensor(float(self._stop()), device=value.device),
                 torch.tensor(float(self._due() and accelerator.is_main_process), device=value.device),
             ])  # fmt: skip
-            loss, stop, save = accelerator.reduce(said, "sum").tolist()
+            loss, stop, save = prepared.summed(said).tolist()
             loss /= accelerator.num_processes
             self.stop_asked, self.save_asked = bool(stop), bool(save)
             accelerator.backward(value)  # even of a loss that is not finite: all processes take part
@@ -176,9 +200,16 @@ class DistributedLoop(Loop):
 
     prepared: Prepared
 
+    def run(self) -> None:
+        """As in one process; afterwards the process may end at any time."""
+        try:
+            super().run()
+        finally:
+            self.prepared.settle()
+
     def _any(self, flag: bool) -> bool:
         device = self.prepared.accelerator.device
-        return bool(self.prepared.accelerator.reduce(torch.tensor(float(flag), device=device), "sum"))
+        return bool(self.prepared.summed(torch.tensor(float(flag), device=device)))
 
     def _look_up(self, inside: bool, total: int | None) -> None:
         assert isinstance(self.running, AcceleratedEngine)

@@ -17,6 +17,7 @@ import torch
 
 from chainrule.backends.engine import Engine
 from chainrule.errors import ModelError
+from chainrule.frontends.torch import generator_states, restore_generators
 from chainrule.frontends.torch.batch import leaves
 from chainrule.verbs.fit.data import Arrays, Source
 from chainrule.verbs.fit.evaluate import evaluate
@@ -116,7 +117,7 @@ class Loop:
 
     def _mark(self) -> None:
         self._since.clear()
-        self._synced = (perf_counter(), torch.get_rng_state())
+        self._synced = (perf_counter(), generator_states())
 
     def _epoch(self) -> None:
         done = len(self.epoch_loss)
@@ -269,7 +270,7 @@ class Loop:
         """Leaves the torch objects as they were before the step whose loss is not finite, and raises."""
         bad = int(np.flatnonzero(~np.isfinite(losses))[0])
         if engine.name != "torch":  # which does not take such a step
-            torch.set_rng_state(self._synced[1])
+            restore_generators(self._synced[1])
             if hasattr(engine, "steps_before"):
                 engine.steps_before = self.steps - sum(len(a[-1]) for a in self._since[:-1])  # type: ignore[attr-defined]
             engine.load()

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from chainrule.errors import ModelError
+from chainrule.frontends.torch import generator_states, restore_generators
 
 FILE, _FORM = "state.pt", 1
 
@@ -172,8 +173,7 @@ def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "torch": generator_states(),
         "own": [generator.get_state() for generator in generators],
         "python": (version, torch.tensor(words, dtype=torch.int64), gauss),
         "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
@@ -182,9 +182,7 @@ def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
 
 def restore_random(state: dict[str, Any], generators: Sequence[torch.Generator]) -> None:
     """Puts every generator where it was."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    restore_generators(state["torch"])
     for generator, held in zip(generators, state["own"], strict=False):
         generator.set_state(held)
     version, words, gauss = state["python"]

@@ -10,7 +10,7 @@ import torch
 from chainrule.backends.torch import Step
 from chainrule.backends.torch import step as compile_traced
 from chainrule.errors import BackendError, ChainruleError, ModelError, StaleTraceError, UnsupportedOpError
-from chainrule.frontends.torch import Trace, trace_case
+from chainrule.frontends.torch import Trace, generator_states, restore_generators, trace_case
 
 BACKENDS = ("auto", "native", "torch")
 _MAX_STALE = 8  # traces for other branches, after which the program branches on every batch
@@ -40,11 +40,11 @@ class CompiledStep:
         """
         key = self._key(batch)
         if key in self._steps and self._steps[key].guarded:
-            state = torch.get_rng_state()
+            states = generator_states()
             try:
                 return self._steps[key](params, batch)
             except StaleTraceError as stale:
-                torch.set_rng_state(state)
+                restore_generators(states)
                 self._stale += 1
                 if self._stale > _MAX_STALE:
                     raise UnsupportedOpError(

@@ -221,8 +221,4 @@ class Planner:
 
 def _band(state: Field) -> tuple[float, float] | None:
     """Where the mean square of one draw of the weights lies in nine draws of ten: log-normal around its median."""
-    spread, mean = state.log_spread, state.mean_square
-    if not (math.isfinite(spread) and mean > 0):
-        return None
-    centre, width = math.log(mean) - spread / 2, 1.645 * math.sqrt(spread)
-    return math.exp(centre - width), math.exp(centre + width)
+    return state.band if math.isfinite(state.log_spread) and state.mean_square > 0 else None

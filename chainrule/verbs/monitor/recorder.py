@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from chainrule.errors import ModelError
+from chainrule.frontends.torch import generator_states
 from chainrule.frontends.torch.modules import around_calls
 from chainrule.frontends.torch.script import Segment, Watch
 
@@ -59,7 +60,7 @@ class Recorder(contextlib.AbstractContextManager["Recorder"]):
                     "step": step,
                     "argv": list(sys.argv),
                     "batch": batch,
-                    "rng": segment.rng if segment.rng is not None else torch.get_rng_state(),
+                    "rng": segment.rng if segment.rng is not None else generator_states(),
                     "models": [{k: v.detach().cpu() for k, v in r.state_dict().items()} for r in segment.roots],
                     "loss": float(segment.loss.detach()),
                 },

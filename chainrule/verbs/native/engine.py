@@ -200,7 +200,7 @@ class NativeEngine:
                     self.optimizer.state[named[path]]["step"] = torch.tensor(float(count), dtype=torch.float32)
 
     def _read(self, leaf: Node) -> torch.Tensor:
-        return torch.from_numpy(np.array(self.first.array(self._memory(), leaf)))
+        return torch.from_numpy(np.array(self.first.array(self._memory(), leaf), order="C"))
 
     # ---- training ------------------------------------------------------------------------------------------
     def run(self, arrays: tuple, order: np.ndarray | None, batch_size: int, learning_rates: np.ndarray) -> np.ndarray:

@@ -80,12 +80,26 @@ class Memory:
                 self.program.array(self.arena, leaf)[...] = captured[leaf].detach().numpy()
 
 
+class Stream:
+    """The stream of random draws of a step: one for all kinds of batches, so that a short one goes on with it."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._seed, self._taken = seed, 0
+
+    def next(self) -> int:
+        """The number of the next step."""
+        if self._seed is None:  # so that torch.manual_seed decides the masks
+            self._seed = int(torch.randint(2**31 - 1, ()))
+        self._taken += 1
+        return self._seed * 1_000_003 + self._taken - 1
+
+
 class NativeStep:
     """``step(x, y) -> loss``: gradients and update in one call of compiled code.
 
     Args:
         model, loss, objective: as in :func:`chainrule.case`. optimizer: None: gradients are put into ``.grad``.
-        seed: of random draws.
+        seed: of random draws; without one it is drawn from torch's generator when it is first needed.
     """
 
     def __init__(
@@ -94,9 +108,10 @@ class NativeStep:
         loss: Any,
         optimizer: torch.optim.Optimizer | None,
         objective: Any = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
-        self.model, self.loss, self.optimizer, self.objective, self.seed = model, loss, optimizer, objective, seed
+        self.model, self.loss, self.optimizer, self.objective = model, loss, optimizer, objective
+        self.stream = Stream(seed)
         self.modules = list(model.modules())
         self.entries: dict[Any, _Entry] = {}
         self.entry: _Entry | None = None
@@ -169,8 +184,8 @@ class _Entry:
         program = build(graph, traced.batch, rates, external=external)
         self.memory = Memory(program, len(external), len(program.batch), len(rates))
         self.memory.constants(traced.captured)
-        if program.draws:
-            program.array(self.memory.arena, STEP_COUNTER)[...] = step.seed * 1_000_003
+        self.stream = step.stream if program.draws else None
+        self.counter = program.array(self.memory.arena, STEP_COUNTER) if program.draws else None
         self.modules = [m for m in step.modules if has_modes(m)]
         self.modes = [m.training for m in self.modules]
         self.options = [] if optimizer is None else [_options(g) for g in optimizer.param_groups]
@@ -252,6 +267,7 @@ class _Entry:
         modules, modes, shapes, dtypes = self.modules, self.modes, self.shapes, self.dtypes
         options, state, flat, slots = self.options, self.state, self.flat, self.slots
         limited, checked = self.limited, self.checked
+        stream, counter = self.stream, self.counter
         groups = [] if optimizer is None else list(enumerate(optimizer.param_groups))
         data, rates, arguments, point = memory.data, memory.rates, memory.arguments, memory.point
         code, address, dtype = memory.program.code, memory.address, self.dtype
@@ -290,6 +306,8 @@ class _Entry:
                 data[slot] = address_of
             if not room:
                 room.extend(torch.empty(256, dtype=dtype).unbind())
+            if stream is not None and counter is not None:
+                counter[...] = stream.next()
             loss = room.pop()
             arguments[5] = loss.data_ptr()
             code(address)

@@ -57,7 +57,6 @@ def agrees(found: dict, rtol: float = 1e-4) -> None:
         torch.testing.assert_close(found["weights"][name], tensor, rtol=rtol, atol=rtol / 10)
 
 
-@pytest.mark.slow  # a rank may be aborted by gloo at its exit, after its work
 def test_ddp(tmp_path: Path) -> None:
     found = two_processes("ddp", tmp_path / "out")
     assert "2 processes through Accelerate (ddp)" in found["reason"]

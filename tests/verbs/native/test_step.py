@@ -211,3 +211,36 @@ def test_two_threads_train_two_models() -> None:
     for thread in threads:
         thread.join()
     assert all(np.array_equal(alone[w], together[w]) for w in (12, 17))
+
+
+def test_one_stream_of_draws_for_all_kinds_of_batches() -> None:
+    """The number of a step decides its masks, whatever the sizes of the batches before it; torch's seed decides all."""
+    x = torch.ones(4096, 1)
+
+    def losses(sizes: list[int], seed: int) -> list[float]:
+        model = nn.Sequential(nn.Dropout(0.3), nn.Linear(1, 1, bias=False))
+        with torch.no_grad():
+            model[1].weight.fill_(1.0)
+        torch.manual_seed(seed)
+        step = cr.compile_step(model, lambda o, _: o.mean(), torch.optim.SGD(model.parameters(), lr=0.0))
+        found = [step(x[:n], x[:n]).item() for n in sizes]
+        assert step.backend == "native"
+        return found
+
+    whole, mixed = losses([4096] * 4, 3), losses([4096, 1000, 4096, 1000], 3)
+    assert whole[0] == mixed[0] and whole[2] == mixed[2]
+    assert len(set(whole)) == 4 and mixed[1] != mixed[3]
+    assert losses([4096] * 4, 3) == whole != losses([4096] * 4, 4)
+
+
+def test_state_that_fit_left_behind_is_gone_on_with() -> None:
+    """What fit writes back lies in memory as torch's own does, however the compiled loop had it."""
+    model, reference = network(), network()
+    optimizer, other = OPTIMIZERS["adam"](model.parameters()), OPTIMIZERS["adam"](reference.parameters())
+    x, y = torch.randn(64, 10).double(), torch.randn(64, 5).double()
+    for m, o, backend in ((model, optimizer, "native"), (reference, other, "torch")):
+        cr.fit(m, (x, y), nn.MSELoss(), o, epochs=2, batch_size=16, shuffle=False, backend=backend)
+    assert all(t.is_contiguous() for held in optimizer.state.values() for t in held.values())
+    step = cr.compile_step(model, nn.MSELoss(), optimizer, backend="native")
+    torch.testing.assert_close(step(x, y), eager_step(reference, other, x, y), rtol=1e-9, atol=1e-12)
+    assert_equal(model, reference, optimizer, other)

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from chainrule.backends.torch.recompute.extract import CPU, CUDA, Prices, tensors_in
-from chainrule.backends.torch.recompute.joint import Joint, _fake
+from chainrule.backends.torch.recompute.joint import Joint, _fake, kept_generators
 from chainrule.ir import Node
 
 _RUNS = 3
@@ -26,21 +26,12 @@ _ENOUGH = 0.2  # seconds, after which a line is not run again
 
 def measured_prices(joint: Joint, values: Mapping[Node, torch.Tensor]) -> Prices:
     """Prices with the seconds and the work of every distinct line of a program, by the line's number."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    held: dict[Any, Any] = {}
-    joint = joint.again()
-    with mode, torch.no_grad():
-        for leaf in joint.inputs:
-            if leaf in values:
-                held[leaf] = _fake(mode, values[leaf])
-            else:
-                kind = leaf.type
-                held[leaf] = torch.empty(kind.shape, dtype=getattr(torch, kind.dtype), device=kind.device)
-        operands = []
-        for line in joint.lines:
-            given = [held[v] for v in line.reads]
-            operands.append(given)
-            held.update(zip(line.writes, line.run(given), strict=True))
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            operands = _operands(joint.again(), {k: _fake(mode, v) for k, v in values.items()})
+    except (RuntimeError, NotImplementedError, IndexError):  # ops that look at values
+        with kept_generators():
+            operands = _operands(joint.again(), {k: v.detach() for k, v in values.items()})
     base = CUDA if any(v.is_cuda for v in values.values()) else CPU
     by_kind: dict[Any, tuple[float, int]] = {}
     seconds: dict[int, float] = {}
@@ -54,6 +45,25 @@ def measured_prices(joint: Joint, values: Mapping[Node, torch.Tensor]) -> Prices
         if kind in by_kind:
             seconds[at], work[at] = by_kind[kind]
     return Prices(base.flops, base.bytes, base.call, seconds, work)
+
+
+def _operands(joint: Joint, values: Mapping[Node, torch.Tensor]) -> list[list[Any]]:
+    """What every line reads."""
+    held: dict[Any, Any] = {}
+    operands = []
+    with torch.no_grad():
+        joint.start()
+        for leaf in joint.inputs:
+            kind = leaf.type
+            made = values[leaf] if leaf in values else None
+            if made is None:
+                made = torch.zeros(kind.shape, dtype=getattr(torch, kind.dtype), device=kind.device)
+            held[leaf] = made
+        for line in joint.lines:
+            given = [held[v] for v in line.reads]
+            operands.append(given)
+            held.update(zip(line.writes, line.run(given), strict=True))
+    return operands
 
 
 def _kind(text: str) -> str:
@@ -75,8 +85,7 @@ def _real(value: Any) -> Any:
 def _measured(run: Any, given: Sequence[Any]) -> tuple[float, int]:
     real = [tree_map(_real, g) for g in given]
     best, spent = float("inf"), 0.0
-    state = torch.get_rng_state()
-    with torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():
         for _ in range(_RUNS + 1):
             start = perf_counter()
             found = run(real)
@@ -86,7 +95,6 @@ def _measured(run: Any, given: Sequence[Any]) -> tuple[float, int]:
                 break
         del found
         work = _work(run, real)
-    torch.set_rng_state(state)
     return best, work
 
 

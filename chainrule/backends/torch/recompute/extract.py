@@ -83,6 +83,7 @@ class Extraction:
     needs: Mapping[Value, tuple[int, ...]]
     flops: tuple[float, ...]  # per task
     moved: tuple[float, ...]
+    constants: int = 0  # bytes of what is made once and stays, and of buffers as they were before their update
 
 
 def extract(

@@ -15,17 +15,17 @@ class Planned(CustomPartitionerFn):
     """Calls the partition; written to a cache key as its name alone."""
 
     def __init__(self, partition: Any) -> None:
-        self.partition = partition
+        self.partition, self.name = partition, partition.uuid()
 
     def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
         return self.partition(gm, joint_inputs, **kwargs)
 
     def uuid(self) -> str:
         """What the caches go by."""
-        return self.partition.uuid()
+        return self.name
 
     def __getstate__(self) -> dict[str, str]:
-        return {"uuid": self.uuid()}
+        return {"name": self.name}
 
 
 def compiled(module: fx.GraphModule, inputs: Sequence[Any], partition: Any) -> Any:

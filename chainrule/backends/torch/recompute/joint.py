@@ -6,6 +6,8 @@ repeat them, and delete what they made. The loss is the caller's, and runs betwe
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chainrule.backends.torch.emit import _Identifiers, _Writer, inline_composites
 from chainrule.backends.torch.recompute.extract import CPU, CUDA, Extraction, Line, Loss, Prices, extract
+from chainrule.errors import UnsupportedOpError
 from chainrule.interpreters.differentiate import vjp_all
 from chainrule.interpreters.kernels import selected
 from chainrule.interpreters.simplify import simplify
@@ -50,7 +53,8 @@ class Joint:
     Attributes:
         graph: inputs -> outputs, new buffers, gradients. inputs: leaves in calling order.
         outputs: what the model returns. updates: buffer path -> its new value. wrt: leaves that get a gradient.
-        gradients: per leaf of ``wrt``, None where no path leads there. cotangents: per output, None for integers.
+        gradients: per leaf of ``wrt``, None where no path leads there.
+        cotangents: per output, None where the backward pass does not start.
         checks: values whose readings the trace relied on.
         lines: forward pass, then backward pass. forward: how many are the forward pass.
         texts: source of each line. above: source that runs once. held: objects that it refers to.
@@ -73,6 +77,14 @@ class Joint:
     names: Mapping[Node, str]
     fixed: frozenset[Node]
     draws: frozenset[int] = field(default=frozenset())  # lines that draw random numbers
+    changing: frozenset[Node] = field(default=frozenset())  # buffers that are written after the forward pass
+    environment: dict[str, Any] = field(default_factory=dict, repr=False)  # what the lines of this object refer to
+
+    def start(self) -> int:
+        """Makes the constants, which lines otherwise do when the first of them runs; says how many bytes they have."""
+        _start(self.environment)
+        found = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _tensors(self.environment)}
+        return sum(found.values())
 
     def again(self) -> Joint:
         """The same program with lines that have not run yet: a run on fake tensors leaves fake constants behind."""
@@ -81,20 +93,24 @@ class Joint:
         for line, text in zip(self.lines, self.texts, strict=True):
             names = [[self.names[v] for v in values] for values in (line.reads, line.writes)]
             lines.append(replace(line, run=_runner(env, text, *names)))
-        return replace(self, lines=tuple(lines))
+        return replace(self, lines=tuple(lines), environment=env)
 
 
-def joint_of(traced: Traced, outputs: Sequence[Node], wrt: Sequence[Node]) -> Joint:
+def joint_of(
+    traced: Traced, outputs: Sequence[Node], wrt: Sequence[Node], through: Sequence[bool] | None = None
+) -> Joint:
     """The joint program of a trace.
 
     Args:
         outputs: what the model returns, among the graph's nodes. wrt: leaves that get a gradient.
+        through: per output, whether the backward pass starts there; by default all that are floating-point.
     """
     taken = list(traced.graph.inputs)
     cotangents: list[Node | None] = []
-    for k, out in enumerate(outputs):
+    starts = [True] * len(outputs) if through is None else through
+    for k, (out, start) in enumerate(zip(outputs, starts, strict=True)):
         made = None
-        if isinstance(out.type, TensorType) and out.type.is_float:
+        if start and isinstance(out.type, TensorType) and out.type.is_float:
             made = fresh_variable(f"d_output_{k}", out.type, taken)
             taken.append(made)
         cotangents.append(made)
@@ -186,6 +202,8 @@ def _written(
         dict(writer.names._names),
         frozenset(writer.fixed),
         frozenset(draws),
+        frozenset(traced.buffers[path] for path in updates if path in traced.buffers),
+        env,
     )
 
 
@@ -228,6 +246,10 @@ def _runner(env: dict[str, Any], text: str, reads: Sequence[str], writes: Sequen
     return run
 
 
+def _tensors(env: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    return (v for v in env.values() if isinstance(v, torch.Tensor))
+
+
 def _start(env: dict[str, Any]) -> None:
     env["torch"] = torch
     for name, held in env.pop("__held__").items():
@@ -254,18 +276,60 @@ def extraction_of(
 
     ``loss``: what runs between the passes.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    joint = joint.again()
-    with mode, torch.no_grad():
-        given = {leaf: _fake(mode, values[leaf]) for leaf in joint.inputs if leaf in values}
+    if prices is None:
+        prices = CUDA if any(v.is_cuda for v in values.values()) else CPU
+    try:
+        with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            return _extracted(joint.again(), {k: _fake(mode, v) for k, v in values.items()}, prices, loss)
+    except (RuntimeError, NotImplementedError, IndexError) as error:
+        # Some ops look at values (lengths of packed sequences, CTC): they have no answer without data.
+        if any(v.is_meta for v in values.values()):
+            raise UnsupportedOpError(
+                f"an op of this model looks at values, so it cannot be planned without data: {first_line(error)}",
+                given="a model or a batch on the meta device",
+                required="tensors with values",
+                instead="the model and the batch on a real device",
+            ) from error
+    with kept_generators():
+        return _extracted(joint.again(), {k: v.detach() for k, v in values.items()}, prices, loss)
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in short."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's log of what fake tensors cannot do: it is tried, and done otherwise where it fails."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+@contextlib.contextmanager
+def kept_generators() -> Iterator[None]:
+    """Random generators are afterwards where they were."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+def _extracted(joint: Joint, values: Mapping[Node, torch.Tensor], prices: Prices, loss: Loss | None) -> Extraction:
+    with torch.no_grad():
+        constants = joint.start()
+        given = {leaf: values[leaf] for leaf in joint.inputs if leaf in values}
         free = [g for g in joint.cotangents if g is not None]
         for g in free:
-            given[g] = torch.empty(g.type.shape, dtype=getattr(torch, g.type.dtype), device=g.type.device)
-        if prices is None:
-            prices = CUDA if any(v.is_cuda for v in values.values()) else CPU
+            given[g] = torch.zeros(g.type.shape, dtype=getattr(torch, g.type.dtype), device=g.type.device)
         outputs = [*joint.outputs, *joint.updates.values(), *joint.checks]
         gradients = [g for g in joint.gradients if g is not None]
-        return extract(joint.lines, joint.forward, given, free, outputs, gradients, prices, loss)
+        found = extract(joint.lines, joint.forward, given, free, outputs, gradients, prices, loss)
+        copies = sum(values[b].numel() * values[b].element_size() for b in joint.changing if b in values)
+        return replace(found, constants=constants + copies)
 
 
 def _fake(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:

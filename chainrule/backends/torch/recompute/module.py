@@ -27,9 +27,14 @@ class Call:
         inputs: Sequence[torch.Tensor],
         write: Callable[..., None],
         holds: Callable[..., None],
+        able: Sequence[bool],
+        whole: Callable[[], tuple[Joint, Passes]],
     ) -> None:
-        self.joint, self.passes, self.inputs = joint, passes, inputs
+        self.joint, self.passes, self.inputs = joint, passes, list(inputs)
         self.write, self.holds = write, holds
+        self.able, self.whole = able, whole
+        self.partial = any(g is None and a for g, a in zip(joint.cotangents, able, strict=True))
+        self.states: list[torch.Tensor] = []
         self.kept: list[Any] | None = None
         self.versions: list[tuple[torch.Tensor, int]] = []
         self.cotangents: dict[int, torch.Tensor] = {}
@@ -37,8 +42,15 @@ class Call:
 
     def forward(self) -> tuple[torch.Tensor, ...]:
         plain = [t.detach() for t in self.inputs]
+        if self.partial and self.joint.draws:
+            self.states = states()
         with _no_autocast():
             outputs, news, kept = self.passes.forward(*plain)
+        # What the backward pass reads of a buffer is its value from before it is written.
+        inputs = [i for i in self.joint.inputs if i not in set(self.joint.cotangents)]
+        for k in self.passes.read:
+            if inputs[k] in self.joint.changing:
+                self.inputs[k] = plain[k].clone()
         count = len(self.joint.updates)
         self.holds(news[count:])
         with torch.no_grad():
@@ -50,6 +62,7 @@ class Call:
         self.kinds = [(o.shape, o.dtype, o.device) for o in outputs]
         read = [self.inputs[k] for k in self.passes.read]
         self.versions = [(t, t._version) for t in [*read, *self.kept] if isinstance(t, torch.Tensor)]
+        self.all_versions = [(t, t._version) for t in self.inputs] if self.partial else []
         return outputs
 
     def backward(self) -> list[torch.Tensor | None]:
@@ -58,14 +71,11 @@ class Call:
                 "the backward pass of a planned module ran a second time: what it kept was freed. Call the module "
                 "again, and do not use retain_graph=True."
             )
-        for tensor, version in self.versions:
-            if tensor._version != version:
-                raise RuntimeError(
-                    "a tensor that the backward pass of a planned module needs was changed in place since the forward "
-                    f"pass: shape {tuple(tensor.shape)}, version {tensor._version} instead of {version}"
-                )
+        _unchanged(self.versions)
         self.versions = []
         kept, self.kept = self.kept, None
+        if any(self.joint.cotangents[k] is None for k in self.cotangents):
+            kept = self._started_elsewhere()
         for k, g in enumerate(self.joint.cotangents):
             if g is not None:
                 given = self.cotangents.pop(k, None)
@@ -78,6 +88,27 @@ class Call:
         with _no_autocast(), torch.no_grad():
             return list(self.passes.backward(plain, kept))
 
+    def _started_elsewhere(self) -> list[Any]:
+        """A cotangent came from an output that the passes do not go through: others run, forwards and all, once."""
+        _unchanged(self.all_versions)
+        self.joint, self.passes = self.whole()
+        now = states() if self.states else []
+        restore(self.states)
+        with _no_autocast(), torch.no_grad():
+            _, _, kept = self.passes.forward(*(t.detach() for t in self.inputs))
+        restore(now)
+        return kept
+
+
+def _unchanged(versions: Sequence[tuple[torch.Tensor, int]]) -> None:
+    """Raises RuntimeError where a tensor has another version than it had, as autograd would."""
+    for tensor, version in versions:
+        if tensor._version != version:
+            raise RuntimeError(
+                "a tensor that the backward pass of a planned module needs was changed in place since the forward "
+                f"pass: shape {tuple(tensor.shape)}, version {tensor._version} instead of {version}"
+            )
+
 
 class _Program(torch.autograd.Function):
     """The passes. Its cotangents come through :class:`_Output`; the engine brings only their shapes."""
@@ -86,7 +117,7 @@ class _Program(torch.autograd.Function):
     def forward(ctx: Any, call: Call, wrt: Sequence[int], *tensors: torch.Tensor) -> Any:
         ctx.call, ctx.wrt, ctx.count = call, wrt, len(tensors)
         outputs = call.forward()
-        ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
+        ctx.mark_non_differentiable(*(o for o, a in zip(outputs, call.able, strict=True) if not a))
         ctx.set_materialize_grads(False)
         return outputs
 
@@ -122,22 +153,37 @@ def run(
     inputs: Sequence[torch.Tensor],
     write: Callable[[str, torch.Tensor], None],
     holds: Callable[[Sequence[torch.Tensor]], None],
+    able: Sequence[bool],
+    whole: Callable[[], tuple[Joint, Passes]],
 ) -> list[torch.Tensor]:
     """The outputs of the program for tensors in the order of its inputs; autograd goes through the planned passes.
 
     Args:
         write: ``(path, value)`` of a buffer. holds: raises where a value that the trace relied on is another one.
+        able: per output, whether autograd goes through it. whole: passes that start from all of these outputs, for
+            the day when a cotangent comes from one that the program does not start from.
     """
     leaves = [i for i in joint.inputs if i in set(joint.wrt)]
     index = {leaf: k for k, leaf in enumerate(joint.inputs)}
-    call = Call(joint, passes, inputs, write, holds)
+    call = Call(joint, passes, inputs, write, holds, able, whole)
     tensors = [inputs[index[leaf]] for leaf in joint.wrt]
     assert len(leaves) == len(set(joint.wrt))
     outputs = _Program.apply(call, tuple(range(len(tensors))), *tensors)
-    return [
-        _Output.apply(call, k, o) if joint.cotangents[k] is not None and o.requires_grad else o
-        for k, o in enumerate(outputs)
-    ]
+    return [_Output.apply(call, k, o) if o.requires_grad else o for k, o in enumerate(outputs)]
+
+
+def states() -> list[torch.Tensor]:
+    """Of the generators of all devices."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def restore(found: Sequence[torch.Tensor]) -> None:
+    """Sets the generators back; nothing without states."""
+    if found:
+        torch.set_rng_state(found[0])
+        if found[1:]:
+            torch.cuda.set_rng_state_all(list(found[1:]))
 
 
 class _no_autocast:
