@@ -249,7 +249,8 @@ def _no_derivative(t: Trial) -> bool:
 
 
 # Operands that the value does not depend on.
-NOT_READ = {("batch_norm_tracked", "x1"), ("batch_norm_tracked", "x2")}  # the kept statistics are written, not read
+# The kept statistics are written, not read; the slope of relu is flat.
+NOT_READ = {("batch_norm_tracked", "x1"), ("batch_norm_tracked", "x2"), ("relu_backward", "x1")}
 
 
 @every_smooth_sample

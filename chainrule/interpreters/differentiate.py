@@ -80,7 +80,7 @@ def vjp_all(
     """
     image = {} if whole else _expansion_image([*outputs, *wrt], keep_named=True, again=again)
     roots, targets = [image.get(o, o) for o in outputs], [image.get(w, w) for w in wrt]
-    flowing = _reverse(roots, cotangents, targets, whole)
+    flowing = _reverse(roots, cotangents, targets, whole, again)
     back = {image[n]: n for n in image}
     named = {back.get(n, n): g for n, g in flowing.items() if isinstance(g, Node)}
     free = [flowing.get(t) for t in targets]
@@ -92,6 +92,7 @@ def _reverse(
     cotangents: Sequence[Node],
     targets: Sequence[Node],
     whole: bool,
+    again: bool = False,
     stop: Callable[[Node], bool] | None = None,
 ) -> dict[Node, Cotangent]:
     """The cotangent of every node between roots and targets. A node where it stops is like a leaf."""
@@ -111,7 +112,7 @@ def _reverse(
             continue
         if not any(i in active for i in node.inputs):
             continue
-        for x, gx in zip(node.inputs, _apply_vjp(node, g, active, whole), strict=True):
+        for x, gx in zip(node.inputs, _apply_vjp(node, g, active, whole, again), strict=True):
             if gx is not None and x in active:
                 _accumulate(flowing, x, _fit(gx, x))
     return flowing
@@ -143,10 +144,12 @@ def _depends_on(roots: Sequence[Node], targets: set[Node], stop: Callable[[Node]
     return active
 
 
-def _apply_vjp(node: Node, g: Cotangent, active: Container[Node], whole: bool = False) -> tuple[Cotangent, ...]:
+def _apply_vjp(
+    node: Node, g: Cotangent, active: Container[Node], whole: bool = False, again: bool = False
+) -> tuple[Cotangent, ...]:
     if not node.op.differentiable:
         return (None,) * len(node.inputs)
-    if (whole or node.op.fused_again) and node.op.fused_vjp is not None:
+    if (whole or (again and node.op.fused_again)) and node.op.fused_vjp is not None:
         fused = node.op.fused_vjp(g, node, *node.inputs, **node.params)
         if fused is not None:
             return tuple(fused)
@@ -154,7 +157,7 @@ def _apply_vjp(node: Node, g: Cotangent, active: Container[Node], whole: bool = 
         inside = node.op.expansion(*node.inputs, **node.params)
         wanted = [x for x in dict.fromkeys(node.inputs) if x in active]
         # Only the inside: an operand may itself depend on another one.
-        found = _reverse([inside], [g], wanted, whole=True, stop=frozenset(node.inputs).__contains__)
+        found = _reverse([inside], [g], wanted, True, stop=frozenset(node.inputs).__contains__)
         # One cotangent for a value that is an operand twice: it already is the sum over both places.
         return tuple(found.pop(x, None) if x in wanted else None for x in node.inputs)
     rule = rule_of(node.op, "vjp", "differentiate")

@@ -16,7 +16,7 @@ from typing import Any
 from chainrule.interpreters.printing import Printer
 from chainrule.interpreters.terms import Algebra, Factor, Index, Number, Sum, Term, aligned, collect
 from chainrule.ir import ADD, ATOM, MUL, POWER, UNARY, Dim, Node, algebraic_depth, toposort
-from chainrule.ops.contraction import LETTERS
+from chainrule.ops.index_letters import LETTERS
 
 _SUMMED = MUL - 1  # a product behind a sum sign: it may be added to, but is no factor without brackets
 _MAX_DEPTH = 60  # of nested functions and sums; what is deeper stays in matrix notation

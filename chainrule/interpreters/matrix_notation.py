@@ -17,7 +17,7 @@ from typing import Any
 from chainrule.interpreters.contraction_graph import Contraction, NoMatrixForm, Part
 from chainrule.interpreters.terms import symmetric
 from chainrule.ir import MUL, POSTFIX, Node
-from chainrule.ops.contraction import subscripts_text
+from chainrule.ops.index_letters import subscripts_text
 
 Indices = tuple[int, ...]
 

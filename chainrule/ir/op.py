@@ -97,12 +97,17 @@ class Op:
             without it the printed node has its indices behind, ``inv(X)_ij``.
         torch, native: template or ``(node, operand names) -> str`` of the expression in that language.
         in_place: operand position -> template of the torch expression that leaves the result in that operand's memory.
+        into: template of the torch expression that leaves the result in other memory of its type, ``{out}``;
+            ``(node, operand names, out) -> str``, or "" where there is none.
+        order: how torch's result lies in memory: "given" in the order of its dimensions, "operands" if all operands
+            do, "" unknown; ``(node) -> str`` where that depends.
         aliases: whether torch's result may lie in the memory of an operand, or keep it for later (views, tapes);
             ``(node) -> bool`` where that depends.
         prelude: source of what that expression calls, written once above. externals: ``(**params) -> objects`` that it
             refers to; their names come first among the operand names.
         fused_vjp: like vjp, by kernels that have no derivative themselves: what programs run; None where none fits.
         fused_again: whether the kernels of ``fused_vjp`` have derivatives themselves.
+        taped: whether torch's autograd has a derivative of the call; code that it records has the expansion if not.
         recorded: ``(node, inputs) -> Node | None``: the same call in the form whose first outputs are the op's and
             which keeps what its backward kernel reads; where both forms of a call occur, that one runs.
         keeps_more: at run time there is one thing behind the outputs, which only its backward op understands.
@@ -145,11 +150,14 @@ class Op:
     indexed: Rule | None = None
     torch: str | Rule | None = None
     in_place: Mapping[int, str] = field(default_factory=dict)
+    into: str | Rule = ""
+    order: str | Rule = ""
     aliases: bool | Rule = False
     prelude: str = ""
     externals: Rule | None = None
     fused_vjp: Rule | None = None
     fused_again: bool = False
+    taped: bool = True
     recorded: Rule | None = None
     keeps_more: bool = False
     choosy: bool = False

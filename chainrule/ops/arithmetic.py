@@ -93,6 +93,7 @@ NEG = elementwise(
     child_precedence=(UNARY + 1,),
     torch="-{0}",
     in_place={0: "{0}.neg_()"},
+    into="torch.neg({0}, out={out})",
     aten={"neg": None},
     names=(),
     rewrites=(Rewrite(_double_negation, exact=True), Rewrite(_negate_number, exact=True)),
@@ -116,6 +117,7 @@ ADD_OP = elementwise(
     child_precedence=(ADD, ADD + 1),
     torch="{0} + {1}",
     in_place={0: "{0}.add_({1})", 1: "{1}.add_({0})"},
+    into="torch.add({0}, {1}, out={out})",
     names=(),
     rewrites=(Rewrite(side_by_side, exact=True), Rewrite(_drop_zero)),
     moments=SumRule(1),
@@ -146,7 +148,8 @@ SUB = elementwise(
     precedence=ADD,
     child_precedence=(ADD, ADD + 1),
     torch="{0} - {1}",
-    in_place={0: "{0}.sub_({1})"},
+    in_place={0: "{0}.sub_({1})", 1: "torch.sub({0}, {1}, out={1})"},
+    into="torch.sub({0}, {1}, out={out})",
     names=(),
     rewrites=(
         Rewrite(
@@ -181,6 +184,7 @@ MUL_OP = elementwise(
     child_precedence=(MUL, MUL + 1),
     torch="{0} * {1}",
     in_place={0: "{0}.mul_({1})", 1: "{1}.mul_({0})"},
+    into="torch.mul({0}, {1}, out={out})",
     names=(),
     aten={"mul.Tensor": None, "mul.Scalar": None},
     rewrites=(Rewrite(_drop_one, exact=True), Rewrite(_times_zero)),
@@ -209,7 +213,8 @@ DIV = elementwise(
     precedence=MUL,
     child_precedence=(MUL, MUL + 1),
     torch="{0} / {1}",
-    in_place={0: "{0}.div_({1})"},
+    in_place={0: "{0}.div_({1})", 1: "torch.div({0}, {1}, out={1})"},
+    into="torch.div({0}, {1}, out={out})",
     names=(),
     aten={
         "div.Tensor": None,
@@ -272,6 +277,8 @@ POW = elementwise(
     precedence=POWER,
     torch="{0} ** {1}",
     in_place={0: "{0}.pow_({1})"},
+    # A base that is a number has a kernel of its own.
+    into=lambda node, x, out: "" if node.inputs[0].number is not None else f"torch.pow({x[0]}, {x[1]}, out={out})",
     names=(),
     aten={
         "pow.Tensor_Scalar": None,
@@ -285,7 +292,8 @@ POW = elementwise(
             exact=True,
         ),
         Rewrite(
-            lambda node: _same_type(node, constant(1.0, node.type.dtype)) if is_number(node.inputs[1], 0) else None
+            lambda node: _same_type(node, constant(1.0, node.type.dtype)) if is_number(node.inputs[1], 0) else None,
+            exact=True,  # of any base, nan too
         ),
     ),
     stable=(Rewrite(stable_power), Rewrite(limit_of_power, name=LIMIT)),

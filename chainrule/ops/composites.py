@@ -58,6 +58,7 @@ LINEAR = composite(
     vjp=_linear_vjp,
     cost=_linear_cost,
     torch=lambda node, x: f"torch.nn.functional.linear({', '.join(x)})",
+    order="given",
     aten={
         "linear": lambda x, w, b=None: apply(LINEAR, x, w, *([] if b is None else [b])),
     },
@@ -176,8 +177,12 @@ SOFTMAX = composite(
     vjp=lambda g, y, x, *, axis: ((g - _sum_along(g * y, _along(x, axis))) * y,),
     **_axis_fields("softmax"),
     fused_vjp=softmax_vjp,
+    fused_again=True,
     sums_to_one=lambda node: node.params["axis"],
-    aten={"softmax.int": lambda x, dim, dtype=None: _vector_of(SOFTMAX, x, dim, dtype)},
+    aten={
+        "softmax.int": lambda x, dim, dtype=None: _vector_of(SOFTMAX, x, dim, dtype),
+        "_softmax": lambda x, dim, wide=False: _vector_of(SOFTMAX, x, dim, "float32" if wide else None),
+    },
     source="exp(x) / sum(exp(x)); y * (g - sum(g y)) back",
 )
 LOG_SOFTMAX = composite(
@@ -186,7 +191,11 @@ LOG_SOFTMAX = composite(
     vjp=lambda g, y, x, *, axis: (g - apply(SOFTMAX, x, axis=_along(x, axis)) * _sum_along(g, _along(x, axis)),),
     **_axis_fields("log_softmax"),
     fused_vjp=log_softmax_vjp,
-    aten={"log_softmax.int": lambda x, dim, dtype=None: _vector_of(LOG_SOFTMAX, x, dim, dtype)},
+    fused_again=True,
+    aten={
+        "log_softmax.int": lambda x, dim, dtype=None: _vector_of(LOG_SOFTMAX, x, dim, dtype),
+        "_log_softmax": lambda x, dim, wide=False: _vector_of(LOG_SOFTMAX, x, dim, "float32" if wide else None),
+    },
     source="x - logsumexp(x); g - softmax(x) sum(g) back",
 )
 

@@ -34,21 +34,10 @@ from chainrule.ir import (
 from chainrule.ops import stable
 from chainrule.ops.contraction_code import written_contraction
 from chainrule.ops.contraction_moments import ContractionRule
-from chainrule.ops.families import kept_dtype, leaf, multilinear_jvp
+from chainrule.ops.contraction_torch import contraction_order, torch_contraction
+from chainrule.ops.families import leaf, multilinear_jvp
+from chainrule.ops.index_letters import Indices, letters, subscripts_text
 from chainrule.ops.movement import broadcast, expand_dims, squeeze
-
-Indices = tuple[int, ...]
-LETTERS = "ijklmnpqrstuvwabcdefghoxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-def letters(indices: Sequence[int]) -> str:
-    """Indices as letters, ``i`` first."""
-    return "".join(LETTERS[i] if i < len(LETTERS) else f"<{i}>" for i in indices)
-
-
-def subscripts_text(operands: Sequence[Indices], result: Indices) -> str:
-    """``ij,jk->ik`` of an einsum's parameters."""
-    return ",".join(map(letters, operands)) + "->" + letters(result)
 
 
 def _einsum_sizes(types: Sequence[TensorType], operands: Sequence[Indices]) -> dict[int, int | Dim]:
@@ -200,7 +189,9 @@ EINSUM = register(
         text=lambda p, node: p.contraction(node),
         latex=lambda p, node: p.contraction(node),
         precedence=MUL,
-        torch=lambda node, x: _torch_einsum(node, x),
+        torch=lambda node, x: torch_contraction(node, x),
+        into=lambda node, x, out: torch_contraction(node, x, out),
+        order=lambda node: contraction_order(node),
         aliases=lambda node: len(node.inputs) == 1,  # a transpose is a view
         code=written_contraction,
         stable=(Rewrite(stable.solve_for_inverse),),
@@ -398,81 +389,3 @@ EYE = leaf(
 def eye(size: int | Dim, dtype: str = "float64") -> Node:
     """The identity matrix of that size."""
     return apply(EYE, size=size, dtype=dtype)
-
-
-# ---- lowering to torch -------------------------------------------------------------------------------------
-def _torch_einsum(node: Node, x: list[str]) -> str:
-    operands, result = node.params["operands"], node.params["result"]
-    if len(operands) == 1:
-        return _torch_unary(operands[0], result, x[0], kept_dtype(node))
-    if len(operands) == 2:
-        found = _torch_product(operands, result, x)
-        if found:
-            return found
-    spec = subscripts_text(operands, result)
-    return f'torch.einsum("{spec}", {", ".join(x)})'
-
-
-def _torch_unary(indices: Indices, result: Indices, x: str, kept: str) -> str:
-    """Diagonals first, then sums, then one permutation: all views but the sum."""
-    indices_left = list(indices)
-    while len(set(indices_left)) != len(indices_left):
-        index = next(i for i in indices_left if indices_left.count(i) > 1)
-        first, second = [a for a, i in enumerate(indices_left) if i == index][:2]
-        x = f"torch.diagonal({x}, 0, {first}, {second})"
-        indices_left = [i for a, i in enumerate(indices_left) if a not in (first, second)] + [index]
-    summed = [a for a, i in enumerate(indices_left) if i not in result]
-    if summed and len(summed) == len(indices_left):
-        return f"{x}.sum({kept.removeprefix(', ')})"
-    if summed:
-        x = f"{x}.sum({tuple(summed) if len(summed) > 1 else summed[0]}{kept})"
-        indices_left = [i for i in indices_left if i in result]
-    if tuple(indices_left) != tuple(result):
-        axes = tuple(indices_left.index(i) for i in result)
-        x = f"{x}.t()" if axes == (1, 0) else f"{x}.permute({axes})"
-    return x
-
-
-def _torch_product(operands: tuple[Indices, ...], result: Indices, x: list[str]) -> str | None:
-    """``mm``, ``mv``, ``dot``, ``outer`` and what ``matmul`` does to rows and batches of matrices, else None."""
-    a, b = (list(o) for o in operands)
-    if max(len(a), len(b)) > 2:
-        return _torch_rows(a, b, list(result), x) or _torch_rows(b, a, list(result), x[::-1])
-    shared = [i for i in a if i in b]
-    if len(set(a)) != len(a) or len(set(b)) != len(b) or len(a) > 2 or len(b) > 2:
-        return None
-    if set(result) != set(a) ^ set(b):  # a sum over an index of one operand, or a product without a sum
-        return None
-    if len(a) == len(b) == 1:
-        if shared:
-            return f"torch.dot({x[0]}, {x[1]})"
-        return f"torch.outer({x[0]}, {x[1]})" if list(result) == a + b else f"torch.outer({x[1]}, {x[0]})"
-    if len(shared) != 1:
-        return None
-    j = shared[0]
-    if {len(a), len(b)} == {1, 2}:
-        matrix, vector = (0, 1) if len(a) == 2 else (1, 0)
-        transposed = ".t()" if operands[matrix][0] == j else ""
-        return f"torch.mv({x[matrix]}{transposed}, {x[vector]})"
-    if result[0] in b:
-        (a, b), x = (b, a), [x[1], x[0]]
-    left = f"{x[0]}.t()" if a[0] == j else x[0]
-    right = f"{x[1]}.t()" if b[1] == j else x[1]
-    return f"torch.mm({left}, {right})"
-
-
-def _torch_rows(a: list[int], b: list[int], result: list[int], x: list[str]) -> str | None:
-    """Products of matrices, one per batch; a matrix for all rows; the sum over rows of outer products."""
-    if min(len(a), len(b)) < 2 or len({*a}) != len(a) or len({*b}) != len(b):
-        return None
-    batch, (i, k), (m, n) = a[:-2], a[-2:], b[-2:]
-    if len(a) == len(b) and batch == b[:-2] and len(result) == len(a) and result[:-2] == batch:
-        left = next((shared for shared in (i, k) if shared in (m, n)), None)
-        if left is None or result[-2:] != [k if left == i else i, n if left == m else m]:
-            return None
-        return f"torch.matmul({x[0]}{'.mT' if left == i else ''}, {x[1]}{'.mT' if left == n else ''})"
-    if len(b) == 2 and k in b and result == [*a[:-1], n if k == m else m]:
-        return f"torch.matmul({x[0]}, {x[1]}{'' if k == m else '.t()'})"
-    if len(a) == len(b) and a[:-1] == b[:-1] and result == [k, n]:
-        return f"torch.mm({x[0]}.flatten(0, -2).t(), {x[1]}.flatten(0, -2))"
-    return None

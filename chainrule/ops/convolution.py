@@ -96,6 +96,7 @@ CONVOLUTION = kernel(
     optional=("bias",),
     fused_vjp=convolution_vjp,
     fused_again=True,
+    order="operands",
     cost=_cost,
     aten={"convolution": _lowered},
     samples=(
@@ -114,6 +115,7 @@ CONV_TRANSPOSE = kernel(
     optional=("bias",),
     fused_vjp=convolution_vjp,
     fused_again=True,
+    order="operands",
     cost=lambda result, x, w, *_, **__: product([*x.shape, *w.shape[1:]]),
     samples=(
         Sample((_X, _T, np.arange(3.0) / 5), {**_ONES, "output_padding": (0,), "groups": 1, "given": ("bias",)}),

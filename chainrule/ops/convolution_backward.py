@@ -102,8 +102,8 @@ def _by_input(g: Node, like: Node, w: Node, options: dict[str, Any]) -> Node:
 
 
 def _by_weight(g: Node, x: Node, like: Node, options: dict[str, Any]) -> Node:
-    """W(g, x), in the sizes of ``like``."""
-    return item(apply(CONVOLUTION_BACKWARD, g, x, zeros_like(like), bias=False, wanted=(True, True), **options), 1)
+    """W(g, x), in the sizes of ``like``, which is not read (zeros in its place would be copied by every call)."""
+    return item(apply(CONVOLUTION_BACKWARD, g, x, like, bias=False, wanted=(True, True), **options), 1)
 
 
 def _vjp(
@@ -146,6 +146,7 @@ CONVOLUTION_BACKWARD = backward_kernel(
     vjp=_vjp,
     jvp=_jvp,
     choosy=True,
+    order="operands",
     samples=(
         Sample(
             (_G, _X, _W),

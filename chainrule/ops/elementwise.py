@@ -12,9 +12,15 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import OPS, Code, Kink, Node, Rewrite, Sample, apply, as_node, constant
+from chainrule.ops.activation_kernels import (
+    GELU_BACKWARD,
+    RELU_BACKWARD,
+    SIGMOID_BACKWARD,
+    SILU_BACKWARD,
+    TANH_BACKWARD,
+)
 from chainrule.ops.arithmetic import compare, is_number, iverson, where
 from chainrule.ops.families import elementwise, unary, zero_derivative
-from chainrule.ops.kernels import GELU_BACKWARD, RELU_BACKWARD, SIGMOID_BACKWARD, SILU_BACKWARD, TANH_BACKWARD
 from chainrule.ops.moment_rules import Pointwise
 from chainrule.ops.movement import expand_dims
 from chainrule.ops.stable import stable_logarithm
@@ -267,6 +273,7 @@ TANH = unary(
     value=np.tanh,
     derivative=lambda y, x: 1.0 - y**2.0,
     fused_vjp=lambda g, y, x: (apply(TANH_BACKWARD, g, y),),
+    fused_again=True,
     latex=_function("tanh"),
     moments=Pointwise(odd=True),
     aten={"tanh": None},
@@ -322,6 +329,7 @@ SIGMOID = unary(
     value=_sigmoid,
     derivative=lambda y, x: y * (1.0 - y),
     fused_vjp=lambda g, y, x: (apply(SIGMOID_BACKWARD, g, y),),
+    fused_again=True,
     latex=r"\operatorname{{sig}}\left({0}\right)",
     names=("sigmoid", "sig"),
     code=Code("_sigmoid({0})", jax="jax.nn.sigmoid({0})", helper=(_SIGMOID,)),
@@ -334,6 +342,7 @@ RELU = unary(
     value=lambda x: np.maximum(x, 0),
     derivative=lambda y, x: iverson(compare("gt", x, 0.0), like=x),
     fused_vjp=lambda g, y, x: (apply(RELU_BACKWARD, g, y),),
+    fused_again=True,
     kinks=(Kink(0.0, 0.0),),
     names=("relu", "ReLU"),
     latex=r"\operatorname{{ReLU}}\left({0}\right)",
@@ -347,6 +356,7 @@ RELU = unary(
     cost=lambda *_, **__: 0,
     samples=(Sample((np.array([-1.7, -0.31, 0.27, 1.9]),)), Sample((np.array([0.0, -0.0]),), kink=True)),
     in_place={0: "torch.relu_({0})"},
+    into="torch.ops.aten.relu.out({0}, out={out})",
     native=lambda m, x: m.where(x <= 0.0, 0.0, x),
     source="problem 7.1: derivative [x > 0]; 0 at 0, as in torch",
 )
@@ -387,10 +397,13 @@ SILU = unary(
     value=lambda x: x * _sigmoid(x),
     derivative=lambda y, x: apply(SIGMOID, x) * (1.0 + x * (1.0 - apply(SIGMOID, x))),
     torch="torch.nn.functional.silu({0})",
+    in_place={0: "torch.nn.functional.silu({0}, inplace=True)"},
+    into="torch.ops.aten.silu.out({0}, out={out})",
     code=Code("({0} * _sigmoid({0}))", jax="jax.nn.silu({0})", helper=(_SIGMOID,)),
     names=("silu", "swish"),
     aten={"silu": None},
     fused_vjp=lambda g, y, x: (apply(SILU_BACKWARD, g, x),),
+    fused_again=True,
     native=lambda m, x: x * m.sigmoid(x),
     source="Elfwing et al. 2018: x sigmoid(x)",
 )
@@ -401,12 +414,15 @@ GELU = unary(
         0.5 * (1.0 + apply(ERF, x / math.sqrt(2))) + x * apply(EXP, -(x**2.0) / 2.0) / math.sqrt(2 * math.pi)
     ),
     torch="torch.nn.functional.gelu({0})",
+    in_place={0: "torch.ops.aten.gelu.out({0}, out={0})"},
+    into="torch.ops.aten.gelu.out({0}, out={out})",
     code=Code(
         "_gelu({0})",
         jax="jax.nn.gelu({0}, approximate=False)",
         helper=(_ERF, "def _gelu(x):\n    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))\n"),
     ),
     fused_vjp=lambda g, y, x: (apply(GELU_BACKWARD, g, x),),
+    fused_again=True,
     native=lambda m, x: 0.5 * x * (1.0 + m.erf(x * math.sqrt(0.5))),
     source="Hendrycks and Gimpel 2016: x Phi(x)",
 )

@@ -119,6 +119,8 @@ def elementwise(
         "indexed": lambda printer, node, indices: printer.elementwise(node, indices),
         "torch": f"torch.{name}({arguments})",
         "in_place": {} if "torch" in fields else {k: f"torch.{name}({arguments}, out={{{k}}})" for k in range(arity)},
+        "into": "" if "torch" in fields else f"torch.{name}({arguments}, out={{out}})",
+        "order": "operands",
         "code": _shared_words(fields.get("torch"), name, arguments),
         "samples": tuple(samples),
         "error_samples": (Sample((np.zeros(2), *[np.zeros(3)] * (arity - 1))),) if arity > 1 else (),

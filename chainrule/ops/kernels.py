@@ -1,20 +1,19 @@
 """Fused backward kernels: what a program runs where a formula has an expansion.
 
-Each is torch's own backward of one op, as eager execution runs it, with what its forward kernel keeps as operands. They
-have a value, for comparison, and no derivative: second derivatives go through expansions. The ops that they belong to
-name them as their ``fused_vjp``.
+Each is torch's own backward of one op, as eager execution runs it, with what its forward kernel keeps as operands. Some
+have a derivative by kernels again; second derivatives of the others go through expansions of the op. The ops that they
+belong to name them as their ``fused_vjp``. Those of activations are in ``activation_kernels``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from chainrule.errors import ShapeError
-from chainrule.ir import Node, Op, Sample, TensorType, TupleType, apply, item, register, shape_text
+from chainrule.ir import OPS, Node, Op, Sample, TensorType, TupleType, apply, item, register, shape_text
 
 
 def backward_kernel(
@@ -29,11 +28,20 @@ def backward_kernel(
     prelude: str = "",
     choosy: bool = False,
     in_place: Mapping[int, str] | None = None,
+    into: str = "",
+    order: str = "",
     vjp: Callable[..., Any] | None = None,
     jvp: Callable[..., Any] | None = None,
+    expansion: Callable[..., Node] | None = None,
+    fused_vjp: Callable[..., Any] | None = None,
     native: Any = None,
+    taped: bool = True,
+    aten: Mapping[str, Callable[..., Node]] | None = None,
 ) -> Op:
-    """The declaration of a kernel; with ``vjp`` and ``jvp`` it can be differentiated itself."""
+    """The declaration of a kernel; it can be differentiated with ``vjp`` and ``jvp``, or an ``expansion``.
+
+    ``fused_vjp``: the derivative of one with an expansion, by kernels again.
+    """
     shown = name.replace("_", r"\_")
     return register(
         Op(
@@ -45,10 +53,17 @@ def backward_kernel(
             prelude=prelude,
             choosy=choosy,
             in_place=in_place or {},
+            into=into,
+            order="operands" if shape is same_as_first else order,
             vjp=vjp,
             jvp=jvp,
-            differentiable=vjp is not None,
+            expansion=expansion,
+            fused_vjp=fused_vjp,
+            fused_again=fused_vjp is not None,
+            differentiable=vjp is not None or expansion is not None,
             native=native,
+            taped=taped,
+            aten=aten or {},
             text=lambda p, node: f"{name}({', '.join(p.child(i, 0) for i in node.inputs)})",
             latex=lambda p, node: (
                 rf"\operatorname{{{shown}}}\left({', '.join(p.child(i, 0) for i in node.inputs)}\right)"
@@ -75,6 +90,18 @@ _X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
 _P = np.exp(_X) / np.exp(_X).sum(1, keepdims=True)
 _WRONG = (Sample((_G, _X[:, :2]), {}),)
 
+
+def _total(x: Node, axis: int) -> Node:
+    """The sum along an axis, in the shape of ``x``."""
+    kept = tuple(a for a in range(x.type.rank) if a != axis % x.type.rank)
+    total = apply(OPS["einsum"], x, operands=(tuple(range(x.type.rank)),), result=kept)
+    return apply(OPS["expand_dims"], total, axes=(axis % x.type.rank,))
+
+
+def _log_softmax_again(c: Node, g: Node, p: Node, axis: int) -> tuple[Node, Node]:
+    return c - _total(c * p, axis), -(c * p * _total(g, axis))
+
+
 # ---- softmax -----------------------------------------------------------------------------------------------
 SOFTMAX_BACKWARD = backward_kernel(
     "softmax_backward",
@@ -83,6 +110,13 @@ SOFTMAX_BACKWARD = backward_kernel(
     torch=lambda node, x: f"torch.ops.aten._softmax_backward_data({x[0]}, {x[1]}, {node.params['axis']}, {x[1]}.dtype)",
     samples=(Sample((_G, _P), {"axis": 1}),),
     error_samples=(Sample((_G, _P[:, :2]), {"axis": 1}),),
+    aten={"_softmax_backward_data": lambda g, y, dim, dtype: apply(SOFTMAX_BACKWARD, g, y, axis=dim % y.type.rank)},
+    expansion=lambda g, y, *, axis: y * (g - _total(g * y, axis)),
+    # The Jacobian of softmax is symmetric: the cotangent of g goes back as g does.
+    fused_vjp=lambda c, _, g, y, *, axis: (
+        apply(SOFTMAX_BACKWARD, c, y, axis=axis),
+        c * (g - _total(g * y, axis)) - g * _total(c * y, axis),
+    ),
     source="y * (g - sum(g*y)), from the output",
 )
 
@@ -95,6 +129,11 @@ LOG_SOFTMAX_BACKWARD = backward_kernel(
     ),
     samples=(Sample((_G, np.log(_P)), {"axis": 1}),),
     error_samples=(Sample((_G, _P[:, :2]), {"axis": 1}),),
+    aten={
+        "_log_softmax_backward_data": lambda g, y, dim, dtype: apply(LOG_SOFTMAX_BACKWARD, g, y, axis=dim % y.type.rank)
+    },
+    expansion=lambda g, y, *, axis: g - apply(OPS["exp"], y) * _total(g, axis),
+    fused_vjp=lambda c, _, g, y, *, axis: _log_softmax_again(c, g, apply(OPS["exp"], y), axis),
     source="g - exp(y) * sum(g), from the output",
 )
 
@@ -328,67 +367,3 @@ def layer_norm_vjp(g: Node, y: Node, x: Node, *affine: Node, rank: int, eps: flo
     kept = apply(LAYER_NORM_RECORDED, x, *affine, rank=rank, eps=eps)
     back = apply(LAYER_NORM_BACKWARD, g, x, item(kept, 1), item(kept, 2), *affine, rank=rank)
     return tuple(item(back, k) for k in range(1 + len(affine)))
-
-
-# ---- activations -------------------------------------------------------------------------------------------
-def _phi(x: Any) -> Any:
-    return 0.5 * (1 + np.vectorize(math.erf)(np.asarray(x) / math.sqrt(2)))
-
-
-RELU_BACKWARD = backward_kernel(
-    "relu_backward",
-    shape=same_as_first,
-    value=lambda g, y: np.where(y > 0, g, 0.0),
-    torch="torch.ops.aten.threshold_backward({0}, {1}, 0)",
-    in_place={0: "torch.ops.aten.threshold_backward.grad_input({0}, {1}, 0, grad_input={0})"},
-    samples=(Sample((_G, _X)),),
-    error_samples=(Sample((_G, _X[:, :2])),),
-    native=lambda m, g, y: m.where(y > 0.0, g, 0.0),
-    source="g [y > 0], from the output",
-)
-TANH_BACKWARD = backward_kernel(
-    "tanh_backward",
-    shape=same_as_first,
-    value=lambda g, y: g * (1 - y * y),
-    torch="torch.ops.aten.tanh_backward({0}, {1})",
-    in_place={0: "torch.ops.aten.tanh_backward.grad_input({0}, {1}, grad_input={0})"},
-    samples=(Sample((_G, np.tanh(_X))),),
-    error_samples=(Sample((_G, _X[:, :2])),),
-    native=lambda m, g, y: g * (1.0 - y * y),
-    source="g (1 - y^2), from the output",
-)
-SIGMOID_BACKWARD = backward_kernel(
-    "sigmoid_backward",
-    shape=same_as_first,
-    value=lambda g, y: g * y * (1 - y),
-    torch="torch.ops.aten.sigmoid_backward({0}, {1})",
-    in_place={0: "torch.ops.aten.sigmoid_backward.grad_input({0}, {1}, grad_input={0})"},
-    samples=(Sample((_G, _P)),),
-    error_samples=(Sample((_G, _X[:, :2])),),
-    native=lambda m, g, y: g * (y * (1.0 - y)),
-    source="g y (1 - y), from the output (problem 7.7)",
-)
-GELU_BACKWARD = backward_kernel(
-    "gelu_backward",
-    shape=same_as_first,
-    value=lambda g, x: g * (_phi(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)),
-    torch="torch.ops.aten.gelu_backward({0}, {1})",
-    in_place={0: "torch.ops.aten.gelu_backward.grad_input({0}, {1}, grad_input={0})"},
-    samples=(Sample((_G, _X)),),
-    error_samples=(Sample((_G, _X[:, :2])),),
-    native=lambda m, g, x: (
-        g * (0.5 * (1.0 + m.erf(x * math.sqrt(0.5))) + x * m.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi)))
-    ),
-    source="Phi(x) + x phi(x)",
-)
-SILU_BACKWARD = backward_kernel(
-    "silu_backward",
-    shape=same_as_first,
-    value=lambda g, x: g / (1 + np.exp(-x)) * (1 + x * (1 - 1 / (1 + np.exp(-x)))),
-    torch="torch.ops.aten.silu_backward({0}, {1})",
-    in_place={0: "torch.ops.aten.silu_backward.grad_input({0}, {1}, grad_input={0})"},
-    samples=(Sample((_G, _X)),),
-    error_samples=(Sample((_G, _X[:, :2])),),
-    native=lambda m, g, x: g * (m.sigmoid(x) * (1.0 + x * (1.0 - m.sigmoid(x)))),
-    source="s (1 + x (1 - s)) with s = sigmoid(x)",
-)

@@ -213,6 +213,7 @@ ITEM = register(
         latex=lambda p, node: f"{p.child(node.inputs[0], UNARY)}_{{{node.params['index']}}}",
         torch=lambda node, x: f"{x[0]}[{node.params['index']}]",
         aliases=lambda node: bool(node.inputs[0].op.aliases),  # outputs of one kernel lie apart
+        order="operands",
         code=lambda w, node: f"{w(0, ATOM)}[{node.params['index']}]",
         rewrites=(Rewrite(_of_several, exact=True),),
         source="one output of a node with several",

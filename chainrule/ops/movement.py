@@ -79,6 +79,7 @@ def _nested(node: Node) -> Node | None:
 
 BROADCAST = linear(
     "broadcast",
+    order="operands",
     shape=_broadcast_shape,
     value=lambda x, *, shape: np.broadcast_to(x, shape),
     transpose=lambda g, y, x, *, shape: unbroadcast(g, x.shape),
@@ -168,6 +169,7 @@ def _flattened(x: Node, start: int = 0, end: int = -1) -> Node:
 
 RESHAPE = linear(
     "reshape",
+    order="operands",
     shape=_reshape_shape,
     value=lambda x, *, shape: np.reshape(x, shape),
     transpose=lambda g, y, x, *, shape: reshape(g, x.shape),
@@ -252,6 +254,7 @@ def _unsqueeze(x: Node, dim: int) -> Node:
 
 EXPAND_DIMS = linear(
     "expand_dims",
+    order="operands",
     shape=_expand_shape,
     value=lambda x, *, axes: np.expand_dims(x, axes),
     transpose=lambda g, y, x, *, axes: squeeze(g, axes),
@@ -284,6 +287,7 @@ EXPAND_DIMS = linear(
 )
 SQUEEZE = linear(
     "squeeze",
+    order="operands",
     shape=_squeeze_shape,
     value=lambda x, *, axes: np.squeeze(x, axes),
     transpose=lambda g, y, x, *, axes: expand_dims(g, axes),

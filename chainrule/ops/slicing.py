@@ -115,6 +115,7 @@ def _slice_whole(node: Node) -> Node | None:
 
 SLICE = linear(
     "slice",
+    order="operands",
     shape=_slice_shape,
     value=lambda x, *, starts, stops, steps: np.asarray(x)[
         tuple(slice(a, b, c) for a, b, c in zip(starts, stops, steps, strict=True))

@@ -14,11 +14,11 @@ import numpy as np
 
 from chainrule.errors import ShapeError
 from chainrule.ir import OPS, Code, Kink, Node, Sample, apply, broadcast_shapes, constant, item, lowering
+from chainrule.ops.activation_kernels import TANH_BACKWARD, activation_kernel
 from chainrule.ops.arithmetic import where
-from chainrule.ops.contraction import einsum, matmul, sum_axes, transpose
+from chainrule.ops.contraction import einsum, matmul, transpose
 from chainrule.ops.decompositions import CHOLESKY, status
 from chainrule.ops.families import kernel, unary
-from chainrule.ops.kernels import backward_kernel, same_as_first
 from chainrule.ops.leaves import SEVERAL
 from chainrule.ops.movement import broadcast, expand_dims
 from chainrule.ops.opaque import by_tape, by_tape_vjp
@@ -225,17 +225,25 @@ def _gelu_tanh_slope(g: Any, x: Any) -> Any:
     return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * _INNER * (1 + 3 * _CUBE * x * x))
 
 
+def _gelu_tanh_curve(w: Node, x: Node) -> Node:
+    """w phi''(x): with u the argument of tanh and t its value, (1 - t^2) (u' + x (u'' / 2 - t u'^2))."""
+    square = x * x
+    t = apply(OPS["tanh"], (square * x * _CUBE + x) * _INNER)
+    u_x = square * (3 * _CUBE * _INNER) + _INNER
+    return apply(TANH_BACKWARD, w * (x * (x * (3 * _CUBE * _INNER) - t * (u_x * u_x)) + u_x), t)
+
+
 def _native_slope(m: Any, g: Any, x: Any, t: Any) -> Any:
     return g * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * (_INNER * (1.0 + 3 * _CUBE * x * x)))
 
 
-GELU_TANH_BACKWARD = backward_kernel(
+GELU_TANH_BACKWARD = activation_kernel(
     "gelu_tanh_backward",
-    shape=same_as_first,
+    call="torch.ops.aten.gelu_backward({0}, {1}, approximate='tanh')",
+    slope=lambda x: _gelu_tanh_derivative(x, x),
+    curve=_gelu_tanh_curve,
     value=_gelu_tanh_slope,
-    torch="torch.ops.aten.gelu_backward({0}, {1}, approximate='tanh')",
-    samples=(Sample((_X[::-1], _X)),),
-    error_samples=(Sample((_X, _X[:, :2])),),
+    aten={},  # gelu_backward's, with the other one
     native=lambda m, g, x: _native_slope(m, g, x, m.tanh(_INNER * (x + _CUBE * x * x * x))),
     source="the derivative of GELU_TANH",
 )
@@ -251,6 +259,7 @@ GELU_TANH = unary(
         torch="torch.nn.functional.gelu({0}, approximate='tanh')",
     ),
     fused_vjp=lambda g, y, x: (apply(GELU_TANH_BACKWARD, g, x),),
+    fused_again=True,
     samples=(Sample((_X,)),),
     source="Hendrycks and Gimpel 2016: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))",
 )
@@ -329,9 +338,3 @@ WEIGHT_NORM = kernel(
     error_samples=(Sample((_X, np.array([0.7, 1.2])), {"dim": 0}),),
     source="Salimans and Kingma 2016, equation 2",
 )
-
-
-@lowering("_softmax_backward_data")
-def softmax_backward(g: Node, y: Node, dim: int, dtype: str) -> Node:
-    """The cotangent of softmax's operand, from its result."""
-    return y * (g - sum_axes(g * y, (dim % y.type.rank,), keepdims=True)) if y.shape else y * (g - g * y)

@@ -313,10 +313,11 @@ class Programs:
         name = self.name.replace(" ", "_")
         if not waits:
             empty = compile(Graph((), ()), name)
-            ready = compile(joint, name, reuse=not tracked, inductor=self.inductor and not tracked)
+            ready = compile(joint, name, reuse=not tracked, inductor=self.inductor and not tracked, tracked=tracked)
             return Pair(program, ready, empty, len(derived), self.values)
         first, second = halves(selected(joint), seeds, len(derived))
-        return Pair(program, compile(first, name, reuse=not tracked), compile(second, f"{name}_back"), 0, self.values)
+        forward = compile(first, name, reuse=not tracked, tracked=tracked)
+        return Pair(program, forward, compile(second, f"{name}_back", tracked=tracked), 0, self.values)
 
     def _report(self, flat: Sequence[Any]) -> None:
         if os.environ.get("CHAINRULE_LOG"):

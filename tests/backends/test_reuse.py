@@ -124,3 +124,16 @@ def test_an_operand_that_lies_in_another_order_is_not_taken() -> None:
     turned = einsum("ij->ji", _op("exp", einsum("ij->ji", _op("sin", X))))
     assert "add_(" not in _both(_keep(_op("cos", X)) + turned)
     assert "mul_(" in _both(turned * _op("cos", X))
+
+
+def test_a_result_takes_the_memory_of_a_value_that_died_before() -> None:
+    x = variable("x", TensorType((128, 128), "float32"))
+    a = _op("exp", x)
+    b = einsum("ij,jk->ik", a, x)  # the last reader of a
+    c = einsum("ij,jk->ik", b, x)
+    graph = Graph((x,), (c, b))
+    given = torch.randn(128, 128)
+    over, plain = compile(graph, reuse=True), compile(graph)
+    assert "out=" in over.source and "out=" not in plain.source
+    for left, right in zip(over(given), plain(given), strict=True):
+        assert torch.equal(left, right)

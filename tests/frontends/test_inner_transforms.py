@@ -157,3 +157,24 @@ def test_torch_func_is_itself_again() -> None:
     with pytest.raises(UnsupportedOpError):
         cr.grad(lambda x: torch.func.jvp(torch.sin, (x,), (x,))[1].sum())(X)
     assert eager_transforms.grad_and_value_impl is before
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "silu", "gelu", "softmax", "log_softmax"])
+def test_third_derivatives_of_activations(name: str) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(3, 4, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
+    act = getattr(torch.nn.functional, name)
+    more = (-1,) if "softmax" in name else ()
+
+    def third(grad: Any) -> Any:
+        def first(x: torch.Tensor) -> torch.Tensor:
+            return (act(x @ w, *more) @ w).sin().sum()
+
+        def second(x: torch.Tensor) -> torch.Tensor:
+            return grad(first)(x).square().sum()
+
+        return lambda x: grad(second)(x).square().sum()
+
+    expected = torch.func.grad(third(torch.func.grad))(x)
+    for inner in (torch.func.grad, cr.grad):
+        torch.testing.assert_close(cr.grad(third(inner))(x), expected, rtol=1e-9, atol=1e-9)

@@ -46,19 +46,26 @@ class Compiled:
 
 
 def compile(
-    graph: Graph, name: str = "forward", free: bool = True, reuse: bool = False, inductor: bool = False
+    graph: Graph,
+    name: str = "forward",
+    free: bool = True,
+    reuse: bool = False,
+    inductor: bool = False,
+    tracked: bool = False,
 ) -> Compiled:
     """The graph as a callable.
 
     Args:
-        graph, name, free, reuse: as in ``emit``.
+        graph, name, free, reuse, tracked: as in ``emit.source_of``.
         inductor: hand the source to ``torch.compile`` (at the first call; it wants a C++ compiler). Random numbers
             stay those of eager execution.
 
     Raises:
         BackendError: it cannot be written in torch.
     """
-    emitted = source_of(graph, name, free, reuse and not inductor)  # Inductor lays out memory by itself
+    emitted = source_of(
+        graph, name, free, reuse and not inductor, tracked=tracked
+    )  # Inductor lays out memory by itself
     source = emitted.text
     file = f"<chainrule {name} {hashlib.blake2b(source.encode(), digest_size=6).hexdigest()}>"
     # The text is ours, made from the graph alone.

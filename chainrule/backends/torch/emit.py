@@ -15,7 +15,7 @@ import numpy as np
 
 from chainrule.backends.identifiers import identifier, unique
 from chainrule.backends.torch.order import with_less_alive
-from chainrule.backends.torch.reuse import overwritten
+from chainrule.backends.torch.recycle import memory_plan
 from chainrule.errors import BackendError
 from chainrule.interpreters.kernels import selected
 from chainrule.ir import Graph, Literal, Node, TensorType, TupleType, apply, describe, rebuild, shape_text
@@ -50,7 +50,12 @@ def emit(graph: Graph, name: str = "forward", free: bool = True, reuse: bool = F
 
 
 def source_of(
-    graph: Graph, name: str = "forward", free: bool = True, reuse: bool = False, constants: str = "c"
+    graph: Graph,
+    name: str = "forward",
+    free: bool = True,
+    reuse: bool = False,
+    constants: str = "c",
+    tracked: bool = False,
 ) -> Source:
     """Python source of a function of the graph's inputs that returns the tuple of its outputs.
 
@@ -59,20 +64,22 @@ def source_of(
         name: of the function.
         free: whether intermediates are deleted after their last use.
         reuse: whether results may be written over operands that end there (not where autograd records, or vmap maps).
+        tracked: whether autograd is to record it: calls that it cannot differentiate are written as their expansions.
         constants: what the names of constants above the function start with.
     Raises:
         BackendError: an op without a ``torch`` field, or a leaf that is no input of the graph.
     """
-    graph = selected(inline_composites(graph))
-    writer = _Writer(graph, _Identifiers(graph, constants), reuse)
+    graph = selected(inline_composites(graph, tracked))
+    writer = _Writer(graph, _Identifiers(graph, constants), reuse, tracked)
     return Source(writer.source(identifier(name, _RESERVED), free), writer.held, writer.device)
 
 
-def inline_composites(graph: Graph) -> Graph:
-    """The graph with composites that have no ``torch`` field replaced by their expansions."""
+def inline_composites(graph: Graph, tracked: bool = False) -> Graph:
+    """The graph with composites that have no ``torch`` field (``tracked``: or no tape) replaced by their expansions."""
 
     def expand(node: Node, inputs: tuple[Node, ...]) -> Node:
-        if node.op.torch is not None or node.op.expansion is None:
+        called = node.op.torch is not None and (node.op.taped or not tracked)
+        if called or node.op.expansion is None:
             return node if inputs == node.inputs else apply(node.op, *inputs, **node.params)
         body = node.op.expansion(*inputs, **node.params)
         return rebuild([body], expand)[body]
@@ -113,8 +120,8 @@ class _Identifiers:
 
 
 class _Writer:
-    def __init__(self, graph: Graph, names: _Identifiers, reuse: bool) -> None:
-        self.graph, self.names = graph, names
+    def __init__(self, graph: Graph, names: _Identifiers, reuse: bool, tracked: bool) -> None:
+        self.graph, self.names, self.tracked = graph, names, tracked
         self.inputs = set(graph.inputs)
         self.nodes = graph.schedule()
         devices = [i.type.device for i in graph.inputs if isinstance(i.type, TensorType)]
@@ -126,11 +133,12 @@ class _Writer:
         self.whole = {n for n in self.parts if n in readers or n in self.graph.outputs}
         self.fixed = self._independent()
         self.overwritten: dict[Node, int] = {}
+        self.recycled: dict[Node, Node] = {}
         if reuse:
             running = [n for n in self.nodes if n not in self.fixed and n not in self.inputs]
             kept = {*graph.inputs, *graph.outputs, *self.fixed}
             running = with_less_alive(running, kept)
-            self.overwritten = overwritten(running, kept)
+            self.overwritten, self.recycled = memory_plan(running, kept)
             self.nodes = [*(n for n in self.nodes if n in self.fixed or n in self.inputs), *running]
         self.above: list[str] = []
         self.body: list[str] = []
@@ -177,7 +185,7 @@ class _Writer:
         """node -> intermediates that nobody needs once it is computed."""
         last: dict[Node, Node] = {}
         for node in self.nodes:
-            for i in node.inputs:
+            for i in (*node.inputs, *([self.recycled[node]] if node in self.recycled else [])):
                 last[i] = node
         kept = {*self.inputs, *self.graph.outputs, *self.fixed}
         dying: dict[Node, list[Node]] = {}
@@ -233,9 +241,20 @@ class _Writer:
         operands = [self._operand(i, as_tensor=not infix) for i in node.inputs]
         if node.op.externals is not None:
             operands = [*(self._hold(o, "function") for o in node.op.externals(**node.params)), *operands]
+        if node in self.overwritten or node in self.recycled:
+            placed = self._placed(node, operands)
+            if placed:
+                return placed
+        return written.format(*operands) if isinstance(written, str) else str(written(node, operands))
+
+    def _placed(self, node: Node, operands: list[str]) -> str:
+        """The expression that leaves the result over an operand or in the memory of a dead value, "" without one."""
+        if node.inputs[0].number is not None:  # these calls take a number behind a tensor only
+            operands = [self._operand(node.inputs[0], as_tensor=True), *operands[1:]]
         if node in self.overwritten:
             return node.op.in_place[self.overwritten[node]].format(*operands)
-        return written.format(*operands) if isinstance(written, str) else str(written(node, operands))
+        out, rule = self.names.of(self.recycled[node]), node.op.into
+        return rule.format(*operands, out=out) if isinstance(rule, str) else str(rule(node, operands, out))
 
     def _body(self, body: Graph) -> str:
         """The name of a function for the body of a loop, written above this one."""
@@ -244,7 +263,7 @@ class _Writer:
                 self.above.append(_SCAN)
             self.bodies[body] = f"{self.function}_body{len(self.bodies)}"
             # Names of its own: the constants of a body and of the function share the module.
-            inner = source_of(body, self.bodies[body], constants=f"{self.bodies[body]}_c")
+            inner = source_of(body, self.bodies[body], constants=f"{self.bodies[body]}_c", tracked=self.tracked)
             self.above.append(inner.text)
             self.held.update(inner.names)
         return self.bodies[body]

@@ -19,15 +19,22 @@ def overwritten(nodes: Sequence[Node], kept: Collection[Node]) -> dict[Node, int
         nodes: in the order in which they run.
         kept: nodes whose memory must stay: inputs, outputs, and what is computed once and read by every call.
     """
-    return _overwritten(nodes, kept, memories(nodes))
+    return overwritten_in(nodes, kept, memories(nodes))
 
 
 def peak(nodes: Sequence[Node], kept: Collection[Node]) -> int:
     """The most bytes that are alive at once of what the nodes make, with results written over operands."""
     memory = memories(nodes)
-    over = _overwritten(nodes, kept, memory)
-    end = _ends(nodes, kept, memory)
-    alive = most = 0
+    over = overwritten_in(nodes, kept, memory)
+    return max(sizes_over_time(nodes, over, memory, ends(nodes, kept, memory)), default=0)
+
+
+def sizes_over_time(
+    nodes: Sequence[Node], over: Collection[Node], memory: Mapping[Node, Node], end: Mapping[Node, int]
+) -> list[int]:
+    """For every node the bytes that are alive while it runs; ``over``: nodes that take no memory of their own."""
+    alive = 0
+    found: list[int] = []
     sizes: dict[Node, int] = {}
     dying: dict[int, list[Node]] = {}
     for held, place in end.items():
@@ -37,9 +44,9 @@ def peak(nodes: Sequence[Node], kept: Collection[Node]) -> int:
             size = bytes_of(node)
             sizes[memory[node]] = sizes.get(memory[node], 0) + size
             alive += size
-            most = max(most, alive)
+        found.append(alive)
         alive -= sum(sizes.pop(held, 0) for held in dying.get(place, ()))
-    return most
+    return found
 
 
 def bytes_of(node: Node) -> int:
@@ -49,9 +56,9 @@ def bytes_of(node: Node) -> int:
     return node.type.nbytes
 
 
-def _overwritten(nodes: Sequence[Node], kept: Collection[Node], memory: dict[Node, Node]) -> dict[Node, int]:
+def overwritten_in(nodes: Sequence[Node], kept: Collection[Node], memory: dict[Node, Node]) -> dict[Node, int]:
     """:func:`overwritten`; ``memory`` is brought up to date."""
-    end = _ends(nodes, kept, memory)
+    end = ends(nodes, kept, memory)
     found: dict[Node, int] = {}
     for place, node in enumerate(nodes):
         for position in node.op.in_place:
@@ -100,7 +107,7 @@ def aliases(node: Node) -> bool:
     return node.op.aliases(node) if callable(node.op.aliases) else node.op.aliases
 
 
-def _ends(nodes: Sequence[Node], kept: Collection[Node], memory: Mapping[Node, Node]) -> dict[Node, int]:
+def ends(nodes: Sequence[Node], kept: Collection[Node], memory: Mapping[Node, Node]) -> dict[Node, int]:
     """memory -> place of the last node that reads anything in it; memory that must stay has none."""
     end: dict[Node, int] = {}
     for place, node in enumerate(nodes):

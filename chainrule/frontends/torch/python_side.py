@@ -73,6 +73,7 @@ def custom_calls(recorder: Watcher) -> Iterator[None]:
     """
     original = torch.autograd.Function.__dict__["apply"]
     inner: Any = torch.autograd.Function.__mro__[1]
+    before = vars(inner).get("apply")  # of a trace around this one
     inside: list[Any] = []
 
     def once(cls: Any, call: Any, args: Any, kwargs: Any) -> Any:
@@ -100,7 +101,10 @@ def custom_calls(recorder: Watcher) -> Iterator[None]:
         yield
     finally:
         torch.autograd.Function.apply = original
-        del inner.apply
+        if before is None:
+            del inner.apply
+        else:
+            inner.apply = before
 
 
 _DATA: Any = torch.Tensor.data
