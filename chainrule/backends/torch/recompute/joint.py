@@ -148,7 +148,7 @@ def _written(
     checks: Sequence[Node],
     traced: Traced,
 ) -> Joint:
-    writer = _Writer(graph, _Identifiers(graph, "c"), False)
+    writer = _Writer(graph, _Identifiers(graph, "c"), reuse=False, tracked=False)
     writer.function = "program"
     runs = [
         n
