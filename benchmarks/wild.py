@@ -1,6 +1,6 @@
 """Every architecture of transformers that builds from a configuration: initialisation, moments, diagnosis, gradients.
 
-    python -m benchmarks.wild [TYPE ...] [--parts init,moments,diagnose,check] [--seconds 60]
+    python -m benchmarks.wild [TYPE ...] [--parts init,moments,diagnose,check] [--dtype float64]
 
 Each model type is built with small sizes from its own configuration class, random weights and nothing downloaded.
 
@@ -24,12 +24,14 @@ import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 import chainrule as cr
+from benchmarks.models import measured, moved
 from benchmarks.zoo import scalar
 from chainrule.errors import ChainruleError
 
@@ -188,7 +190,7 @@ def moments(kind: str) -> str:
     for hook in hooks:
         hook.remove()
     worst, at, unknown = 1.0, "", 0
-    for row in table.rows:
+    for row in {row.name: row for row in table.rows}.values():  # of a module that is called several times, the last
         if row.kind == "unknown":
             unknown += 1
         elif row.name in seen and seen[row.name] > 0 and isinstance(row.second, float) and row.second > 0:
@@ -197,11 +199,11 @@ def moments(kind: str) -> str:
     return f"{len(table.rows)} rows, {unknown} unknown, worst ratio {worst:.2f} {at}"
 
 
-def diagnose(kind: str) -> str:
+def diagnose(kind: str, dtype: torch.dtype = torch.float32) -> str:
     """Findings above info."""
     model, config = built(kind)
-    batch = batch_of(model, config)
-    model.train()
+    batch = moved(batch_of(model, config), dtype)
+    model.to(dtype).train()
     result = cr.diagnose(model, batch, None, objective=scalar)
     loud = [f for f in result.findings if f.severity != "info"]
     return "; ".join(f"{f.kind} at {f.where}: {f.measured}" for f in loud)[:600] or "silent"
@@ -209,7 +211,6 @@ def diagnose(kind: str) -> str:
 
 def check(kind: str) -> str:
     """The traced gradient against autograd's."""
-    from benchmarks.models import measured
 
     def make() -> Any:
         model, config = built(kind)
@@ -234,17 +235,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*")
     parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16"), help="of diagnose")
     parser.add_argument("--seconds", type=int, default=60, help="for one part of one type")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _late)
+    parts = PARTS | {"diagnose": partial(diagnose, dtype=getattr(torch, given.dtype))}
     for kind in given.types or types():
         for part in given.parts.split(","):
             signal.alarm(given.seconds)
             try:
-                line = PARTS[part](kind)
+                line = parts[part](kind)
             except ChainruleError as error:
                 line = f"refused: {' '.join(str(error).split())[:200]}"
             except Exception as error:  # the library's own refusals of small sizes, above all
