@@ -133,7 +133,8 @@ def execute(document: Path, here: Path) -> Iterator[str]:
                 with contextlib.redirect_stdout(stream):
                     run_python(block, document, namespace, here)
                 printed = stream.getvalue()
-                held_against(here / "pictures", ROOT / "docs" / "pictures")
+                folder = here if document.name == "README.md" else here / "pictures"
+                held_against(folder, ROOT / "docs" / "pictures")
             elif block.language == "text":
                 compare(block.text, printed)
             else:
