@@ -1,10 +1,11 @@
 """Hessians in float32 against torch.func.hessian and jax.jit(jax.hessian), side by side, results compared first.
 
-    python -m benchmarks.hessian [names...] [--threads 1] [--small] [--memory]
+    python -m benchmarks.hessian [names...] [--threads 1] [--small | --sizes N,N] [--seconds S] [--memory]
 
 Times are of a call after warm-up (tracing, derivation and compilation are in ``first s``), the best of many windows in
 turns. Columns behind a peer's name are its time over ours: larger is better for us. A peer that would need more than
 ``--limit`` bytes (the memory of a batch of all columns through its largest intermediate) is left out, and says so.
+``--seconds`` limits the windows of one row: no window begins after them.
 ``--memory`` measures the energy of pairwise distances of 2,483 points by the peak of the process.
 JAX is optional (extra ``bench``).
 """
@@ -126,7 +127,7 @@ PROBLEMS = (
     ),
     Problem(
         "10-layer ReLU network by its first layer",
-        (16, 32, 64),
+        (16, 32, 64, 128),
         lambda n, g: (
             _normal(g, n, n, scale=n**-0.5),
             _normal(g, n),
@@ -152,7 +153,9 @@ class _Jax:
         self.version = jax.__version__
 
 
-def row(problem: Problem, n: int, jax: _Jax | None, limit: int, rounds: int) -> tuple[float | None, float | None]:
+def row(
+    problem: Problem, n: int, jax: _Jax | None, limit: int, rounds: int, seconds: float
+) -> tuple[float | None, float | None]:
     """Measures one size, prints its line, and returns the ratios to torch.func and JAX."""
     arrays = problem.arrays(n, np.random.default_rng(0))
     tensors = [torch.from_numpy(a) for a in arrays]
@@ -176,7 +179,7 @@ def row(problem: Problem, n: int, jax: _Jax | None, limit: int, rounds: int) -> 
     del result
     if worst > 2e-4:
         raise AssertionError(f"{problem.name}, n={n}: results differ by {worst:.1e} of the largest element")
-    times = best_times(contestants, rounds=rounds, window=0.05)
+    times = best_times(contestants, rounds=rounds, window=0.05, seconds=seconds)
     ratios = [times[k] / times["ours"] if k in times else None for k in ("torch", "jax")]
     shown = [f"{r:10.1f}" if r is not None else f"{'left out':>10}" for r in ratios]
     print(
@@ -224,6 +227,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--small", action="store_true", help="the two smallest sizes of each")
+    parser.add_argument("--sizes", default="", help="these sizes of each, separated by commas")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for the windows of one row, about")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--limit", type=int, default=2 * 10**9)
     options = parser.parse_args()
@@ -241,9 +246,11 @@ def main() -> None:
     found: list[tuple[float | None, float | None]] = []
     for problem in PROBLEMS:
         if not options.names or any(part in problem.name for part in options.names):
+            wanted = {int(n) for n in options.sizes.split(",") if n}
             sizes = problem.sizes[:2] if options.small else problem.sizes
-            found += [row(problem, n, jax, options.limit, options.rounds) for n in sizes]
-    for name, column in zip(("torch.func", "JAX"), zip(*found, strict=True), strict=True):
+            for n in (n for n in sizes if not wanted or n in wanted):
+                found.append(row(problem, n, jax, options.limit, options.rounds, options.seconds))
+    for name, column in zip(("torch.func", "JAX"), zip(*found, strict=True), strict=False):
         ratios = [r for r in column if r is not None]
         if ratios:
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))

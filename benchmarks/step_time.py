@@ -1,10 +1,11 @@
 """Loss and all gradients: the emitted step against eager autograd, side by side, with trace time and peak bytes.
 
-    python -m benchmarks.step_time [names...] [--threads 2] [--rounds 5] [--device cuda]
+    python -m benchmarks.step_time [names...] [--threads 2] [--rounds 5] [--device cuda] [--compile]
 
 Both run the same model on the same batch from the same seed, training mode and dropout included; results are compared
 first. Times are the best of many calls, taken in turns. Peak bytes are those of the tensors alive during one step
-beside parameters and batch, seen op by op.
+beside parameters and batch, seen op by op. With ``--compile`` our source goes to ``torch.compile`` and is held against
+``torch.compile`` of the model and its loss; a compiled step has no ops to see, so there are no peak bytes.
 """
 
 from __future__ import annotations
@@ -198,13 +199,13 @@ def _peak(run: Callable[[], Any]) -> int:
     return mode.peak
 
 
-def measure(make: Callable[[], Made], rounds: int, device: str = "cpu") -> dict[str, Any]:
-    """One row of the table."""
+def measure(make: Callable[[], Made], rounds: int, device: str = "cpu", compiled: bool = False) -> dict[str, Any]:
+    """One row of the table; ``compiled``: both through ``torch.compile``."""
     torch.manual_seed(0)
     model, batch, loss = make()
     model, batch = model.to(device).train(), _on(batch, device)
     start = time.perf_counter()
-    case = cr.case(model, batch, loss)
+    case = cr.case(model, batch, loss, compile=compiled)
     exact = case.trace.bit_equal
     traced = time.perf_counter()
     step = case.step
@@ -212,10 +213,15 @@ def measure(make: Callable[[], Made], rounds: int, device: str = "cpu") -> dict[
     parameters = dict(model.named_parameters())
     values = {n: p.detach() for n, p in parameters.items()}
 
+    def forward() -> torch.Tensor:
+        return model(**batch).loss if loss == "model" else loss(model(batch[0]), batch[1])
+
+    called = torch.compile(forward) if compiled else forward
+
     def eager() -> torch.Tensor:
         for p in parameters.values():
             p.grad = None
-        value = model(**batch).loss if loss == "model" else loss(model(batch[0]), batch[1])
+        value = called()
         value.backward()
         return value
 
@@ -238,9 +244,9 @@ def measure(make: Callable[[], Made], rounds: int, device: str = "cpu") -> dict[
     return {
         "exact": exact,
         "error": error,
-        "eager": min(times["eager"]),
-        "ours": min(times["ours"]),
-        "peak": _peak(ours) / _peak(eager),
+        "eager": min(times["eager"], default=math.nan),
+        "ours": min(times["ours"], default=math.nan),
+        "peak": math.nan if compiled else _peak(ours) / _peak(eager),
         "trace": traced - start,
         "emit": emitted - traced,
         "opaque": sum(case.trace.opaque.values()),
@@ -267,16 +273,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {_machine(options.device)}")
-    print("model      ratio   eager ms   ours ms   peak ratio   largest error   trace s   emit s   opaque")
+    print("model      ratio  theirs ms   ours ms   peak ratio   largest error   trace s   emit s   opaque")
     ratios = []
     for make in MODELS:
         name = make.__name__
         if options.names and name not in options.names:
             continue
-        row = measure(make, options.rounds, options.device)
+        row = measure(make, options.rounds, options.device, options.compile)
         ratios.append(row["ours"] / row["eager"])
         print(
             f"{name:9s} {ratios[-1]:6.3f} {row['eager'] * 1e3:10.3f} {row['ours'] * 1e3:9.3f} {row['peak']:12.3f}"
