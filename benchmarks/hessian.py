@@ -6,7 +6,8 @@ Times are of a call after warm-up (tracing, derivation and compilation are in ``
 turns. Columns behind a peer's name are its time over ours: larger is better for us. A peer that would need more than
 ``--limit`` bytes (the memory of a batch of all columns through its largest intermediate) is left out, and says so.
 ``--seconds`` limits the windows of one row: no turn begins after them, and a call of ``torch.func`` that takes a
-quarter of them is made once. ``--memory`` measures the energy of pairwise distances of 2,483 points by the peak of the process.
+quarter of them is made once. ``--memory`` measures the energy of pairwise distances of 2,483 points by the peak of
+the process.
 JAX is optional (extra ``bench``).
 """
 
