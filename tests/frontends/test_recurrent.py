@@ -166,3 +166,20 @@ def test_a_compiled_step_leaves_torchs_own_tape_as_it_is() -> None:
         _, grads = step(dict(model.named_parameters()), (x, y))
     for name, p in model.named_parameters():
         torch.testing.assert_close(grads[name], p.grad)
+
+
+def test_a_parameter_that_is_called_like_what_nobody_reads() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._ = nn.Parameter(torch.randn(4))
+            self.rnn = nn.LSTM(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.rnn(x)[0] * self._
+
+    torch.manual_seed(0)
+    model, batch = Named(), (torch.randn(3, 2, 4), torch.randn(3, 2, 4))
+    nn.functional.mse_loss(model(batch[0]), batch[1]).backward()
+    _, grads = cr.case(model, batch, nn.MSELoss()).step(dict(model.named_parameters()), batch)
+    torch.testing.assert_close(grads["_"], model._.grad)

@@ -22,7 +22,7 @@ from chainrule.ir import Graph, Literal, Node, TensorType, TupleType, apply, des
 
 _LARGE = 64  # elements, above which a constant array is handed over instead of being written out
 _WIDTH = 100  # columns, beyond which a signature is broken into lines and a comment is left out
-_RESERVED = frozenset(("torch", "float", "scan"))
+_RESERVED = frozenset(("torch", "float", "scan", "_"))
 
 # The one loop, written above a function that needs it: body(*consts, *carry, *slices) -> (*carry, *ys).
 _SCAN = """\
