@@ -237,6 +237,7 @@ def measure(make: Callable[[], Made], rounds: int, device: str = "cpu", compiled
     error = max(float((grads[n] - g).abs().max()) for n, g in found.items()) / largest
     del grads, found
     times: dict[str, list[float]] = {"eager": [], "ours": []}
+    eager()
     calls = max(4, min(200, int(0.5 / max(_timed(eager), 1e-4))))
     for _ in range(rounds):
         for name, run in (("eager", eager), ("ours", ours)):
