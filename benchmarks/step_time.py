@@ -1,10 +1,11 @@
 """Loss and all gradients: the emitted step against eager autograd, side by side, with trace time and peak bytes.
 
-    python -m benchmarks.step_time [names...] [--threads 2] [--rounds 5] [--device cuda]
+    python -m benchmarks.step_time [names...] [--threads 2] [--rounds 5] [--device cuda] [--compile]
 
 Both run the same model on the same batch from the same seed, training mode and dropout included; results are compared
 first. Times are the best of many calls, taken in turns. Peak bytes are those of the tensors alive during one step
-beside parameters and batch, seen op by op.
+beside parameters and batch, seen op by op. With ``--compile`` our source goes to ``torch.compile`` and is held against
+``torch.compile`` of the model and its loss; a compiled step has no ops to see, so there are no peak bytes.
 """
 
 from __future__ import annotations
@@ -198,13 +199,13 @@ def _peak(run: Callable[[], Any]) -> int:
     return mode.peak
 
 
-def measure(make: Callable[[], Made], rounds: int, device: str = "cpu") -> dict[str, Any]:
-    """One row of the table."""
+def measure(make: Callable[[], Made], rounds: int, device: str = "cpu", compiled: bool = False) -> dict[str, Any]:
+    """One row of the table; ``compiled``: both through ``torch.compile``."""
     torch.manual_seed(0)
     model, batch, loss = make()
     model, batch = model.to(device).train(), _on(batch, device)
     start = time.perf_counter()
-    case = cr.case(model, batch, loss)
+    case = cr.case(model, batch, loss, compile=compiled)
     exact = case.trace.bit_equal
     traced = time.perf_counter()
     step = case.step
@@ -212,10 +213,15 @@ def measure(make: Callable[[], Made], rounds: int, device: str = "cpu") -> dict[
     parameters = dict(model.named_parameters())
     values = {n: p.detach() for n, p in parameters.items()}
 
-    def eager() -> torch.Tensor:
+    def forward() -> torch.Tensor:
+        return model(**batch).loss if loss == "model" else loss(model(batch[0]), batch[1])
+
+    called = torch.compile(forward) if compiled else forward
+
+    def eager(loss_of: Callable[[], torch.Tensor] = called) -> torch.Tensor:
         for p in parameters.values():
             p.grad = None
-        value = model(**batch).loss if loss == "model" else loss(model(batch[0]), batch[1])
+        value = loss_of()
         value.backward()
         return value
 
@@ -223,7 +229,7 @@ def measure(make: Callable[[], Made], rounds: int, device: str = "cpu") -> dict[
         return step(values, batch)
 
     torch.manual_seed(1)
-    eager()
+    eager(forward)  # Inductor draws other dropout masks, so what is compared is always eager's
     torch.manual_seed(1)
     _, grads = ours()
     found = {n: p.grad for n, p in parameters.items() if p.grad is not None}
@@ -231,6 +237,7 @@ def measure(make: Callable[[], Made], rounds: int, device: str = "cpu") -> dict[
     error = max(float((grads[n] - g).abs().max()) for n, g in found.items()) / largest
     del grads, found
     times: dict[str, list[float]] = {"eager": [], "ours": []}
+    eager()
     calls = max(4, min(200, int(0.5 / max(_timed(eager), 1e-4))))
     for _ in range(rounds):
         for name, run in (("eager", eager), ("ours", ours)):
@@ -238,9 +245,9 @@ def measure(make: Callable[[], Made], rounds: int, device: str = "cpu") -> dict[
     return {
         "exact": exact,
         "error": error,
-        "eager": min(times["eager"]),
-        "ours": min(times["ours"]),
-        "peak": _peak(ours) / _peak(eager),
+        "eager": min(times["eager"], default=math.nan),
+        "ours": min(times["ours"], default=math.nan),
+        "peak": math.nan if compiled else _peak(ours) / _peak(eager),
         "trace": traced - start,
         "emit": emitted - traced,
         "opaque": sum(case.trace.opaque.values()),
@@ -267,16 +274,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {_machine(options.device)}")
-    print("model      ratio   eager ms   ours ms   peak ratio   largest error   trace s   emit s   opaque")
+    print("model      ratio  theirs ms   ours ms   peak ratio   largest error   trace s   emit s   opaque")
     ratios = []
     for make in MODELS:
         name = make.__name__
         if options.names and name not in options.names:
             continue
-        row = measure(make, options.rounds, options.device)
+        row = measure(make, options.rounds, options.device, options.compile)
         ratios.append(row["ours"] / row["eager"])
         print(
             f"{name:9s} {ratios[-1]:6.3f} {row['eager'] * 1e3:10.3f} {row['ours'] * 1e3:9.3f} {row['peak']:12.3f}"

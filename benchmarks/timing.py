@@ -5,6 +5,7 @@ Machines are noisy, so the contestants take turns, and the best window of each c
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping
 from time import perf_counter
@@ -13,17 +14,23 @@ import numpy as np
 
 
 def best_times(
-    contestants: Mapping[str, Callable[[], object]], rounds: int = 30, window: float = 0.02
+    contestants: Mapping[str, Callable[[], object]], rounds: int = 30, window: float = 0.02, seconds: float = math.inf
 ) -> dict[str, float]:
-    """name -> seconds per call: the best of ``rounds`` windows of about ``window`` seconds each, taken in turns."""
-    calls = {}
+    """name -> seconds per call: the best of ``rounds`` windows of about ``window`` seconds each, taken in turns.
+
+    No turn begins when ``seconds`` are over; each contestant has the two calls with which it was warmed up at least.
+    """
+    calls, best = {}, {}
+    end = perf_counter() + seconds
     for name, run in contestants.items():
         run()
         start = perf_counter()
         run()
-        calls[name] = max(1, int(window / max(perf_counter() - start, 1e-7)))
-    best = dict.fromkeys(contestants, float("inf"))
+        best[name] = perf_counter() - start
+        calls[name] = max(1, int(window / max(best[name], 1e-7)))
     for _ in range(rounds):
+        if perf_counter() > end:
+            break
         for name, run in contestants.items():
             start = perf_counter()
             for _ in range(calls[name]):

@@ -57,7 +57,9 @@ def taped(function, wanted, *inputs):
             leaves = [x.detach().requires_grad_(m) for x, m in zip(inputs, moving)]
             outs = function(*leaves)
     outs = tuple(outs) if isinstance(outs, (tuple, list)) else (outs,)
-    return (*(o.detach() for o in outs), (leaves, outs))
+    # The places in autograd's graph, not the outputs: what its backward does not read can be freed.
+    edges = [torch.autograd.graph.get_gradient_edge(o) if o.requires_grad else None for o in outs]
+    return (*(o.detach() for o in outs), (leaves, edges))
 
 
 def accepts(function, inputs, place):
@@ -71,16 +73,19 @@ def accepts(function, inputs, place):
 
 def taped_backward(wanted, given, tape, *cotangents):
     """The cotangents of those floating-point inputs of a taped call that are wanted, None for the others."""
-    leaves, outs = tape
-    outs = [outs[k] for k in given]
+    leaves, edges = tape
+    edges = [edges[k] for k in given]
     places = [x for x in leaves if x.is_floating_point()]
     asked = [x for x, w in zip(places, wanted) if w and x.requires_grad]
-    pairs = [(o, g) for o, g in zip(outs, cotangents) if o.requires_grad]
+    pairs = [(e, g) for e, g in zip(edges, cotangents) if e is not None]
     grads = [None] * len(asked)
     if pairs:
-        grads = torch.autograd.grad([o for o, _ in pairs], asked, [g for _, g in pairs], allow_unused=True)
+        grads = torch.autograd.grad([e for e, _ in pairs], asked, [g for _, g in pairs], allow_unused=True)
     found = {id(x): g for x, g in zip(asked, grads) if g is not None}
     return tuple(found.get(id(x), torch.zeros_like(x)) if w else None for x, w in zip(places, wanted))
+
+
+taped.as_it_is = taped_backward.as_it_is = True  # a tape of autograd's own: nothing for torch.compile
 '''
 
 

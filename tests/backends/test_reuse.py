@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import chainrule.ops  # noqa: F401  (fills the registry)
+from benchmarks import step_time
 from chainrule.backends.torch import compile
 from chainrule.backends.torch.reuse import aliases
 from chainrule.ir import OPS, Graph, Node, Op, Sample, TensorType, apply, constant, variable
@@ -137,3 +138,9 @@ def test_a_result_takes_the_memory_of_a_value_that_died_before() -> None:
     assert "out=" in over.source and "out=" not in plain.source
     for left, right in zip(over(given), plain(given), strict=True):
         assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("make", [step_time.gpt2, step_time.t5, step_time.lstm], ids=lambda make: make.__name__)
+def test_a_step_needs_no_more_memory_than_eager(make: Any) -> None:
+    row = step_time.measure(make, rounds=0)
+    assert row["peak"] <= 1.0

@@ -6,6 +6,7 @@ derivative of its fused kernels, so that of a loop written out by hand is used.
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -147,3 +148,38 @@ def test_states_of_a_call_without_gradients_are_cut() -> None:
     row = models.measured("cut", lambda: (Cut(), x))
     assert row.right
     assert len(cr.case(Cut(), x, objective=models.objective).trace.unreached) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+def test_a_compiled_step_leaves_torchs_own_tape_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = nn.LSTM(8, 16, 2, batch_first=True)
+    x, y = torch.randn(4, 6, 8), torch.randn(4, 6, 16)
+
+    def objective(model: Any, batch: Any) -> torch.Tensor:
+        return nn.functional.mse_loss(model(batch[0])[0], batch[1])
+
+    step = cr.case(model, (x, y), objective=objective, compile=True).step
+    objective(model, (x, y)).backward()
+    for _ in range(3):
+        _, grads = step(dict(model.named_parameters()), (x, y))
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(grads[name], p.grad)
+
+
+def test_a_parameter_that_is_called_like_what_nobody_reads() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._ = nn.Parameter(torch.randn(4))
+            self.rnn = nn.LSTM(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.rnn(x)[0] * self._
+
+    torch.manual_seed(0)
+    model, batch = Named(), (torch.randn(3, 2, 4), torch.randn(3, 2, 4))
+    nn.functional.mse_loss(model(batch[0]), batch[1]).backward()
+    _, grads = cr.case(model, batch, nn.MSELoss()).step(dict(model.named_parameters()), batch)
+    torch.testing.assert_close(grads["_"], model._.grad)

@@ -82,6 +82,10 @@ def compile(
         f for f in reversed(namespace.values()) if isinstance(f, FunctionType) and f.__code__.co_filename == file
     )
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    if inductor:
+        for called, f in list(namespace.items()):
+            if getattr(f, "as_it_is", False):
+                namespace[called] = torch.compiler.disable(f)
     run = _by_inductor(function) if inductor else function
     compiled = Compiled(graph, source, run)
     weakref.finalize(compiled, linecache.cache.pop, file, None)

@@ -22,7 +22,7 @@ from chainrule.ir import Graph, Literal, Node, TensorType, TupleType, apply, des
 
 _LARGE = 64  # elements, above which a constant array is handed over instead of being written out
 _WIDTH = 100  # columns, beyond which a signature is broken into lines and a comment is left out
-_RESERVED = frozenset(("torch", "float", "scan"))
+_RESERVED = frozenset(("torch", "float", "scan", "_"))
 
 # The one loop, written above a function that needs it: body(*consts, *carry, *slices) -> (*carry, *ys).
 _SCAN = """\
@@ -161,9 +161,11 @@ class _Writer:
                 )
             if node.number is not None:
                 continue  # written where it is used
-            if node not in self.unpacked:  # its name was given where the tuple was made
-                self._line(node)
+            # Where the tuple was made, the names of its parts were given.
+            written = [] if node in self.unpacked else self._line(node)
             dead = [self.names.of(n) for n in last.get(node, ()) if n not in self.parts or n in self.whole]
+            if free and "_" in written and node not in self.fixed:
+                dead.append("_")  # the last output that nobody reads would live on under it
             if dead:
                 self.body.append(f"del {', '.join(dead)}")
         returned = ", ".join(self._operand(o, as_tensor=True) for o in self.graph.outputs)
@@ -197,23 +199,25 @@ class _Writer:
                 dying.setdefault(user, []).append(node)
         return dying
 
-    def _line(self, node: Node) -> None:
+    def _line(self, node: Node) -> list[str]:
+        """Writes the assignment, and returns what stands left of the equals sign."""
         above = node in self.fixed
-        name = self._target(node, self.names.constants if above else "t")
+        targets = self._targets(node, self.names.constants if above else "t")
+        name = f"({targets[0]},)" if len(targets) == 1 and node in self.parts else ", ".join(targets)
         expression = self._expression(node)
         if above and self.device is not None and not node.inputs:
             expression = f"{expression}.to({self.device!r})"
         shape = f"  # {shape_text(node.shape)}" if isinstance(node.type, TensorType) else ""
         (self.above if above else self.body).append(f"{name} = {expression}{shape}")
+        return targets
 
-    def _target(self, node: Node, prefix: str) -> str:
-        """What stands left of the equals sign: a name, or one for every output that is read."""
+    def _targets(self, node: Node, prefix: str) -> list[str]:
+        """A name, or one for every output that is read."""
         if node not in self.parts:
-            return self.names.of(node, prefix)
+            return [self.names.of(node, prefix)]
         items = self.parts[node]
         targets = [self.names.of(items[k], prefix) if k in items else "_" for k in range(len(node.type.items))]
-        targets += [self.names.of(node, prefix)] if node in self.whole else ["_"] if node.op.keeps_more else []
-        return f"({targets[0]},)" if len(targets) == 1 else ", ".join(targets)
+        return targets + ([self.names.of(node, prefix)] if node in self.whole else ["_"] if node.op.keeps_more else [])
 
     def _expression(self, node: Node) -> str:
         written = node.op.torch

@@ -35,6 +35,7 @@ def _recycled(
     alive = sizes_over_time(nodes, over, memory, end)
     limit = max(alive, default=0)
     ordered = _in_order(nodes)
+    read = {i: place for place, n in enumerate(nodes) for i in (n, *n.inputs)}  # value -> where it is read last
     whole: dict[Node, Node] = {}  # memory -> the last value that takes all of it, in order
     dying: dict[int, list[Node]] = {}
     for held, place in end.items():
@@ -45,8 +46,11 @@ def _recycled(
         fits = _takes(node) and node not in over and ordered.get(node, False)
         for died, held in reversed(free.get(_kind(node), [])[-_LOOK:]) if fits else ():
             size = bytes_of(whole[held])
-            if all(alive[t] + size <= limit for t in range(died + 1, place)):
-                for t in range(died + 1, place):
+            # What may lie in its memory (a reshape of a transpose) may be a copy: without the name, its memory would
+            # be free from its own last reader on.
+            kept_for_it = range(min(died, read[whole[held]]) + 1, place)
+            if all(alive[t] + size <= limit for t in kept_for_it):
+                for t in kept_for_it:
                     alive[t] += size
                 free[_kind(node)].remove((died, held))
                 found[node] = whole[held]

@@ -342,7 +342,9 @@ class Tape(ProxyTorchDispatchMode):
         for value in every:
             for which in ("forward", "backward"):
                 pair = getattr(value, which)
-                if pair is not None and isinstance(pair[0], torch.Tensor):
+                if isinstance(pair, _Numbers):
+                    setattr(value, which, (pair[0], pair[1] / (math.prod(value.shape) or 1) ** 0.5))
+                elif pair is not None and isinstance(pair[0], torch.Tensor):
                     if id(pair) not in held:
                         held[id(pair)] = len(numbers)
                         numbers += pair
@@ -358,8 +360,15 @@ class Tape(ProxyTorchDispatchMode):
         return self
 
 
-def sizes_of(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest absolute entry and Euclidean norm, as tensors of one number."""
+class _Numbers(tuple[float, float]):
+    """Largest absolute entry and Euclidean norm, before :meth:`Tape.settle`."""
+
+
+def sizes_of(tensor: torch.Tensor) -> tuple[Any, Any]:
+    """Largest absolute entry and Euclidean norm: numbers on the CPU, elsewhere tensors that nothing waits for.
+
+    A small tensor that stays alive between large ones that come and go keeps the heap from using their places again.
+    """
     t = tensor.detach()
     if t.is_sparse:
         t = t.coalesce().values()
@@ -368,8 +377,13 @@ def sizes_of(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return zero, zero
     if t.is_complex():
         t = torch.view_as_real(t)
-    # A norm adds up squares, which leave float32 at 1e-23 and 1e19: float64 sees them all.
-    return torch.linalg.vector_norm(t, torch.inf), torch.linalg.vector_norm(t, dtype=torch.float64)
+    # A norm adds up squares, which leave float32 at 1e-23 and 1e19: float64 sees them all, but in a copy of the tensor.
+    # In between float32 is right to 1e-3 for 2e7 entries, and sizes are compared by factors.
+    if t.device.type != "cpu":
+        return torch.linalg.vector_norm(t, torch.inf), torch.linalg.vector_norm(t, dtype=torch.float64)
+    top = float(torch.linalg.vector_norm(t, torch.inf))
+    wide = torch.float32 if t.dtype != torch.float64 and 1e-15 < top < 1e14 else torch.float64
+    return _Numbers((top, float(torch.linalg.vector_norm(t, dtype=wide))))
 
 
 _MEASURES_OF_ERROR = frozenset({"pow", "square", "abs"})
