@@ -8,6 +8,7 @@ import chainrule as cr
 from chainrule.backends.torch.recompute.compile import chainrule as backend
 from chainrule.backends.torch.recompute.compile import has_compiler
 from chainrule.errors import ChainruleError
+from chainrule.verbs.checkpoint.compared import compared
 
 
 def contrastive(model, batch):
@@ -119,3 +120,17 @@ def test_torch_compile_for_any_size(compiler, dynamic):
     assert int(model.norm.num_batches_tracked) == 3
     torch.testing.assert_close(model.norm.running_var, same.norm.running_var)
     torch.testing.assert_close(model.norm.running_mean, same.norm.running_mean)
+
+
+def test_what_torch_offers_beside_a_plan():
+    torch.manual_seed(0)
+    blocks = (nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Tanh()) for _ in range(8))
+    model = nn.Sequential(*blocks)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = torch.randn(512, 64)
+    offers = compared(cr.plan(model, (x, x), nn.MSELoss()))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    budgets = [o for o in offers if o.what.startswith("activation_memory_budget")]
+    assert len(budgets) == 5 and any("modules" in o.what for o in offers)
+    assert all(o.ours is not None and o.ours <= o.recompute_fraction + 1e-9 for o in budgets)
+    assert budgets[-1].peak_bytes > min(o.peak_bytes for o in budgets)  # torch's is no budget of the peak

@@ -1,9 +1,9 @@
 """The largest batch that fits.
 
-What a program allocates is a polynomial in the number of samples: linear, or quadratic where samples meet (a contrastive
-loss). Three small batches of the given data determine it, storage by storage; the given batch has to agree. Then any
-number of samples is a problem without a trace. A model that does other ops on another number of samples is traced at
-every number that is asked about.
+What a program allocates is a polynomial in the number of samples: linear, or quadratic where samples meet (in a
+contrastive loss). Three small batches of the given data determine it, storage by storage; the given batch has to
+agree. Then any number of samples is a problem without a trace. A model that does other ops on another number of
+samples is traced at every number that is asked about.
 """
 
 from __future__ import annotations

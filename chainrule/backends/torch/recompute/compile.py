@@ -125,8 +125,8 @@ class Partition:
 
 
 def written_inputs(graph: fx.Graph, outputs: int) -> list[str]:
-    """Takes writes into inputs (running statistics) out of a joint graph; what they write becomes outputs of the forward
-    pass, behind the others.
+    """Takes writes into inputs (running statistics) out of a joint graph; what they write becomes outputs of the
+    forward pass, behind the others.
 
     Returns:
         The names of these inputs, in order.

@@ -1,7 +1,7 @@
 """A graph of torch.compile with symbolic sizes: one program per combination of sizes, made at the first call with it.
 
-A plan is for one program of fixed sizes. ``torch.compile(..., dynamic=True)``, and the second batch size of a model that
-is compiled without ``dynamic=False``, bring graphs for all sizes at once; here these are bound to the sizes of a call.
+A plan is for one program of fixed sizes. ``torch.compile(..., dynamic=True)``, and the second batch size of a model
+that is compiled without ``dynamic=False``, bring graphs for all sizes at once; here these are bound to those of a call.
 """
 
 from __future__ import annotations
