@@ -41,6 +41,8 @@ def plan(
       chainrule plan model.py:setup
       chainrule plan model.py:setup --budget 2GB
     """
+    if compare and as_json:
+        raise click.UsageError("--compare is a table for people: leave --json away")
     case = load_case(target, "plan")
     from chainrule.errors import BudgetError
     from chainrule.render.plans import offer_lines, plan_lines

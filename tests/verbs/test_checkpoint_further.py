@@ -134,3 +134,17 @@ def test_what_torch_offers_beside_a_plan():
     assert len(budgets) == 5 and any("modules" in o.what for o in offers)
     assert all(o.ours is not None and o.ours <= o.recompute_fraction + 1e-9 for o in budgets)
     assert budgets[-1].peak_bytes > min(o.peak_bytes for o in budgets)  # torch's is no budget of the peak
+
+
+@pytest.mark.parametrize("kind", ["Adam", "SGD", "RMSprop", "Adafactor"])
+def test_optimizer_state_is_what_a_step_leaves(kind):
+    model = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 4))
+    options = {"momentum": 0.9} if kind == "SGD" else {}
+    optimizer = getattr(torch.optim, kind)(model.parameters(), 1e-3, **options)
+    x, y = torch.randn(8, 16), torch.randn(8, 4)
+    p = cr.plan(model, (x, y), nn.functional.mse_loss, optimizer)
+    assert not optimizer.state
+    nn.functional.mse_loss(model(x), y).backward()
+    optimizer.step()
+    held = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+    assert p.breakdown["optimizer state"] == sum(t.numel() * t.element_size() for t in held)

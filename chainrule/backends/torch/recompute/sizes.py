@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 _MOST = 64  # programs of one graph that are held; the oldest gives way
 
@@ -73,7 +74,7 @@ def bound(module: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModule:
         elif _reads_number(node) and node.args[0] in numbers:
             env[node] = numbers[node.args[0]].item()  # type: ignore[index]
         elif node.op == "output":
-            graph.output(fx.node.map_arg(node.args[0], lambda n: env[n]))
+            graph.output(map_arg(node.args[0], lambda n: env[n]))
         else:
             env[node] = graph.node_copy(node, lambda n: env[n])
             env[node].meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
