@@ -8,7 +8,7 @@ One joint graph (AOTAutograd's), one extraction and one simulator for all. A row
     bound         no schedule in that peak recomputes less
 
 ``--real`` runs our own executor instead: predicted against measured peak (memory events of the profiler on processors,
-the allocator on CUDA: ``--device cuda``, not measured so far), and process time, unplanned, at a half and at a quarter
+the allocator on CUDA: ``--device cuda``), and process time, unplanned, at a half and at a quarter
 of the peak, calibrated on this machine. ``--checks`` compares with brute force on random graphs, with the binomial
 optimum on uniform chains, and counts problem 7.11; ``--dropout`` shows torch's budget and ours on a net with dropout.
 """

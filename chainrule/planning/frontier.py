@@ -24,7 +24,7 @@ from chainrule.planning.simulate import Timeline, simulate
 
 T = TypeVar("T")
 _PLANS = 250
-_SMALL, _PINNED = 100, 0.02  # tasks, and share of the peak that is pinned: then the chain is a poor picture
+_SMALL, _PINNED = 200, 0.02  # tasks, and share of the peak that is pinned: then the chain is a poor picture
 _DEEP, _RANGE = 8.0, 3.0  # where the least peak is so small a part of the unplanned one, up to so many times the least
 _STARTS, _STEPS = 40, 20  # of the local search there
 _FEW_STARTS, _FEW_STEPS = 60, 2  # and elsewhere

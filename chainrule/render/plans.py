@@ -36,6 +36,17 @@ def plan_lines(plan: Any) -> list[str]:
     return lines
 
 
+def offer_lines(offers: Sequence[Any]) -> list[str]:
+    """What torch itself offers, beside our plans in the same memory."""
+    lines = ["", f"  {'peak':>10}{'more time':>11}{'ours':>10}   what torch itself offers, and our plan in that memory"]
+    for offer in offers:
+        ours = "none" if offer.ours is None else f"{100 * offer.ours:.1f}%"
+        lines.append(
+            f"  {_size(offer.peak_bytes):>10}{100 * offer.recompute_fraction:>10.1f}%{ours:>10}   {offer.what}"
+        )
+    return lines
+
+
 def _curve(values: Sequence[int], top: int) -> list[str]:
     """The largest value per column, as bars; the scale ends at the unplanned peak."""
     if not values:

@@ -56,6 +56,13 @@ class Case:
         return traced.compared(outputs)
 
     @cached_property
+    def program(self) -> Any:
+        """The model as the planner's problem, shared by all plans of this case."""
+        from chainrule.verbs.checkpoint.plan import traced  # it stands above the case
+
+        return traced(self.model, self.batch, self.loss, self.objective)
+
+    @cached_property
     def step(self) -> Step:
         """``loss, grads = step(params, batch)``, compiled, without an autograd tape.
 

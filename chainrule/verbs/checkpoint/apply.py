@@ -247,7 +247,7 @@ def _measured(step: Any, names: Sequence[str], twin: Callable[[torch.Tensor], to
     alive, meter = Alive(), Meter()
     alive.know(there)
     with meter, alive, torch.enable_grad():
-        structure, tensors = taken_apart(model(*args, **kwargs))
+        structure, tensors = taken_apart(step.called(model, args, kwargs))
         through = likely(structure, tensors)
         found = [t for t, starts in zip(tensors, through, strict=True) if starts]
         if step.loss is not None:

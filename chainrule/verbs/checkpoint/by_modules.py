@@ -49,6 +49,10 @@ class Step:
     kwargs: Mapping[str, Any]
     loss: None = None
 
+    def called(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What a step runs."""
+        return model(*args, **kwargs)
+
 
 class ByModules(SameModel):
     """A model some of whose modules run again in the backward pass.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,31 @@ from chainrule.planning.frontier import judged
 from chainrule.verbs.checkpoint.budget import parsed
 from chainrule.verbs.checkpoint.by_modules import ByModules, SameModel, by_modules
 from chainrule.verbs.checkpoint.plan import Plan, planned
-from chainrule.verbs.checkpoint.program import Program, arguments, program_of, state_of
+from chainrule.verbs.checkpoint.program import Program, arguments, called, program_of, state_of
 
 _STALE = 3  # traces for other branches, after which the program branches on every batch
+
+
+class Reader:
+    """The tensors of a program's inputs, read from the model's own tables: no path is walked at a call."""
+
+    def __init__(self, program: Program, model: nn.Module) -> None:
+        trace = program.trace
+        where: dict[Any, tuple[Any, Any]] = {leaf: ((value,), 0) for leaf, value in trace.values.items()}
+        for table, leaves_of in (("_parameters", trace.parameters), ("_buffers", trace.buffers)):
+            for path, leaf in leaves_of.items():
+                owner, _, name = path.rpartition(".")
+                where[leaf] = getattr(model.get_submodule(owner), table), name
+        batch = {leaf: k for k, leaf in enumerate(trace.batch_inputs.values())}
+        given = [i for i in program.joint.inputs if i in where or i in batch]
+        self._where = [None if i in batch else where[i] for i in given]
+        self._batch = [(k, batch[i]) for k, i in enumerate(given) if i in batch]
+
+    def __call__(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        found: list[Any] = [None if w is None else w[0][w[1]] for w in self._where]
+        for k, at in self._batch:
+            found[k] = batch[at]
+        return found
 
 
 class Checkpointed(SameModel):
@@ -39,7 +61,10 @@ class Checkpointed(SameModel):
         object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "_budget", budget)
         object.__setattr__(self, "_programs", {})
-        object.__setattr__(self, "_surroundings", Surroundings(model))
+        object.__setattr__(self, "_objective", plan.program.objective)
+        object.__setattr__(self, "_readers", {})
+        read = model if plan.program.objective is None else (model, plan.program.objective)
+        object.__setattr__(self, "_surroundings", Surroundings(read))
         object.__setattr__(self, "_used", False)
         object.__setattr__(self, "source", "")
         self.executor = "source"
@@ -50,7 +75,7 @@ class Checkpointed(SameModel):
         given = [t for _, t in leaves((args, kwargs))]
         learns = any(p.requires_grad for p in self._model.parameters()) or any(t.requires_grad for t in given)
         if not torch.is_grad_enabled() or not learns:
-            return self._model(*args, **kwargs)
+            return called(self._objective, self._model, args, kwargs)
         for _ in range(_STALE):
             key = self._key(args, kwargs)
             program, passes = self._program(key, args, kwargs)
@@ -68,15 +93,9 @@ class Checkpointed(SameModel):
         )
 
     def _run(self, key: Any, program: Program, passes: Passes, args: Any, kwargs: Any) -> Any:
-        trace = program.trace
-        values = dict(trace.values)
-        for path, leaf in trace.parameters.items():
-            values[leaf] = self._model.get_parameter(path)
-        for path, leaf in trace.buffers.items():
-            values[leaf] = self._model.get_buffer(path)
-        batch = list(trace.batch_inputs.values())
-        values.update(zip(batch, trace.flatten((args, kwargs)), strict=True))
-        inputs = [values[i] for i in program.joint.inputs if i in values]
+        if self._readers.get(key, (None, None))[0] is not program:
+            self._readers[key] = program, Reader(program, self._model)
+        inputs = self._readers[key][1](program.trace.flatten((args, kwargs)))
         outputs = run(
             program.joint, passes, inputs, self._write, program.holds, program.able, lambda: self._whole(key, program)
         )
@@ -113,7 +132,7 @@ class Checkpointed(SameModel):
     def _program(self, key: Any, args: Any, kwargs: Any) -> tuple[Program, Passes]:
         if key not in self._programs:
             first = not self._used and self._same(args, kwargs)
-            program = self.plan.program if first else program_of(self._model, args, kwargs)
+            program = self.plan.program if first else program_of(self._model, args, kwargs, objective=self._objective)
             object.__setattr__(self, "_used", True)
             plan = self.plan
             if program is not plan.program:
@@ -161,12 +180,14 @@ def checkpoint(
     *,
     budget: int | float | str | None = None,
     plan: Plan | None = None,
+    objective: Callable[[Any, Any], Any] | None = None,
 ) -> Checkpointed | ByModules:
     """The model with a backward pass in the memory you have: ``loss.backward()`` as before.
 
     Args:
         model: any module. batch: the inputs, as the model is called with them (a tensor, a tuple or a mapping).
         budget: as in :func:`plan`. plan: one made before.
+        objective: ``(model, batch) -> scalar``; what is returned is then called with a batch, and gives that scalar.
     Returns:
         A module with the model's own parameters; it works with any loss, optimizer and training loop. ``executor``
         and ``reason`` say what runs: the planned passes as code, or, for a model that no graph can hold, its own
@@ -184,15 +205,19 @@ def checkpoint(
     if (budget is None) == (plan is None):
         raise ModelError("checkpoint needs a budget or a plan", given="both" if plan else "neither", required="one")
     if plan is not None:
+        if objective is not None and objective is not plan.program.objective:
+            raise ModelError("the plan was made for another objective", required="the objective that was planned")
         if plan.program.model is not model:
             raise ModelError("the plan was made for another model", required="the model that was planned")
         return Checkpointed(model, plan, plan.budget)
     wanted = parsed(budget)
-    args, kwargs = arguments(batch)
+    args, kwargs = arguments(batch) if objective is None else ((batch,), {})
     try:
-        program = program_of(model, args, kwargs)
-        made = planned(program, batch, None, None, budget, wanted)
+        program = program_of(model, args, kwargs, objective=objective)
+        made = planned(program, batch, objective, None, budget, wanted)
     except (UnsupportedOpError, BackendError) as error:
+        if objective is not None:
+            raise
         small = by_modules(model, args, kwargs, wanted, error)
         warnings.warn(f"{small.executor}: {small.reason}; {small}", stacklevel=2)
         return small

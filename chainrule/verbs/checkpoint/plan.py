@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from chainrule.verbs.case import Case
 from chainrule.verbs.checkpoint.batch_size import largest_batch
 from chainrule.verbs.checkpoint.budget import parsed, size_text
 from chainrule.verbs.checkpoint.by_name import storages_kept
-from chainrule.verbs.checkpoint.program import Program, arguments, inputs_of, program_of
+from chainrule.verbs.checkpoint.program import Program, arguments, inputs_of, program_of, state_of
 from chainrule.verbs.notebook import axes_for, html_table
 
 _FORMAT = 1
@@ -274,6 +274,7 @@ def plan(
     every: int | None = None,
     keep: Sequence[str] = (),
     calibrate: bool = False,
+    objective: Callable[[Any, Any], Any] | None = None,
 ) -> Plan:
     """What a training step needs, and the cheapest step within a budget.
 
@@ -285,6 +286,7 @@ def plan(
         every: keep the output of every so many layers, recompute the rest (by hand, in place of a budget).
         keep: keep the outputs of these modules, recompute the rest.
         calibrate: measure every distinct op once on this machine, in place of the roofline's estimate.
+        objective: ``(model, batch) -> scalar``, in place of a loss; it is planned as a part of the step.
     Raises:
         BudgetError: less than any plan needs; carries ``minimum_bytes``.
         ModelError: a budget that is none, or a name that is no module.
@@ -297,19 +299,39 @@ def plan(
     (True, True)
     """
     if isinstance(model, Case):
-        model, batch, loss, optimizer = model.model, model.batch, model.loss, model.optimizer
+        case: Case | None = model
+        if any(v is not None for v in (batch, loss, optimizer, objective)):
+            raise ModelError(
+                "a case is given, and a batch, loss, optimizer or objective beside it", required="one of them"
+            )
+        model, batch, loss, optimizer, objective = case.model, case.batch, case.loss, case.optimizer, case.objective
+    else:
+        case = None
     assert isinstance(model, nn.Module)
     wanted = None if budget is None else parsed(budget)
     if sum((wanted is not None, every is not None, bool(keep))) > 1:
         raise ModelError("a budget, every= and keep= are given together", required="one of them")
     if batch is None:
         raise ModelError("a plan needs a batch", required="(inputs, target), or the inputs alone without a loss")
-    inputs, target = inputs_of(batch, loss)
-    args, kwargs = arguments(inputs)
-    program = program_of(model, args, kwargs, None if loss == "model" else loss, target)
+    if loss is not None and objective is not None:
+        raise ModelError("both loss and objective are given", required="one of them")
+    program = traced(model, batch, loss, objective) if case is None else case.program
+    if program.state != state_of(model):  # the case's is of another mode
+        program = traced(model, batch, loss, objective)
     if calibrate:
         program = calibrated(program)
-    return planned(program, batch, loss, optimizer, budget, wanted, every, keep)
+    return planned(program, batch, loss or objective, optimizer, budget, wanted, every, keep)
+
+
+def traced(
+    model: nn.Module, batch: Any, loss: Any = None, objective: Callable[[Any, Any], Any] | None = None
+) -> Program:
+    """The program of a model on a batch, by the convention of all verbs."""
+    if objective is not None:
+        return program_of(model, (batch,), {}, objective=objective)
+    inputs, target = inputs_of(batch, loss)
+    args, kwargs = arguments(inputs)
+    return program_of(model, args, kwargs, None if loss == "model" else loss, target)
 
 
 def calibrated(program: Program) -> Program:

@@ -17,7 +17,7 @@ from chainrule.backends.torch.recompute.joint import Joint, extraction_of, joint
 from chainrule.errors import ModelError, StaleTraceError, UnsupportedOpError
 from chainrule.frontends.torch import Trace
 from chainrule.frontends.torch import trace as trace_function
-from chainrule.frontends.torch.batch import leaves, split, with_leaves
+from chainrule.frontends.torch.batch import describe, leaves, split, with_leaves
 from chainrule.ir import Node
 from chainrule.planning.frontier import Frontier, frontier
 from chainrule.planning.problem import Problem
@@ -33,6 +33,7 @@ class Program:
         able: per output, whether eager autograd would go through it. wrt: leaves that get a gradient.
         trace, joint: its passes as graphs and as lines. loss: what runs between them, where a loss was given.
         prices: what time costs. state: modes and casts at the trace.
+        criterion, target: the loss and what it was measured on. objective: what was traced in place of the model.
     """
 
     model: nn.Module
@@ -46,6 +47,9 @@ class Program:
     loss: Loss | None
     prices: Prices | None = None
     state: Any = None
+    criterion: Callable[[Any, Any], Any] | None = None
+    target: Any = None
+    objective: Callable[..., Any] | None = None
 
     @cached_property
     def extraction(self) -> Extraction:
@@ -88,6 +92,25 @@ class Program:
         joint = joint_of(self.trace, self.trace.graph.outputs[:count], self.wrt, self.able)
         return replace(self, joint=joint, loss=None)
 
+    def called(self, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What was traced, run as it is on a model like this one."""
+        return called(self.objective, model, args, kwargs)
+
+
+def called(objective: Callable[..., Any] | None, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The model's output; or the objective of the model and its batch, which has to be a scalar."""
+    if objective is None:
+        return model(*args, **kwargs)
+    value = objective(model, *args, **kwargs)
+    if isinstance(value, torch.Tensor) and value.shape == () and value.is_floating_point():
+        return value
+    raise ModelError(
+        "the objective is not a scalar",
+        given=describe(value),
+        required="one floating-point number: a tensor of shape ()",
+        instead=".mean() of it",
+    )
+
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs as a call's arguments: a tensor, a tuple (positional) or a mapping (keywords)."""
@@ -103,6 +126,7 @@ def program_of(
     loss: Callable[[Any, Any], Any] | None = None,
     target: Any = None,
     prices: Prices | None = None,
+    objective: Callable[..., Any] | None = None,
 ) -> Program:
     """Traces a model on example arguments; nothing of it is changed.
 
@@ -112,7 +136,7 @@ def program_of(
     found: list[tuple[Structure, tuple[bool, ...], tuple[bool, ...]]] = []
 
     def call(*given: Any, **named: Any) -> Any:
-        structure, tensors = taken_apart(model(*given, **named))
+        structure, tensors = taken_apart(called(objective, model, given, named))
         able = tuple(t.requires_grad for t in tensors)
         found.append((structure, able, likely(structure, tensors)))
         return tuple(tensors)
@@ -150,6 +174,9 @@ def program_of(
         between,
         prices,
         state_of(model),
+        loss,
+        target,
+        objective,
     )
 
 

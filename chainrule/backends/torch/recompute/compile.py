@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 
 from chainrule.backends.torch.recompute.extract import CPU, CUDA, Extraction
 from chainrule.backends.torch.recompute.fx_lines import extract_fx, is_item, items_of
+from chainrule.backends.torch.recompute.sizes import BySizes, symbolic
 from chainrule.errors import BackendError, BudgetError
 from chainrule.planning.frontier import frontier
 from chainrule.planning.problem import Schedule
@@ -38,6 +39,12 @@ def chainrule(module: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> A
             f"unknown options of the back end chainrule: {', '.join(options)}",
             required="memory_budget and compiler",
         )
+    if symbolic(inputs):
+        return BySizes(module, lambda graph, tensors: _compiled(graph, tensors, budget, compiler))
+    return _compiled(module, inputs, budget, compiler)
+
+
+def _compiled(module: fx.GraphModule, inputs: Sequence[Any], budget: int | float | str, compiler: str) -> Any:
     partition = Partition(budget)
     if compiler == "inductor":
         from chainrule.backends.torch.recompute.inductor import compiled  # heavy: Inductor's own modules
@@ -60,6 +67,9 @@ def has_compiler() -> bool:
     return torch.cuda.is_available() or any(shutil.which(c) for c in ("g++", "clang++", "c++"))
 
 
+_CUT = 2  # counts up when plans are cut otherwise: Inductor's caches outlive this process
+
+
 class Partition:
     """Cuts a joint graph by a plan; ``extraction`` and ``schedule`` are those of the last graph."""
 
@@ -70,11 +80,13 @@ class Partition:
 
     def uuid(self) -> str:
         """What Inductor's cache goes by."""
-        return f"chainrule-{self.budget!r}"
+        return f"chainrule-{_CUT}-{self.budget!r}"
 
     def __call__(
         self, joint: fx.GraphModule, inputs: Any, *, num_fwd_outputs: int, **_: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        written = written_inputs(joint.graph, num_fwd_outputs)
+        num_fwd_outputs += len(written)
         joint.graph.eliminate_dead_code()
         joint.graph = fx_graph_cse(joint.graph)
         joint.recompile()
@@ -109,7 +121,51 @@ class Partition:
                 minimum_bytes=static + least,
             ) from error
         self.extraction, self.schedule = extraction, schedule
-        return cut(joint, extraction, schedule, num_fwd_outputs)
+        return cut(joint, extraction, schedule, num_fwd_outputs, written)
+
+
+def written_inputs(graph: fx.Graph, outputs: int) -> list[str]:
+    """Takes writes into inputs (running statistics) out of a joint graph; what they write becomes outputs of the
+    forward pass, behind the others.
+
+    Returns:
+        The names of these inputs, in order.
+    Raises:
+        BackendError: any other write into a tensor.
+    """
+    *_, end = graph.nodes
+    names: list[str] = []
+    news: list[fx.Node] = []
+    for node in list(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or not schema.is_mutable:
+            continue
+        target, value = node.args[0], node.args[1] if len(node.args) > 1 else None
+        copy = node.target is torch.ops.aten.copy_.default and isinstance(target, fx.Node) and not node.users
+        if not copy or target.op != "placeholder" or not isinstance(value, fx.Node) or _after_tangents(value):
+            raise BackendError(
+                "the back end chainrule plans programs that write into no tensor but their inputs, in the forward pass",
+                given=str(node.format_node()),
+                instead='options={"compiler": "eager"}, or chainrule.checkpoint(model, batch, budget=...)',
+            )
+        names.append(target.name)
+        news.append(value)
+        graph.erase_node(node)
+    found = list(end.args[0])
+    end.args = ((*found[:outputs], *news, *found[outputs:]),)
+    return names
+
+
+def _after_tangents(node: fx.Node) -> bool:
+    """Whether a value depends on a cotangent."""
+    stack, seen = [node], set()
+    while stack:
+        n = stack.pop()
+        if n.op == "placeholder" and str(n.target).startswith("tangents"):
+            return True
+        stack += [i for i in n.all_input_nodes if i not in seen]
+        seen.update(n.all_input_nodes)
+    return False
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -117,9 +173,13 @@ def _is_tensor(node: fx.Node) -> bool:
 
 
 def cut(
-    joint: fx.GraphModule, extraction: Extraction, schedule: Schedule, outputs: int
+    joint: fx.GraphModule,
+    extraction: Extraction,
+    schedule: Schedule,
+    outputs: int,
+    written: Sequence[str] = (),
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """The forward and the backward graph of a schedule."""
+    """The forward and the backward graph of a schedule; ``written``: inputs that the last outputs are written into."""
     found = next(n for n in joint.graph.nodes if n.op == "output").args[0]
     placeholders = [n for n in joint.graph.nodes if n.op == "placeholder"]
     tangents = [n for n in placeholders if str(n.target).startswith("tangents")]
@@ -137,7 +197,17 @@ def cut(
         ahead.placeholder(n)
     for t in schedule.order[: schedule.split]:
         ahead.run(t)
-    ahead.graph.output((*ahead.outputs(found[:outputs]), *ahead.outputs(kept)))
+    returned, held = ahead.outputs(found[:outputs]), ahead.outputs(kept)
+    news = returned[outputs - len(written) :]
+    inputs = {n.name: n for n in ahead.graph.nodes if n.op == "placeholder"}
+    for name in written:  # the backward pass reads an input as it was
+        was = ahead.graph.call_function(torch.ops.aten.clone.default, (inputs[name],)) if inputs[name] in held else None
+        if was is not None:
+            was.meta = dict(inputs[name].meta)
+            held = [was if h is inputs[name] else h for h in held]
+    for name, new in zip(written, news, strict=True):
+        ahead.graph.call_function(torch.ops.aten.copy_.default, (inputs[name], new)).meta = dict(inputs[name].meta)
+    ahead.graph.output((*returned[: outputs - len(written)], *held))
     behind.graph.output(tuple(gradients))
     # Placeholders of the backward graph in the order in which it is called: what is kept, then cotangents.
     first = next(iter(behind.graph.nodes))

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,6 +80,17 @@ class Joint:
     draws: frozenset[int] = field(default=frozenset())  # lines that draw random numbers
     changing: frozenset[Node] = field(default=frozenset())  # buffers that are written after the forward pass
     environment: dict[str, Any] = field(default_factory=dict, repr=False)  # what the lines of this object refer to
+
+    @cached_property
+    def given(self) -> tuple[Node, ...]:
+        """The inputs that are no cotangents."""
+        ends = set(self.cotangents)
+        return tuple(i for i in self.inputs if i not in ends)
+
+    @cached_property
+    def index(self) -> dict[Node, int]:
+        """input -> its place."""
+        return {leaf: k for k, leaf in enumerate(self.inputs)}
 
     def start(self) -> int:
         """Makes the constants, which lines otherwise do when the first of them runs; says how many bytes they have."""

@@ -47,10 +47,11 @@ class Call:
         with _no_autocast():
             outputs, news, kept = self.passes.forward(*plain)
         # What the backward pass reads of a buffer is its value from before it is written.
-        inputs = [i for i in self.joint.inputs if i not in set(self.joint.cotangents)]
-        for k in self.passes.read:
-            if inputs[k] in self.joint.changing:
-                self.inputs[k] = plain[k].clone()
+        if self.joint.changing:
+            inputs = self.joint.given
+            for k in self.passes.read:
+                if inputs[k] in self.joint.changing:
+                    self.inputs[k] = plain[k].clone()
         count = len(self.joint.updates)
         self.holds(news[count:])
         with torch.no_grad():
@@ -163,11 +164,9 @@ def run(
         able: per output, whether autograd goes through it. whole: passes that start from all of these outputs, for
             the day when a cotangent comes from one that the program does not start from.
     """
-    leaves = [i for i in joint.inputs if i in set(joint.wrt)]
-    index = {leaf: k for k, leaf in enumerate(joint.inputs)}
+    index = joint.index
     call = Call(joint, passes, inputs, write, holds, able, whole)
     tensors = [inputs[index[leaf]] for leaf in joint.wrt]
-    assert len(leaves) == len(set(joint.wrt))
     outputs = _Program.apply(call, tuple(range(len(tensors))), *tensors)
     return [_Output.apply(call, k, o) if o.requires_grad else o for k, o in enumerate(outputs)]
 
