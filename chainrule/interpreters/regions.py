@@ -2,8 +2,8 @@
 
 ``x * sigmoid(x)`` is no product of independent factors. A region goes from a node back to the values that all of it
 depends on: one normal value, or several that are independent of each other. Where that would be more than two, it stops
-at values that no other path reaches, whatever their law (a gate, the state that it gates): the first two moments of such
-values decide those of a function that is linear in each.
+at values that no other path reaches, whatever their law (a gate, the state that it gates): the first two moments of
+such values decide those of a function that is linear in each.
 """
 
 from __future__ import annotations

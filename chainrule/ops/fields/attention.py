@@ -111,6 +111,13 @@ class _Attention:
         by_content = self.scale**2 * self.width * qq * (same - far)[..., None, None]
         return by_content + self.bias * np.eye(self.rows) if self.bias else by_content
 
+    def both_uneven(self, vv: np.ndarray, kk: np.ndarray) -> np.ndarray:
+        """E[v.v' k.k'] less the product of their class's means, for different keys: both follow the same vectors."""
+        shared = min(f.noise / 2 + f.rough for f in (self.v, self.k))
+        vs, ks = (np.diagonal(t, axis1=-2, axis2=-1) for t in (vv, kk))
+        size = np.sqrt(np.clip(vs * ks, 0.0, None))
+        return shared * size[..., :, None] * size[..., None, :] * (1.0 - np.eye(self.keys))
+
     def shares(self) -> np.ndarray:
         """How much of E[p_ij p_i'j'] lies on equal keys beyond what equal probabilities have: (lead..., i, i')."""
         common = np.minimum((self.seen @ self.seen.T), np.minimum.outer(self.counts, self.counts))
@@ -185,7 +192,7 @@ def _attention_back(
     vu, ku = vv @ ut, kk @ ut
     mixed = u @ vu
     once = u @ (vu * ku)
-    even = u @ (vv * kk) @ ut - once - np.swapaxes(once, -1, -2) + mixed * (u @ ku)
+    even = u @ (vv * kk + a.both_uneven(vv, kk)) @ ut - once - np.swapaxes(once, -1, -2) + mixed * (u @ ku)
     both = (1 - s) * norm + s  # sum over keys of E[p_ij p_i'j]
     root = np.sqrt(a.flatness())
     ratio = both / norm * root[:, None] * root[None, :]

@@ -1,8 +1,8 @@
 """Attention over more positions than pairs are laid out for: the same attention over fewer, and what that changes.
 
 Beyond what all pairs of positions share, what attention passes on comes from keys that two sums have in common, which
-is one over the number of keys that a row sees. So the fields are those of ``_FEWER`` positions, with that part scaled by
-the ratio of the mean of one over the numbers of visible keys. Pairs of positions are exchangeable then.
+is one over the number of keys that a row sees. So the fields are those of ``_FEWER`` positions, with that part scaled
+by the ratio of the mean of one over the numbers of visible keys. Pairs of positions are exchangeable then.
 """
 
 from __future__ import annotations
