@@ -302,7 +302,7 @@ def _of_several(region: Region, slope: Node | None = None, times: tuple[float, f
 def _series(squares: np.ndarray, correlation: Sequence[np.ndarray]) -> np.ndarray:
     """The sum of squared coefficients times powers of the leaves' correlations."""
     if len(correlation) == 2:
-        return np.polynomial.polynomial.polyval2d(*correlation, squares)
+        return np.polynomial.polynomial.polyval2d(correlation[0], correlation[1], squares)
     found = np.zeros(correlation[0].shape)
     for powers in np.argwhere(squares > 1e-6 * squares.max()):
         term: Any = squares[tuple(powers)]

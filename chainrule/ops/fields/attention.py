@@ -17,7 +17,7 @@ from chainrule.ir.factors import merged, refined, with_factor
 from chainrule.ir.field import Field, iid, unknown, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import aligned
-from chainrule.ops.fields.long_attention import like_rows, shortened
+from chainrule.ops.fields.long_attention import continued, like_rows, shortened
 from chainrule.ops.fields.movement import repeated
 from chainrule.ops.fields.registry import rule, sizes
 from chainrule.ops.fields.softmax import concentration, concentrations, third_power
@@ -166,13 +166,15 @@ def _attention_back(
             unknown(i.shape, "attention of what is unknown") if w else None for i, w in zip(inputs, wanted, strict=True)
         ]
     short = shortened(node, inputs)
-    if short is not None and (len(inputs) <= 3 or not wanted[3]):
-        part = like_rows(g, short.rows[1])
-        found = _attention_back(node, part, y, short.inputs, wanted)
-        return [None if f is None else short.regrown(f, k == 0) for k, f in enumerate(found)]
-    if short is not None:
-        why = f"attention over {max(short.rows[0], short.keys[0])} positions with a learned bias"
+    if short and len(inputs) > 3 and wanted[3]:
+        why = f"attention over {max(short[0].rows[0], short[0].keys[0])} positions with a learned bias"
         return [unknown(i.shape, why) if w else None for i, w in zip(inputs, wanted, strict=True)]
+    if short:
+        both = [_attention_back(node, like_rows(g, s.rows[1]), y, s.inputs, wanted) for s in short]
+        return [
+            continued(short, (a, b), k == 0) if a is not None and b is not None else None
+            for k, (a, b) in enumerate(zip(*both, strict=True))
+        ]
     gqa = bool(node.params.get("enable_gqa"))
     a = _Attention(node, inputs)
     g = _one_position_factor(_common_lead([g, a.q, a.k], a.lead)[0])
@@ -313,8 +315,8 @@ def _attention(node: Node, inputs: Sequence[Field]) -> Field:
     if any(not f.known for f in inputs[:3]):
         return unknown(sizes(node.shape), "attention of what is unknown")
     short = shortened(node, inputs)
-    if short is not None:
-        return short.regrown(_attention(node, short.inputs), rows=True)
+    if short:
+        return continued(short, [_attention(node, s.inputs) for s in short], rows=True)
     a = _Attention(node, inputs)
     s = np.expand_dims(a.shares(), -3)
     vv = a.tables(a.v)  # (lead..., width classes, j, j')

@@ -1,8 +1,8 @@
 """Attention over more positions than pairs are laid out for: the same attention over fewer, and what that changes.
 
-Beyond what all pairs of positions share, what attention passes on comes from keys that two sums have in common, which
-is one over the number of keys that a row sees. So the fields are those of ``_FEWER`` positions, with that part scaled
-by the ratio of the mean of one over the numbers of visible keys. Pairs of positions are exchangeable then.
+What attention passes on has a part that all pairs of positions share and one of the keys that two sums have in common,
+which is one over the number of keys that a row sees. So the fields are those of two shorter lengths, continued as a
+straight line in the mean of one over the numbers of visible keys. Pairs of positions are exchangeable then.
 """
 
 from __future__ import annotations
@@ -15,48 +15,50 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import Node
-from chainrule.ir import pairs as pair
 from chainrule.ir.factors import merged, with_factor
 from chainrule.ir.field import Field, fixed, regraded, worst
 from chainrule.ir.pairs import Axis
 
-_MOST, _FEWER = 1024, 512
-_WHY = "softmax attention over fewer positions, scaled"
+_MOST, _FEWER = 1024, (256, 512)
+_WHY = "softmax attention over fewer positions, continued"
 
 
 @dataclass(frozen=True)
 class Shortened:
-    """The inputs over fewer rows and keys; ``ratio``: of the mean of 1 / visible keys, long over short."""
+    """The inputs over fewer rows and keys; (long, short) numbers; the mean of 1 / visible keys of both."""
 
     inputs: tuple[Any, ...]
     rows: tuple[int, int]
     keys: tuple[int, int]
-    ratio: float
-
-    def regrown(self, value: Field, rows: bool) -> Field:
-        """A result over all positions again; ``rows``: its positions are rows, not keys."""
-        short, long = (self.rows if rows else self.keys)[::-1]
-        found = _resized(value, long) if short != long else value
-        k = _position(found)
-        axis = found.axes[k]
-        every = pair.total(found.pairs, k, axis)
-        own = pair.traced(found.pairs, k, axis)
-        far = (every - own) / max(axis.size * (axis.size - 1), 1)
-        table = far + (found.pairs - far) * self.ratio
-        before, after = _level(found.pairs, found), _level(table, found)
-        second = found.second * (after / before if before > 0 else 1.0)
-        return replace(
-            found, pairs=table, second=second, kind=worst(found.kind, "approximate"), why=_WHY, law=None, through=None
-        )
+    inverse: tuple[float, float]
 
 
-def shortened(node: Node, inputs: Sequence[Any]) -> Shortened | None:
-    """None where there are few enough positions."""
+def continued(parts: Sequence[Shortened], values: Sequence[Field], rows: bool) -> Field:
+    """A result over all positions from those of two lengths; ``rows``: its positions are rows, not keys."""
+    long, short = parts[-1].rows if rows else parts[-1].keys
+    full = [v if long == short else _resized(v, long) for v in values]
+    if any(not f.known for f in full):
+        return full[-1]
+    a, b = full
+    wanted, near = parts[-1].inverse
+    way = (wanted - near) / (parts[0].inverse[1] - near)
+    second = np.maximum(b.second + way * (a.second - b.second), b.second * (wanted / near))
+    pairs = b.pairs + way * (a.pairs - b.pairs)
+    kind = worst(b.kind, "approximate")
+    return replace(b, pairs=pairs, second=second, kind=kind, why=_WHY, law=None, through=None)
+
+
+def shortened(node: Node, inputs: Sequence[Any]) -> list[Shortened]:
+    """The attention at two shorter lengths; none where there are few enough positions."""
+    if max(inputs[0].shape[-2], inputs[1].shape[-2]) <= _MOST:
+        return []
+    return [_shortened(node, inputs, few) for few in _FEWER]
+
+
+def _shortened(node: Node, inputs: Sequence[Any], few: int) -> Shortened:
     q, k, v, *rest = inputs
     rows, keys = q.shape[-2], k.shape[-2]
-    if max(rows, keys) <= _MOST:
-        return None
-    fewer_rows, fewer_keys = (_FEWER if n > _MOST else n for n in (rows, keys))
+    fewer_rows, fewer_keys = (max(few * n // max(rows, keys), 1) for n in (rows, keys))
     causal = bool(node.params.get("is_causal"))
     long = np.minimum(np.arange(rows) + 1.0, keys) if causal else np.full(rows, float(keys))
     short = np.minimum(np.arange(fewer_rows) + 1.0, fewer_keys) if causal else np.full(fewer_rows, float(fewer_keys))
@@ -65,7 +67,7 @@ def shortened(node: Node, inputs: Sequence[Any]) -> Shortened | None:
         (_resized(q, fewer_rows), _resized(k, fewer_keys), _resized(v, fewer_keys), *masks),
         (rows, fewer_rows),
         (keys, fewer_keys),
-        float(np.mean(1.0 / long) / np.mean(1.0 / short)),
+        (float(np.mean(1.0 / long)), float(np.mean(1.0 / short))),
     )
 
 
@@ -90,13 +92,6 @@ def _resized(value: Field, size: int) -> Field:
     dims = (*value.dims[:-2], (new,), value.dims[-1])
     array = None if value.array is None else np.mean(value.array, axis=start, keepdims=True)
     return replace(value, dims=dims, mean=mean, second=second, array=array, law=None, through=None, focus=None)
-
-
-def _level(table: np.ndarray, like: Field) -> float:
-    """The mean over positions with themselves."""
-    for k, axis in enumerate(like.axes):
-        table = pair.resolved_one(table, k, axis).mean(axis=k, keepdims=True)
-    return float(table.ravel()[0])
 
 
 def _mask(mask: Any, rows: tuple[int, int], keys: tuple[int, int]) -> Any:
