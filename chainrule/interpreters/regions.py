@@ -1,13 +1,16 @@
 """Maximal elementwise regions: however many ops a function is written with, it is integrated as one.
 
 ``x * sigmoid(x)`` is no product of independent factors. A region goes from a node back to the values that all of it
-depends on: one normal value, or several that are independent of each other.
+depends on: one normal value, or several that are independent of each other. Where that would be more than two, it stops
+at values that no other path reaches, whatever their law (a gate, the state that it gates): the first two moments of
+such values decide those of a function that is linear in each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -37,6 +40,7 @@ class Region:
     ops: tuple[Node, ...]
     numbers: Mapping[Node, float]
     states: Mapping[Node, Any]
+    shared: bool = False  # leaves have common sources, and are taken as independent
 
     def function(self, *values: Any) -> np.ndarray:
         """The node's value where the leaves have these values."""
@@ -80,14 +84,14 @@ class Region:
             u = self.states[self.leaves[0]]
             found = applied(self.function, replace(u, array=None), self.breaks())
             return found if found.shape == sizes(self.node.shape) else _stretched(found, sizes(self.node.shape))
-        return _of_two(self)
+        return _of_several(self)
 
     def inside(self, g: Field) -> dict[Node, Field]:
         """What this use of the region adds to the cotangents of its own values."""
         shape = sizes(self.node.shape)
         inner = [n for n in self.ops if n is not self.node and n.type.is_float and n.shape == self.node.shape]
         if len(self.leaves) != 1:
-            return {n: multiplied([g, _of_two(self, slope=n)], shape) for n in inner}
+            return {n: multiplied([g, _of_several(self, slope=n)], shape) for n in inner}
         u = replace(self.states[self.leaves[0]], array=None)
         u = u if u.shape == shape else _stretched(u, shape)
         breaks, found = self.breaks(), {}
@@ -122,12 +126,12 @@ class Region:
             return [(leaf, fitted(part, sizes(leaf.shape)))]
         found = []
         for leaf in self.leaves:
-            slope = _of_two(self, slope=leaf)
+            slope = _of_several(self, slope=leaf)
             part = multiplied([g, slope], shape)
             if leaf.shape == self.node.shape:
 
                 def made(level: float, size: float, leaf: Node = leaf) -> Field:
-                    return _of_two(self, slope=leaf, times=(level, size))
+                    return _of_several(self, slope=leaf, times=(level, size))
 
                 part = replace(part, through=(part.pairs, g, made), own_alignment=_own_alignment(self, leaf))
             found.append((leaf, fitted(part, sizes(leaf.shape))))
@@ -146,7 +150,7 @@ def region_of(
     direct: bool = False,
     active: Collection[Node] = (),
 ) -> Region | None:
-    """The region of a node; None where it depends on more than two values, or on one that is not known.
+    """The region of a node; None where it depends on too many values, or on one that is not known.
 
     ``direct``: the node alone, of its operands. ``active``: values that are leaves even where they are given numbers.
     """
@@ -154,6 +158,38 @@ def region_of(
     def number(n: Node) -> bool:
         return n not in active and _number(states[n])
 
+    leaves = _leaves(node, states, roots, number, direct)
+    shared = False
+    if len(leaves) > 2 and not direct:
+        leaves = _leaves(node, states, roots, number, any_law=True)
+        if len(leaves) > _MOST_LEAVES:
+            leaves = [i for i in dict.fromkeys(node.inputs) if not number(i)]
+            if len(leaves) > 2:
+                return None
+    if not 1 <= len(leaves) <= _MOST_LEAVES or any(not states[leaf].known for leaf in leaves):
+        return None
+    if len(leaves) > 1:
+        own = [roots(leaf) for leaf in leaves]
+        shared = sum(map(len, own)) > len(frozenset().union(*own))
+    inside = set(leaves)
+    ops = [
+        n
+        for n in toposort([node], stop=lambda n: n in inside or (n is not node and number(n)))
+        if n not in inside and not (n is not node and number(n))
+    ]
+    numbers = {i: float(states[i].array.ravel()[0]) for n in ops for i in n.inputs if i not in inside and number(i)}
+    return Region(node, tuple(leaves), tuple(ops), numbers, states, shared)
+
+
+def _leaves(
+    node: Node,
+    states: Mapping[Node, Any],
+    roots: Callable[[Node], frozenset[Node]],
+    number: Callable[[Node], bool],
+    direct: bool = False,
+    any_law: bool = False,
+) -> list[Node]:
+    """Where a region ends: at values that are not elementwise, and at normal ones (``any_law``: any) of their own."""
     order = {n: k for k, n in enumerate(toposort([node], stop=lambda n: n is not node and not _elementwise(n)))}
     frontier: set[Node] = {node}
     leaves: list[Node] = []
@@ -162,26 +198,16 @@ def region_of(
         last = max(frontier, key=order.__getitem__)
         frontier.discard(last)
         whole = last is not node and (
-            direct or not _elementwise(last) or (_as_leaf(states[last]) and _apart(last, frontier, leaves, roots))
+            direct
+            or not _elementwise(last)
+            or ((any_law or _as_leaf(states[last])) and _apart(last, frontier, leaves, roots))
         )
         if whole or seen > _MOST_OPS:
             leaves.append(last)
             continue
         seen += 1
         frontier |= {i for i in last.inputs if not number(i)}
-    if len(leaves) > 2 and not direct:
-        random = [i for i in dict.fromkeys(node.inputs) if not number(i)]
-        return region_of(node, states, roots, direct=True, active=active) if len(random) <= 2 else None
-    if not 1 <= len(leaves) <= 2 or any(not states[leaf].known for leaf in leaves):
-        return None
-    inside = set(leaves)
-    ops = [
-        n
-        for n in toposort([node], stop=lambda n: n in inside or (n is not node and number(n)))
-        if n not in inside and not (n is not node and number(n))
-    ]
-    numbers = {i: float(states[i].array.ravel()[0]) for n in ops for i in n.inputs if i not in inside and number(i)}
-    return Region(node, tuple(leaves), tuple(ops), numbers, states)
+    return leaves
 
 
 def _as_leaf(value: Any) -> bool:
@@ -215,45 +241,47 @@ def _stretched(value: Field, shape: Sequence[int]) -> Field:
     return found
 
 
-# ---- functions of two independent values -------------------------------------------------------------------
-_TERMS = 12
+# ---- functions of several independent values ---------------------------------------------------------------
+_MOST_LEAVES = 4
+_TERMS = {2: 12, 3: 6, 4: 4}  # of a series along each leaf, by their number
+_POINTS = {3: 20, 4: 12}
 
 
-def _of_two(region: Region, slope: Node | None = None, times: tuple[float, float] | None = None) -> Field:
-    """f(u, v) of two independent values by a product quadrature; ``slope``: its derivative by one of them."""
+def _of_several(region: Region, slope: Node | None = None, times: tuple[float, float] | None = None) -> Field:
+    """f(u, v, ...) of independent values by a product quadrature; ``slope``: its derivative by one of them."""
     shape = sizes(region.node.shape)
     states = [replace(region.states[leaf], array=None) for leaf in region.leaves]
     full, dims = broadcasted([s if s.shape == shape else _stretched(s, shape) for s in states], len(shape), shape)
-    a, b = full
     axes = [x for dim in dims for x in dim]
-    means = np.broadcast_arrays(a.mean, b.mean, a.variance, b.variance)
+    count = len(full)
+    means = np.broadcast_arrays(*(f.mean for f in full), *(f.variance for f in full))
     laws = np.stack([m.ravel() for m in means])
     unique, back = np.unique(laws, axis=1, return_inverse=True)
     if unique.shape[1] > 16:
         unique, back = laws.mean(axis=1, keepdims=True), np.zeros(laws.shape[1], dtype=int)
     first, second = np.empty(unique.shape[1]), np.empty(unique.shape[1])
-    for k, (ma, mb, va, vb) in enumerate(unique.T):
-        values, _, weight = _grid(region, ma, np.sqrt(va), mb, np.sqrt(vb), slope, times)
+    for k, law in enumerate(unique.T):
+        pairs_of = list(zip(law[:count], np.sqrt(law[count:]), strict=True))
+        values, _, weight = _grid(region, pairs_of, slope, times)
         first[k], second[k] = np.sum(weight * values), np.sum(weight * values**2)
     if not np.all(np.isfinite(second)):
         return unknown(shape, "the function has no value on part of a normal law")
     first, second = first[back.ravel()].reshape(means[0].shape), second[back.ravel()].reshape(means[0].shape)
-    ma, sa = average_law(a)
-    mb, sb = average_law(b)
-    values, (za, zb), weight = _grid(region, ma, sa, mb, sb, slope, times)
-    coefficients = np.einsum("ki,lj,ij->kl", hermite(za, _TERMS), hermite(zb, _TERMS), weight * values, optimize=True)
+    values, standard, weight = _grid(region, [average_law(f) for f in full], slope, times)
+    coefficients = weight * values
+    for z in standard:  # each leaf's points in front give way to its terms behind
+        coefficients = np.tensordot(coefficients, hermite(z, _TERMS[count]), axes=([0], [1]))
     squares = coefficients**2
     at_one = float(np.sum(weight * values**2))
-    ca, cb = correlations(a), correlations(b)
-    ca, cb = np.broadcast_arrays(ca, cb)
-    series = np.polynomial.polynomial.polyval2d(ca, cb, squares)
-    base, top = squares[0, 0], float(squares.sum())
+    series = _series(squares, np.broadcast_arrays(*(correlations(f) for f in full)))
+    base, top = squares[(0,) * count], float(squares.sum())
     rho = (series - base) / (top - base) if top - base > 1e-12 * max(top, 1e-300) else np.zeros_like(series)
     std = np.sqrt(np.maximum(second - first**2, 0.0))
     pairs = pair.outer(first, first, axes) + rho * pair.outer(std, std, axes)
     fourth = float(np.sum(weight * values**4))
     level = pair_average(np.broadcast_to(series, np.broadcast_shapes(series.shape, (1,) * len(axes))), axes)
     turned = 1.0 - base / level if level > 0 else 1.0  # the part of the products that depends on directions
+    sure = all(f.normal for f in full) and unique.shape[1] == 1 and not region.shared
     return Field(
         dims,
         first,
@@ -261,56 +289,81 @@ def _of_two(region: Region, slope: Node | None = None, times: tuple[float, float
         pairs,
         kurtosis=fourth / at_one**2 if at_one > 0 else 1.0,
         scale={},
-        noise=(a.noise + b.noise) * turned**2,
-        noise_lean=(a.noise_lean + b.noise_lean) * turned,
-        rough=a.rough + b.rough,
-        units=max(a.units, b.units),
-        sources=a.sources | b.sources,
-        kind=worst(a.kind, b.kind, "exact" if a.normal and b.normal and unique.shape[1] == 1 else "approximate"),
-        why="quadrature under two normal laws",
+        noise=sum(f.noise for f in full) * turned**2,
+        noise_lean=sum(f.noise_lean for f in full) * turned,
+        rough=sum(f.rough for f in full),
+        units=max(f.units for f in full),
+        sources=frozenset().union(*(f.sources for f in full)),
+        kind=worst(*(f.kind for f in full), "exact" if sure else "approximate"),
+        why="operands with common sources, taken as independent" if region.shared else "quadrature under normal laws",
     )
 
 
+def _series(squares: np.ndarray, correlation: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum of squared coefficients times powers of the leaves' correlations."""
+    if len(correlation) == 2:
+        return np.polynomial.polynomial.polyval2d(correlation[0], correlation[1], squares)
+    found = np.zeros(correlation[0].shape)
+    for powers in np.argwhere(squares > 1e-6 * squares.max()):
+        term: Any = squares[tuple(powers)]
+        for c, power in zip(correlation, powers, strict=True):
+            if power:
+                term = term * c ** int(power)
+        found = found + term
+    return found
+
+
 def _own_alignment(region: Region, leaf: Node) -> float:
-    """E[f_u u (f_u u + f_v v)] over E[f_u^2] E[u^2] of f(u, v): how this leaf's part moves with the leaves' size."""
-    values = [average_law(replace(region.states[n], array=None)) for n in region.leaves]
-    (ma, sa), (mb, sb) = values
+    """E[f_u u (f_u u + f_v v + ...)] over E[f_u^2] E[u^2] of f: how this leaf's part moves with the leaves' size."""
+    laws = [average_law(replace(region.states[n], array=None)) for n in region.leaves]
     parts, moments = {}, {}
-    for n, (m, s) in zip(region.leaves, values, strict=True):
-        slopes, (za, zb), weight = _grid(region, ma, sa, mb, sb, n)
-        u = (ma + sa * za)[:, None] if n is region.leaves[0] else (mb + sb * zb)[None, :]
-        parts[n] = slopes * u
+    weight: Any = 0.0
+    for k, (n, (m, s)) in enumerate(zip(region.leaves, laws, strict=True)):
+        slopes, standard, weight = _grid(region, laws, n)
+        parts[n] = slopes * _along(m + s * standard[k], k, len(laws))
         moments[n] = float(np.sum(weight * slopes**2)) * (m * m + s * s)
     whole = sum(parts.values())
     return float(np.sum(weight * parts[leaf] * whole)) / moments[leaf] if moments[leaf] > 0 else 1.0
 
 
+def _along(points: np.ndarray, k: int, count: int) -> np.ndarray:
+    """Points of leaf k, to be broadcast against those of the others."""
+    return points.reshape([-1 if j == k else 1 for j in range(count)])
+
+
+def _points(mean: float, std: float, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(points, standardised, weights) for one of so many leaves."""
+    if count == 2:
+        u, z, w = (x[0] for x in nodes(np.array([mean]), np.array([std]), [0.0]))
+        return u, z, w
+    z, w = np.polynomial.hermite_e.hermegauss(_POINTS[count])
+    return mean + std * z, z, w / w.sum()
+
+
 def _grid(
     region: Region,
-    ma: float,
-    sa: float,
-    mb: float,
-    sb: float,
+    laws: Sequence[tuple[float, float]],
     slope: Node | None,
     times: tuple[float, float] | None = None,
-) -> tuple[np.ndarray, Any, np.ndarray]:
-    ua, za, wa = (x[0] for x in nodes(np.array([ma]), np.array([sa]), [0.0]))
-    ub, zb, wb = (x[0] for x in nodes(np.array([mb]), np.array([sb]), [0.0]))
-    grid = (ua[:, None], ub[None, :])
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """(values, each leaf's standardised points, weights) at the points of a product quadrature."""
+    count = len(laws)
+    points = [_points(m, s, count) for m, s in laws]
+    grid = [_along(u, k, count) for k, (u, _, _) in enumerate(points)]
     if slope is None:
-        values = np.broadcast_to(region.function(*grid), (ua.size, ub.size))
+        values = region.function(*grid)
     elif slope in region.leaves:
         k = region.leaves.index(slope)
-        step = 1e-5 * ((sa, sb)[k] or 0.1)
+        step = 1e-5 * (laws[k][1] or 0.1)
         up = [u + step * (j == k) for j, u in enumerate(grid)]
         down = [u - step * (j == k) for j, u in enumerate(grid)]
         values = (region.function(*up) - region.function(*down)) / (2 * step)
-        values = np.broadcast_to(values, (ua.size, ub.size))
         if times is not None:  # with the standardised leaf at this level and size
             level, size = times
-            values = values * (level + size * (za[:, None] if k == 0 else zb[None, :]))
+            values = values * (level + size * _along(points[k][1], k, count))
     else:
-        step = 1e-6 * ((sa + sb) or 1.0)
+        step = 1e-6 * (sum(s for _, s in laws) or 1.0)
         values = (region.moved(grid, slope, step) - region.moved(grid, slope, -step)) / (2 * step)
-        values = np.broadcast_to(values, (ua.size, ub.size))
-    return values, (za, zb), wa[:, None] * wb[None, :]
+    values = np.broadcast_to(values, [u.size for u, _, _ in points])
+    weight = reduce(np.multiply, (_along(w, k, count) for k, (_, _, w) in enumerate(points)))
+    return values, [z for _, z, _ in points], weight

@@ -17,6 +17,7 @@ from chainrule.ir.factors import merged, refined, with_factor
 from chainrule.ir.field import Field, iid, unknown, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import aligned
+from chainrule.ops.fields.long_attention import continued, like_rows, shortened
 from chainrule.ops.fields.movement import repeated
 from chainrule.ops.fields.registry import rule, sizes
 from chainrule.ops.fields.softmax import concentration, concentrations, third_power
@@ -110,6 +111,13 @@ class _Attention:
         by_content = self.scale**2 * self.width * qq * (same - far)[..., None, None]
         return by_content + self.bias * np.eye(self.rows) if self.bias else by_content
 
+    def both_uneven(self, vv: np.ndarray, kk: np.ndarray) -> np.ndarray:
+        """E[v.v' k.k'] less the product of their class's means, for different keys: both follow the same vectors."""
+        shared = min(f.noise / 2 + f.rough for f in (self.v, self.k))
+        vs, ks = (np.diagonal(t, axis1=-2, axis2=-1) for t in (vv, kk))
+        size = np.sqrt(np.clip(vs * ks, 0.0, None))
+        return shared * size[..., :, None] * size[..., None, :] * (1.0 - np.eye(self.keys))
+
     def shares(self) -> np.ndarray:
         """How much of E[p_ij p_i'j'] lies on equal keys beyond what equal probabilities have: (lead..., i, i')."""
         common = np.minimum((self.seen @ self.seen.T), np.minimum.outer(self.counts, self.counts))
@@ -157,6 +165,16 @@ def _attention_back(
         return [
             unknown(i.shape, "attention of what is unknown") if w else None for i, w in zip(inputs, wanted, strict=True)
         ]
+    short = shortened(node, inputs)
+    if short and len(inputs) > 3 and wanted[3]:
+        why = f"attention over {max(short[0].rows[0], short[0].keys[0])} positions with a learned bias"
+        return [unknown(i.shape, why) if w else None for i, w in zip(inputs, wanted, strict=True)]
+    if short:
+        both = [_attention_back(node, like_rows(g, s.rows[1]), y, s.inputs, wanted) for s in short]
+        return [
+            continued(short, (a, b), k == 0) if a is not None and b is not None else None
+            for k, (a, b) in enumerate(zip(*both, strict=True))
+        ]
     gqa = bool(node.params.get("enable_gqa"))
     a = _Attention(node, inputs)
     g = _one_position_factor(_common_lead([g, a.q, a.k], a.lead)[0])
@@ -176,7 +194,7 @@ def _attention_back(
     vu, ku = vv @ ut, kk @ ut
     mixed = u @ vu
     once = u @ (vu * ku)
-    even = u @ (vv * kk) @ ut - once - np.swapaxes(once, -1, -2) + mixed * (u @ ku)
+    even = u @ (vv * kk + a.both_uneven(vv, kk)) @ ut - once - np.swapaxes(once, -1, -2) + mixed * (u @ ku)
     both = (1 - s) * norm + s  # sum over keys of E[p_ij p_i'j]
     root = np.sqrt(a.flatness())
     ratio = both / norm * root[:, None] * root[None, :]
@@ -296,6 +314,9 @@ def _made(like: Field, table: np.ndarray, g: Field) -> Field:
 def _attention(node: Node, inputs: Sequence[Field]) -> Field:
     if any(not f.known for f in inputs[:3]):
         return unknown(sizes(node.shape), "attention of what is unknown")
+    short = shortened(node, inputs)
+    if short:
+        return continued(short, [_attention(node, s.inputs) for s in short], rows=True)
     a = _Attention(node, inputs)
     s = np.expand_dims(a.shares(), -3)
     vv = a.tables(a.v)  # (lead..., width classes, j, j')

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from chainrule.ir import Node
-from chainrule.ir.field import Field, fixed, unknown
+from chainrule.ir.field import Field, fixed, unknown, worst
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted, with_alignment
 from chainrule.ops.fields.elementwise import added, multiplied, scaled
@@ -88,7 +88,15 @@ def _mul_backward(
 
 @rule("mul", backward=_mul_backward)
 def _mul(node: Node, inputs: Sequence[Field]) -> Field:
-    return multiplied(inputs, sizes(node.shape))
+    return _said(multiplied(inputs, sizes(node.shape)), inputs)
+
+
+def _said(found: Field, inputs: Sequence[Field]) -> Field:
+    """A product, approximate where both factors depend on the same weights."""
+    a, b = inputs
+    if a.array is not None or b.array is not None or not a.sources & b.sources:
+        return found
+    return replace(found, kind=worst(found.kind, "approximate"), why="factors of common sources, taken as independent")
 
 
 def _reciprocal(u: np.ndarray) -> np.ndarray:
@@ -116,7 +124,7 @@ def _div(node: Node, inputs: Sequence[Field]) -> Field:
         inverse = replace(applied(_reciprocal, replace(b, array=None), ()), array=1.0 / b.array)
         from_array = b.array.size == 1
         return scaled(a, float(1.0 / b.array.ravel()[0])) if from_array else multiplied([a, inverse], sizes(node.shape))
-    return multiplied([a, applied(_reciprocal, b, ())], sizes(node.shape))
+    return _said(multiplied([a, applied(_reciprocal, b, ())], sizes(node.shape)), inputs)
 
 
 @rule("neg", backward=lambda node, g, y, inputs, wanted: [scaled(g, -1.0)])
