@@ -84,8 +84,18 @@ def _state(node: Node, states: States, roots: dict[Node, frozenset[Node]]) -> An
     if node.op.family == "elementwise":
         return _of_elements(node, inputs, states, roots)
     if rule is not None:
-        return rule.forward(node, inputs)
+        try:
+            return rule.forward(node, inputs)
+        except (IndexError, ValueError) as error:  # a layout that the rule cannot hold: said, and not guessed
+            return _nothing(node, error)
     return probed(node, inputs)
+
+
+def _nothing(node: Node, error: Exception) -> Any:
+    why = f"the rule of {node.op.name} does not hold for these layouts: {error}"
+    if isinstance(node.type, TensorType):
+        return unknown(sizes(node.shape), why)
+    return [unknown(sizes(t.shape), why) for t in node.type.items]
 
 
 def _leaf(node: Node) -> Field:
@@ -291,7 +301,11 @@ def _back(
                     inner[n] = part if n not in inner else _met(inner[n], part, n)
                 return [(u, part) for u, part in region.back(g) if u in active]
     if rule is not None and rule.backward is not None:
-        return list(zip(node.inputs, rule.backward(node, g, states[node], inputs, wanted), strict=True))
+        try:
+            return list(zip(node.inputs, rule.backward(node, g, states[node], inputs, wanted), strict=True))
+        except (IndexError, ValueError) as error:
+            why = f"the rule of {node.op.name} does not hold for these layouts: {error}"
+            return [(i, unknown(_shape(i), why)) for i, w in zip(node.inputs, wanted, strict=True) if w]
     if node.op.family == "elementwise":
         region = region_of(node, states, lambda n: _roots(n, states, roots), direct=True, active=active)
         if region is not None:
