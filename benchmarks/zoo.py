@@ -3,7 +3,7 @@
     python -m benchmarks.zoo [--variants] [--only NAME,...] [--optimizer]
 
 Each model is built by its own library from a configuration and diagnosed on a small batch. A finding above info is
-printed with its sentence; ``docs/found-in-the-wild.md`` says why each is right. passes: forward and backward passes
+printed with its sentence; ``docs/zoo-findings.md`` says why each is right. passes: forward and backward passes
 made; ratio: time of the diagnosis in passes of the model as it is.
 """
 
