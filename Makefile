@@ -11,7 +11,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-CACHES := build dist docs/_build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis chainrule-report.html
+CACHES := build dist docs/_build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis chainrule-report.html chainrule-report.json
 
 .PHONY: help demo test lint docs dist format clean
 .DEFAULT_GOAL := help

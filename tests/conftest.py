@@ -12,6 +12,8 @@ import pytest
 # numbers and time then do not depend on the machine's cores, and xdist's processes do not compete for them.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# Compiled code of these runs, not of the user's own; the commands that tests start inherit it.
+os.environ.setdefault("CHAINRULE_CACHE", str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "chainrule"))
 os.environ["MPLBACKEND"] = "Agg"
 for _name in ("FORCE_COLOR", "NO_COLOR", "COLUMNS"):  # what the terminal of whoever runs the tests prefers
     os.environ.pop(_name, None)

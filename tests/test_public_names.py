@@ -118,7 +118,7 @@ def test_a_public_name_says_what_it_is_with_an_example(name: str) -> None:
 def test_a_public_function_says_what_its_arguments_are(name: str) -> None:
     function = getattr(chainrule, name)
     text = text_of(function)
-    elsewhere = re.search(r"as ``torch\.func\.\w+``|:func:`\w+`", text)  # their signature is documented there
+    elsewhere = re.search(r"as ``torch\.func\.\w+``|:func:`grad`", text)  # their signature is documented there
     if elsewhere:
         return
     told = [p for p in inspect.signature(function).parameters if not p.startswith("_")]

@@ -12,7 +12,7 @@ are the forward question again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,21 +81,21 @@ def _state(node: Node, states: States, roots: dict[Node, frozenset[Node]]) -> An
         if found is not None:
             return found
     rule = rule_for(node)
-    if node.op.family == "elementwise":
-        return _of_elements(node, inputs, states, roots)
-    if rule is not None:
-        try:
+    try:
+        if node.op.family == "elementwise":
+            return _of_elements(node, inputs, states, roots)
+        if rule is not None:
             return rule.forward(node, inputs)
-        except (IndexError, ValueError) as error:  # a layout that the rule cannot hold: said, and not guessed
-            return _nothing(node, error)
+    except (IndexError, ValueError) as error:  # a layout that the rule cannot hold: said, and not guessed
+        why = _does_not_hold(node, error)
+        if isinstance(node.type, TensorType):
+            return unknown(sizes(node.shape), why)
+        return [unknown(sizes(t.shape), why) for t in node.type.items]
     return probed(node, inputs)
 
 
-def _nothing(node: Node, error: Exception) -> Any:
-    why = f"the rule of {node.op.name} does not hold for these layouts: {error}"
-    if isinstance(node.type, TensorType):
-        return unknown(sizes(node.shape), why)
-    return [unknown(sizes(t.shape), why) for t in node.type.items]
+def _does_not_hold(node: Node, error: Exception) -> str:
+    return f"the rule of {node.op.name} does not hold for these layouts: {error}"
 
 
 def _leaf(node: Node) -> Field:
@@ -203,13 +203,6 @@ def _roots(node: Node, states: States, roots: dict[Node, frozenset[Node]]) -> fr
 
 
 # ---- backward ----------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Backward:
-    """Cotangents of the nodes that were asked for, and of everything between them and the output."""
-
-    of: Mapping[Node, Field]
-
-
 def backward(
     output: Node,
     states: States,
@@ -281,7 +274,7 @@ def _back(
     rule = rule_for(node)
     norm = written_norm(node)
     if norm is not None and norm.x in active and _only_inside(node, norm, users):
-        inner |= _within(node, g, norm, states, active, roots, users)
+        inner |= _within(node, g, norm, states, active, roots)
         x = states[norm.x]
         normal, spread = standardised(x, norm.axes, norm.eps, norm.centre)
         count = effective_count(x, norm.axes)
@@ -304,7 +297,7 @@ def _back(
         try:
             return list(zip(node.inputs, rule.backward(node, g, states[node], inputs, wanted), strict=True))
         except (IndexError, ValueError) as error:
-            why = f"the rule of {node.op.name} does not hold for these layouts: {error}"
+            why = _does_not_hold(node, error)
             return [(i, unknown(_shape(i), why)) for i, w in zip(node.inputs, wanted, strict=True) if w]
     if node.op.family == "elementwise":
         region = region_of(node, states, lambda n: _roots(n, states, roots), direct=True, active=active)
@@ -325,7 +318,6 @@ def _within(
     states: States,
     active: set[Node],
     roots: dict[Node, frozenset[Node]],
-    users: Mapping[Node, Sequence[Node]],
 ) -> dict[Node, Field]:
     """The cotangents of a written normalisation's inner values, op by op."""
     values = [node, *norm.inner]

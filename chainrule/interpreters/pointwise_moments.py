@@ -15,7 +15,7 @@ import numpy as np
 
 from chainrule.ir import Node, toposort
 from chainrule.ir.moments import UNKNOWN, Moments, worst
-from chainrule.ops.quadrature import law_nodes, law_range
+from chainrule.ops.quadrature import breaks_of, law_nodes, law_range
 
 _GRID = 1601  # points among which sign changes are looked for
 _CHECKED = 8  # pairs of mean and variance whose integral is done twice
@@ -49,7 +49,7 @@ def fused(node: Node, states: Mapping[Node, Moments], any_law: bool) -> Moments 
     stds = np.sqrt(np.maximum(pairs[1], 0.0))
     ranges = [law_range(law, m, s, bounds) for m, s in zip(pairs[0], stds, strict=True)]
     grid = np.linspace(min(r[0] for r in ranges), max(r[1] for r in ranges), _GRID)
-    kinks = _breaks(region, table, grid) if np.any(stds > 0) else []
+    kinks = breaks_of(region, table, grid, most=16, halvings=60, apart=1e-12) if np.any(stds > 0) else []
     for k, (mean, std) in enumerate(zip(pairs[0], stds, strict=True)):
         both = []
         for fine in (False, True) if k < _CHECKED else (False,):
@@ -148,37 +148,3 @@ def _given(region: Sequence[Node], source: Node, states: Mapping[Node, Moments])
                 return None
             numbers[i] = float(np.ravel(mean)[0])
     return numbers
-
-
-def _breaks(
-    region: Sequence[Node], table: Callable[[np.ndarray], dict[Node, np.ndarray]], grid: np.ndarray
-) -> list[float]:
-    """Where an operand passes zero or a declared kink of its op, or two operands of an op meet."""
-
-    def arguments(x: np.ndarray) -> list[np.ndarray]:
-        values, found = table(x), []
-        for n in region:
-            operands = [np.broadcast_to(np.asarray(values[i], dtype=float), x.shape) for i in n.inputs]
-            found += operands
-            found += [operands[0] - kink.at for kink in n.op.kinks if kink.at]
-            found += [a - b for k, a in enumerate(operands) for b in operands[k + 1 :]]
-        return found
-
-    breaks: list[float] = []
-    with np.errstate(all="ignore"):
-        on_grid = arguments(grid)
-        for k, values in enumerate(on_grid):
-            for sign in (1.0, -1.0):
-                beyond = sign * values > 0
-                (at,) = np.nonzero(beyond[1:] != beyond[:-1])
-                if not 0 < at.size <= 16:
-                    continue
-                low, high, side = grid[at], grid[at + 1], beyond[at]
-                for _ in range(60):
-                    middle = (low + high) / 2
-                    same = (sign * arguments(middle)[k] > 0) == side
-                    low, high = np.where(same, middle, low), np.where(same, high, middle)
-                breaks += [float(x) for x in high]
-    breaks.sort()
-    width = (grid[-1] - grid[0]) * 1e-12
-    return [b for k, b in enumerate(breaks) if k == 0 or b - breaks[k - 1] > width]

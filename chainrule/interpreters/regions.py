@@ -23,12 +23,14 @@ from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.elementwise import multiplied
 from chainrule.ops.fields.functions import applied, average_law, correlations, passed
-from chainrule.ops.fields.integrals import breaks_of, hermite, nodes
+from chainrule.ops.fields.integrals import hermite, nodes
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.registry import sizes
+from chainrule.ops.quadrature import breaks_of
 
 _MOST_OPS = 200
 _REACH = 9.0
+_GRID = 801
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,10 @@ class Region:
         if len(self.ops) == 1 and len(self.node.inputs) == 1:
             return [k.at for k in self.node.op.kinks]
 
-        def arguments(x: np.ndarray) -> list[np.ndarray]:
-            table, found = self._table([x]), []
-            for n in self.ops:
-                if _smooth(n):
-                    continue
-                operands = [np.broadcast_to(np.asarray(table[i], dtype=float), x.shape) for i in n.inputs]
-                found += operands
-                found += [operands[0] - kink.at for kink in n.op.kinks if kink.at]
-                found += [a - b for k, a in enumerate(operands) for b in operands[k + 1 :]]
-            return found
-
         low = min(float(np.min(u.mean)), m) - _REACH * deviation
         high = max(float(np.max(u.mean)), m) + _REACH * deviation
-        return breaks_of(arguments, low, high)
+        sharp = [n for n in self.ops if not _smooth(n)]
+        return breaks_of(sharp, lambda x: self._table([x]), np.linspace(low, high, _GRID))
 
     def applied(self) -> Field:
         """The field of the node."""
@@ -231,8 +223,7 @@ def _elementwise(node: Node) -> bool:
 def _stretched(value: Field, shape: Sequence[int]) -> Field:
     """A field broadcast to a shape."""
     flat = Field((), np.array(0.0), np.array(0.0), np.array(0.0), array=np.array(0.0))
-    (found, _), dims = broadcasted([value, replace(flat, dims=((),) * len(shape))], len(shape), shape)
-    del dims
+    (found, _), _ = broadcasted([value, replace(flat, dims=((),) * len(shape))], len(shape), shape)
     if found.shape == tuple(shape):
         return found
     for d, n in enumerate(shape):

@@ -234,14 +234,10 @@ class Field:
 
     def correlation(self, *dims: int) -> float | None:
         """Mean of E[x_i x_j] / E[x^2] over pairs that differ along exactly these dimensions; None without such."""
-        table, weight = self.pairs, 1.0
+        table, count = self.pairs, 1.0
         wanted = {d % len(self.dims) for d in dims}
-        k, count = 0, 1.0
-        for d, factors in enumerate(self.dims):
-            if d in wanted and prod(a.size for a in factors) < 2:
-                return None
-            k += len(factors)
-        same = np.array(1.0)
+        if any(d in wanted and prod(a.size for a in factors) < 2 for d, factors in enumerate(self.dims)):
+            return None
         # sum over all pairs of the wanted dimensions, less those that agree in one of them
         total = _over(table, self.dims, {d: "all" for d in wanted})
         for mask in range(1, 2 ** len(wanted)):
@@ -252,7 +248,6 @@ class Field:
             n = prod(a.size for a in self.dims[d])
             count *= n * (n - 1)
         q = self.mean_square
-        del weight, same
         return float(total / count / q) if q > 0 else None
 
 

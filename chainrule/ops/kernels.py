@@ -88,7 +88,6 @@ def same_as_first(g: TensorType, *others: TensorType, **_: Any) -> TensorType:
 _G = np.array([[0.4, -1.1, 0.3], [0.2, 0.9, -0.6]])
 _X = np.array([[0.3, -1.2, 0.8], [2.0, -0.4, 0.1]])
 _P = np.exp(_X) / np.exp(_X).sum(1, keepdims=True)
-_WRONG = (Sample((_G, _X[:, :2]), {}),)
 
 
 def _total(x: Node, axis: int) -> Node:

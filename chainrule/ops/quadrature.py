@@ -5,11 +5,13 @@ A plain Gauss-Hermite rule straddles kinks and is wrong by percents (relu's slop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+from chainrule.ir import Node
 
 _SEGMENTS, _POINTS, _REACH = 8, 24, 10.0
 
@@ -91,3 +93,47 @@ def law_nodes(
         return points.ravel(), (weights / (high - low)).ravel()
     z = (points - mean) / std
     return points.ravel(), (weights * np.exp(-z * z / 2) / (std * np.sqrt(2 * np.pi))).ravel()
+
+
+def breaks_of(
+    ops: Sequence[Node],
+    table: Callable[[np.ndarray], Mapping[Node, Any]],
+    grid: np.ndarray,
+    most: int = 12,
+    halvings: int = 40,
+    apart: float = 1e-9,
+) -> list[float]:
+    """Where an operand passes zero or a declared kink of its op, or two operands of an op meet: in order.
+
+    Args:
+        ops: elementwise nodes. table: the values of them and of their operands at points. grid: points, rising.
+        most: what changes sign more often is left out. halvings: of the interval of a change.
+        apart: two changes nearer than this part of the grid's width are one.
+    """
+
+    def arguments(x: np.ndarray) -> list[np.ndarray]:
+        values, found = table(x), []
+        for n in ops:
+            operands = [np.broadcast_to(np.asarray(values[i], dtype=float), x.shape) for i in n.inputs]
+            found += operands
+            found += [operands[0] - kink.at for kink in n.op.kinks if kink.at]
+            found += [a - b for k, a in enumerate(operands) for b in operands[k + 1 :]]
+        return found
+
+    breaks: list[float] = []
+    with np.errstate(all="ignore"):
+        for k, values in enumerate(arguments(grid)):
+            for sign in (1.0, -1.0):
+                beyond = sign * values > 0
+                (at,) = np.nonzero(beyond[1:] != beyond[:-1])
+                if not 0 < at.size <= most:
+                    continue
+                left, right, side = grid[at], grid[at + 1], beyond[at]
+                for _ in range(halvings):
+                    middle = (left + right) / 2
+                    same = (sign * arguments(middle)[k] > 0) == side
+                    left, right = np.where(same, middle, left), np.where(same, right, middle)
+                breaks += [float(x) for x in right]
+    breaks.sort()
+    width = (grid[-1] - grid[0]) * apart
+    return [b for k, b in enumerate(breaks) if k == 0 or b - breaks[k - 1] > width]

@@ -196,7 +196,6 @@ def _check(
 ) -> None:
     kind = KINDS[mode]
     each, odd = divmod(len(weights), directions)
-    shapes = [(x.shape[-1],)]
     right = (
         not odd
         and each - _weights_per_direction(has_biases, False) in ((0, 1) if mode == "lstm" else (0,))

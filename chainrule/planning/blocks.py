@@ -201,7 +201,6 @@ def _live_cotangents(problem: Problem, backward: Sequence[Sequence[int]]) -> lis
         late.update(problem.tasks[t].writes)
     late -= problem.resident
     last_reader: dict[int, int] = {}
-    at = 0
     moment: dict[int, int] = {}
     for k in range(len(backward) - 1, -1, -1):
         for t in backward[k]:
@@ -209,7 +208,6 @@ def _live_cotangents(problem: Problem, backward: Sequence[Sequence[int]]) -> lis
             for s in problem.tasks[t].reads:
                 if s in late:
                     last_reader[s] = k
-            at += 1
     top = len(backward)
     live = [0] * (top + 1)
     for s in late:

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from chainrule.render.terminal import LEVELS, size
+
 _WIDTH, _HEIGHT = 64, 10
 _ROWS = 24
-_MARKS = " ▁▂▃▄▅▆▇█"
 
 
 def plan_lines(plan: Any) -> list[str]:
     """What the terminal shows of a plan."""
     lines = [str(plan), ""]
-    for what, size in plan.breakdown.items():
-        lines.append(f"  {what:18}{_size(size):>10}")
-    table = plan.table()
+    for what, held in plan.breakdown.items():
+        lines.append(f"  {what:18}{size(held):>10}")
     if plan.recompute_fraction:
         lines += ["", f"  {'module':32}{'kept':>10}{'again':>7}{'bytes':>11}{'seconds':>10}"]
-        rows = sorted(table, key=lambda r: -r.kept_bytes - r.recomputed_bytes)
+        rows = sorted(plan.table(), key=lambda r: -r.kept_bytes - r.recomputed_bytes)
         for row in rows[:_ROWS]:
             lines.append(
-                f"  {row.module[-32:]:32}{_size(row.kept_bytes):>10}{row.recomputed:>7}"
-                f"{_size(row.recomputed_bytes):>11}{row.seconds:>10.2g}"
+                f"  {row.module[-32:]:32}{size(row.kept_bytes):>10}{row.recomputed:>7}"
+                f"{size(row.recomputed_bytes):>11}{row.seconds:>10.2g}"
             )
         if len(rows) > _ROWS:
             lines.append(f"  ... and {len(rows) - _ROWS} more modules")
@@ -32,7 +32,7 @@ def plan_lines(plan: Any) -> list[str]:
     shown = {*_some(points, 12), *(p for p in points if p[0] == plan.peak_bytes)}
     for peak, again, bound in sorted(shown, reverse=True):
         here = "  <- this plan" if peak == plan.peak_bytes else ""
-        lines.append(f"  {_size(peak):>10}{100 * again:>10.1f}%{100 * bound:>9.1f}%{here}")
+        lines.append(f"  {size(peak):>10}{100 * again:>10.1f}%{100 * bound:>9.1f}%{here}")
     return lines
 
 
@@ -41,9 +41,7 @@ def offer_lines(offers: Sequence[Any]) -> list[str]:
     lines = ["", f"  {'peak':>10}{'more time':>11}{'ours':>10}   what torch itself offers, and our plan in that memory"]
     for offer in offers:
         ours = "none" if offer.ours is None else f"{100 * offer.ours:.1f}%"
-        lines.append(
-            f"  {_size(offer.peak_bytes):>10}{100 * offer.recompute_fraction:>10.1f}%{ours:>10}   {offer.what}"
-        )
+        lines.append(f"  {size(offer.peak_bytes):>10}{100 * offer.recompute_fraction:>10.1f}%{ours:>10}   {offer.what}")
     return lines
 
 
@@ -58,8 +56,8 @@ def _curve(values: Sequence[int], top: int) -> list[str]:
     lines = []
     for row in range(_HEIGHT - 1, -1, -1):
         cells = [min(max(round((c / top * _HEIGHT - row) * 8), 0), 8) for c in columns]
-        label = _size(top * (row + 1) / _HEIGHT) if row in (0, _HEIGHT - 1) else ""
-        lines.append(f"  {label:>10} |{''.join(_MARKS[c] for c in cells).rstrip()}")
+        label = size(top * (row + 1) / _HEIGHT) if row in (0, _HEIGHT - 1) else ""
+        lines.append(f"  {label:>10} |{''.join(LEVELS[c] for c in cells).rstrip()}")
     return lines
 
 
@@ -67,10 +65,3 @@ def _some(points: Sequence[Any], count: int) -> list[Any]:
     if len(points) <= count:
         return list(points)
     return [points[round(i * (len(points) - 1) / (count - 1))] for i in range(count)]
-
-
-def _size(size: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(size) >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size:.0f} B"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WIDEST = 110  # columns; a table for reading, even on a wide screen
 _COLUMNS = ("layer", "factor", "shape", "gain predicted / measured", "bytes", "mults", "finding")
-_LEVELS = " ▁▂▃▄▅▆▇█"
+LEVELS = " ▁▂▃▄▅▆▇█"
 
 
 def width() -> int:
@@ -56,13 +56,13 @@ def count(value: Any) -> str:
 def size(value: float | None) -> str:
     """A number of bytes, in units of 1000.
 
-    >>> size(400), size(1600), size(2_500_000), size(None)
-    ('400 B', '1.6 kB', '2.5 MB', '-')
+    >>> size(400), size(1600), size(999_600), size(2_500_000), size(None)
+    ('400 B', '1.6 kB', '1 MB', '2.5 MB', '-')
     """
     if value is None:
         return "-"
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(value) < 1000 or unit == "TB":
+        if abs(value) < (1000 if unit == "B" else 999.5) or unit == "TB":
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
         value /= 1000
     raise AssertionError
@@ -224,7 +224,7 @@ def curve(values: Sequence[float], *, columns: int = 60, lines: int = 5, blocks:
     drawn = []
     for line in range(lines):
         below = 8 * (lines - 1 - line)
-        row = "".join(_LEVELS[max(0, min(8, h - below))] for h in heights)
+        row = "".join(LEVELS[max(0, min(8, h - below))] for h in heights)
         row = row if blocks else "".join(" " if c == " " else "#" for c in row)
         drawn.append(f"{labels.get(line, ''):>{margin}} {row}".rstrip())
     return drawn
@@ -233,7 +233,7 @@ def curve(values: Sequence[float], *, columns: int = 60, lines: int = 5, blocks:
 def can_draw(encoding: str | None) -> bool:
     """Whether a stream of this encoding can show block characters."""
     try:
-        _LEVELS.encode(encoding or "ascii")
+        LEVELS.encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
         return False
     return True

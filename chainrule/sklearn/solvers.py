@@ -155,12 +155,15 @@ def lbfgs(
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     flat = np.concatenate([p.numpy().ravel() for p in parameters.values()]).astype(np.float64)
 
-    def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
+    def place(point: np.ndarray) -> None:
         at = 0
         for parameter in parameters.values():
             size = parameter.numel()
             parameter.copy_(torch.from_numpy(point[at : at + size]).view_as(parameter))
             at += size
+
+    def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
+        place(point)
         loss, grads = step(parameters, tensors)
         return float(loss), np.concatenate([grads[n].numpy().ravel() for n in parameters]).astype(np.float64)
 
@@ -178,7 +181,7 @@ def lbfgs(
             ConvergenceWarning,
             stacklevel=4,
         )
-    value_and_gradient(found.x)
+    place(found.x)
     return *get_weights(module, np.float64), float(found.fun), min(int(found.nit), max_iter)
 
 

@@ -27,6 +27,8 @@ from chainrule.ir import Graph, Node, constant
 class Case:
     """A model with everything needed to look at its training.
 
+    Its parts are made when they are first asked for, of the weights as they are then: after training, ask a new case.
+
     Attributes:
         model: an ``nn.Module``. batch: ``(inputs, target)`` with a loss, else the inputs.
         loss: ``(output, target) -> scalar`` or ``"model"``. objective: ``(model, batch) -> scalar`` in its place.
@@ -99,9 +101,8 @@ class Case:
     def propagation(self) -> Any:
         """Fields of both passes, from the statistics of the weights as they are (a Propagation)."""
         from chainrule.verbs.fields import Program
-        from chainrule.verbs.model_moments import traced
 
-        return Program.of(traced(self)).run()
+        return Program.of(self.trace).run()
 
     @cached_property
     def samples(self) -> dict[int, Any]:

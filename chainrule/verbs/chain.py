@@ -197,8 +197,7 @@ def chain(
 
 
 def _formula_chain(source: str, shapes: Mapping[str, Any] | None, wrt: str | None) -> Chain:
-    every = derive(source, shapes=shapes, wrt="all")
-    target = wrt or every.wrt[0]
+    target = wrt or derive(source, shapes=shapes, wrt="all").wrt[0]
     result = derive(source, shapes=shapes, wrt=target)
     links = []
     for step in result.steps:

@@ -1,6 +1,6 @@
 """Fields of a case: the leaves' laws, and both passes of the traced graph.
 
-``propagate`` is what ``moments`` reports and what ``initialize_`` searches with: parameters may be given other means
+``Program.run`` is what ``moments`` reports and what ``initialize_`` searches with: parameters may be given other means
 and mean squares by name, and a run costs milliseconds.
 """
 
@@ -82,11 +82,6 @@ class Program:
             wrt = [*trace.parameters.values(), *(n for n in trace.batch_inputs.values() if n.type.is_float)]
             found = propagation.backward(self.image[trace.loss], states, list(dict.fromkeys(wrt)))
         return Propagation(trace, self.image, states, found)
-
-
-def propagate(case: Any, weights: Mapping[str, Moments2] | None = None, backward: bool = True) -> Propagation:
-    """Both passes of a case (or of a trace)."""
-    return Program.of(getattr(case, "trace", case)).run(weights, backward)
 
 
 # ---- leaves ------------------------------------------------------------------------------------------------

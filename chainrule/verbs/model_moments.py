@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ModelError
-from chainrule.frontends.torch import trace_case
 from chainrule.ir import TensorType
 from chainrule.ir.field import Field, worst
 from chainrule.verbs.case import Case, as_case
@@ -30,18 +29,6 @@ class Predicted:
 
     forward: Mapping[str, Field]
     backward: Mapping[str, Field]
-
-
-def traced(case: Case) -> Any:
-    """The trace of a case; of a model without values (meta) without comparing what it computes."""
-    if "trace" in case.__dict__ or not _without_values(case.model):
-        return case.trace
-    return trace_case(case.model, case.batch, case.loss, case.objective)
-
-
-def _without_values(model: Any) -> bool:
-    tensors = list(model.parameters()) if hasattr(model, "parameters") else []
-    return any(t.is_meta for t in tensors)
 
 
 def predict(case: Case) -> Predicted:
@@ -110,7 +97,7 @@ def model_moments(
         ModelError: no batch, or a name that is no parameter. UnsupportedOpError: an op that cannot be traced.
     """
     case = as_case(model, batch, loss, optimizer)
-    trace = traced(case)
+    trace = case.trace
     weights = {} if isinstance(source, str) else dict(source)
     if isinstance(source, str) and source != "weights":
         raise ModelError(

@@ -2,7 +2,8 @@
 
 ``Op.native`` says which reading an op has: a function (elementwise), or one of the words here. Views only move the
 index; accumulations reduce a body over extra indices; placements are parts of a larger buffer; the rest computes
-values from indices. Nothing else in this back end knows these words.
+values from indices. Where an index goes is said here alone; other files ask for a word only where they treat one kind
+of reading specially.
 """
 
 from __future__ import annotations

@@ -195,26 +195,12 @@ class Accumulating(Writer):
             size = shape[vector]
             tail = size % lanes
             whole = size // lanes // columns * columns
-            if tail == 0 or size // lanes % columns or whole * lanes == size:
-                pass
             self.loop(whole * lanes, lambda v: all_rows(v, columns, 0), step=columns * lanes)
             left = vectors - whole
             if left:
                 self.loop(1, lambda _: all_rows(Affine((), whole * lanes), left, tail))
 
-        def nest(k: int) -> None:
-            if k == len(outer):
-                all_columns()
-                return
-            a = outer[k]
-
-            def body(i: Affine) -> None:
-                index[a] = i
-                nest(k + 1)
-
-            self.loop(shape[a], body)
-
-        nest(0)
+        self.nest(outer, shape, index, all_columns)
 
     def _row_axis(self, core: Node, found: access.Accumulation, vector: int | None, rest: Sequence[int]) -> int | None:
         """The result index whose block shares what is loaded along the vector index."""
@@ -320,17 +306,7 @@ class Accumulating(Writer):
                 self.remember(core, at, e.total(acc, found.combine))
                 self.roots(roots, at)
 
-        def nest(k: int) -> None:
-            if k < len(outer):
-                a = outer[k]
-
-                def body(i: Affine) -> None:
-                    index[a] = i
-                    nest(k + 1)
-
-                self.loop(shape[a], body)
-                return
-
+        def inside() -> None:
             def all_columns(m: Affine, mr: int) -> None:
                 full = columns_total // columns * columns
                 self.loop(full, lambda n: block(m, mr, n, columns), step=columns)
@@ -342,7 +318,7 @@ class Accumulating(Writer):
             if full < rows_total:
                 self.loop(1, lambda _: all_columns(Affine((), full), rows_total - full))
 
-        nest(0)
+        self.nest(outer, shape, index, inside)
         if later:
             scope = Scope()
             scope.values = {}

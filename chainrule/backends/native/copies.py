@@ -71,18 +71,7 @@ def copy_weight(w: Writer, leaf: Node, to: View) -> None:
 
             w.loop(columns, column)
 
-    def nest(k: int) -> None:
-        if k == len(others):
-            squares()
-            return
-
-        def body(i: Affine) -> None:
-            index[others[k]] = i
-            nest(k + 1)
-
-        w.loop(sizes(leaf)[others[k]], body)
-
-    nest(0)
+    w.nest(others, sizes(leaf), index, squares)
     e.scopes.pop()
 
 

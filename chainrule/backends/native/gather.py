@@ -48,15 +48,7 @@ def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
             begin = row(b)
             index: list[Affine] = [b, *[ZERO] * len(sample)]
 
-            def nest(k: int) -> None:
-                if k < axis:
-
-                    def inner(i: Affine) -> None:
-                        index[1 + k] = i
-                        nest(k + 1)
-
-                    w.loop(sample[k], inner)
-                    return
+            def inside() -> None:
                 to = e.pointer(w.base(view), view.kind, view.address(tuple(index)))
                 at = ZERO
                 for k2 in range(axis):
@@ -69,7 +61,7 @@ def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
                     given = f"ptr align {size} {to}, ptr align {size} {start}, i64 {run * size}, i1 false"
                     e.line(f"call void {target}({given})")
 
-            nest(0)
+            w.nest(range(1, 1 + axis), sizes(leaf), index, inside)
 
         w.loop(sizes(leaf)[0], copy)
     e.scopes.pop()
@@ -99,15 +91,7 @@ def _gather_lanes(w: Writer, leaf: Node, view: View, row: Callable[[Affine], str
         rows = [row(replace(b, lane=0) + k) for k in range(e.valid)]
         index: list[Affine] = [b, *[ZERO] * len(sample)]
 
-        def nest(k: int) -> None:
-            if k < len(sample):
-
-                def inner(i: Affine) -> None:
-                    index[1 + k] = i
-                    nest(k + 1)
-
-                w.loop(sample[k], inner)
-                return
+        def inside() -> None:
             at = ZERO
             for i, s in zip(index[1:], dense, strict=True):
                 at = at + i * s
@@ -120,6 +104,6 @@ def _gather_lanes(w: Writer, leaf: Node, view: View, row: Callable[[Affine], str
                 )
             w.store(e.gathered(parts), view, tuple(index))
 
-        nest(0)
+        w.nest(range(1, 1 + len(sample)), sizes(leaf), index, inside)
 
     w.along(sizes(leaf)[0], block)

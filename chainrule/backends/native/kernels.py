@@ -44,16 +44,7 @@ class KernelWriter(Accumulating):
         source = self._view_of(x)
         order = sorted((a for a, n in enumerate(sizes(x)) if n > 1), key=lambda a: -source.strides[a])
 
-        def nest(k: int) -> None:
-            if k < len(order):
-                a = order[k]
-
-                def body(i: Affine) -> None:
-                    index[a] = i
-                    nest(k + 1)
-
-                self.loop(sizes(x)[a], body)
-                return
+        def inside() -> None:
             place = e.convert(self.value(node.inputs[1], access.scatter_place(node, tuple(index))), "i64")
             target = access.scattered(node, tuple(index), None)
             axis = next(a for a, i in enumerate(target) if i is None)
@@ -66,7 +57,7 @@ class KernelWriter(Accumulating):
             new = old + self.value(x, tuple(index))
             e.line(f"store {new.type} {new.text}, ptr {at}, align {BYTES[view.kind]}")
 
-        nest(0)
+        self.nest(order, sizes(x), index, inside)
 
     def _fill(self, node: Node, view: View, zero: Value) -> None:
         index: list[Affine] = [ZERO] * node.type.rank
@@ -75,23 +66,15 @@ class KernelWriter(Accumulating):
         vector = unit[-1] if unit else None
         order = sorted((a for a in axes if a != vector), key=lambda a: -view.strides[a])
 
-        def nest(k: int) -> None:
-            if k < len(order):
-                a = order[k]
-
-                def body(i: Affine) -> None:
-                    index[a] = i
-                    nest(k + 1)
-
-                self.loop(sizes(node)[a], body)
-            elif vector is None:
+        def inside() -> None:
+            if vector is None:
                 self.store(zero, view, tuple(index))
-            else:
+                return
 
-                def vectors(i: Affine, axis: int = vector) -> None:
-                    index[axis] = i
-                    self.store(self.e.vector(zero), view, tuple(index))
+            def vectors(i: Affine, axis: int = vector) -> None:
+                index[axis] = i
+                self.store(self.e.vector(zero), view, tuple(index))
 
-                self.along(sizes(node)[vector], vectors)
+            self.along(sizes(node)[vector], vectors)
 
-        nest(0)
+        self.nest(order, sizes(node), index, inside)

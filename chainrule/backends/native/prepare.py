@@ -161,8 +161,6 @@ def _narrow(node: Node) -> Node:
             inner = x.inputs[0]
             if x.op.native == "expand_dims" and sizes(inner) != ():
                 break
-            if x.op.native == "broadcast" and inner.type.rank != x.type.rank and sizes(inner) != ():
-                pass
             trial = [*inputs[:k], inner, *inputs[k + 1 :]]
             if apply(node.op, *trial, **node.params).type != node.type:
                 break
@@ -221,13 +219,12 @@ def _grouped(node: Node) -> Node:
 
 
 @cache
-def _weight(op: Op, arity: int, params: tuple) -> int:
+def _weight(op: Op, kinds: tuple[str, ...], params: tuple) -> int:
     e = Emitter(8)
     scope = Scope()
     e.scopes.append(scope)
     given = dict(params)
-    kinds = ["i1"] if op.name in ("where", "iverson") else ["f32"]
-    xs = [e.vector(_opaque(e, kinds[0] if k == 0 else "f32")) for k in range(arity)]
+    xs = [e.vector(_opaque(e, kind)) for kind in kinds]
     op.native(Forms(e), *xs, **given)  # type: ignore[operator]
     return sum("shufflevector" not in str(line) and "insertelement" not in str(line) for line in scope.body)
 
@@ -242,7 +239,8 @@ def weight(node: Node) -> int:
     if any(x.number is not None for x in node.inputs) and "pow" in node.op.name:
         return 2
     try:
-        return _weight(node.op, len(node.inputs), tuple(sorted(node.params.items())))
+        kinds = tuple("i1" if x.type.dtype == "bool" else "f32" for x in node.inputs)
+        return _weight(node.op, kinds, tuple(sorted(node.params.items())))
     except TypeError:
         return 1
 

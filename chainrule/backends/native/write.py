@@ -316,26 +316,30 @@ class Writer:
         order = sorted((a for a in axes if a != vector), key=lambda a: -view.strides[a])
         index: list[Affine] = [ZERO] * len(shape)
 
-        def nest(k: int) -> None:
-            if k < len(order):
-                a = order[k]
-
-                def body(i: Affine) -> None:
-                    index[a] = i
-                    nest(k + 1)
-
-                self.loop(shape[a], body)
-            elif vector is None:
+        def inside() -> None:
+            if vector is None:
                 self.roots(roots, tuple(index))
-            else:
+                return
 
-                def vectors(i: Affine, axis: int = vector) -> None:
-                    index[axis] = i
-                    self.roots(roots, tuple(index))
+            def vectors(i: Affine, axis: int = vector) -> None:
+                index[axis] = i
+                self.roots(roots, tuple(index))
 
-                self.along(shape[vector], vectors)
+            self.along(shape[vector], vectors)
 
-        nest(0)
+        self.nest(order, shape, index, inside)
+
+    def nest(self, order: Sequence[int], shape: Sequence[int], index: list[Affine], inside: Callable[[], None]) -> None:
+        """``inside`` within a loop over every axis of ``order``, outermost first; ``index`` says where it is."""
+        if not order:
+            inside()
+            return
+
+        def body(i: Affine) -> None:
+            index[order[0]] = i
+            self.nest(order[1:], shape, index, inside)
+
+        self.loop(shape[order[0]], body)
 
     def along(self, size: int, body: Callable[[Affine], Any], group: int = 1) -> None:
         """``body`` at every vector of an index, the last of which may have lanes that do not count."""

@@ -63,9 +63,8 @@ def compile(
     Raises:
         BackendError: it cannot be written in torch.
     """
-    emitted = source_of(
-        graph, name, free, reuse and not inductor, tracked=tracked
-    )  # Inductor lays out memory by itself
+    # Inductor lays out memory by itself.
+    emitted = source_of(graph, name, free, reuse and not inductor, tracked=tracked)
     source = emitted.text
     file = f"<chainrule {name} {hashlib.blake2b(source.encode(), digest_size=6).hexdigest()}>"
     # The text is ours, made from the graph alone.

@@ -60,6 +60,9 @@ def overwritten_in(nodes: Sequence[Node], kept: Collection[Node], memory: dict[N
     """:func:`overwritten`; ``memory`` is brought up to date."""
     end = ends(nodes, kept, memory)
     found: dict[Node, int] = {}
+    members: dict[Node, list[Node]] = {}
+    for node, held in memory.items():
+        members.setdefault(held, []).append(node)
     for place, node in enumerate(nodes):
         for position in node.op.in_place:
             operand = node.inputs[position]
@@ -76,9 +79,10 @@ def overwritten_in(nodes: Sequence[Node], kept: Collection[Node], memory: dict[N
                 found[node] = position
                 # From now on the result lies there: whoever reads it keeps the memory.
                 taken, given = held, memory[node]
-                for other, held in memory.items():
-                    if held is given:
-                        memory[other] = taken
+                if given is not taken:
+                    moved = members.pop(given)
+                    memory.update(dict.fromkeys(moved, taken))
+                    members[taken] += moved
                 end[taken] = end.pop(given, place)
                 break
     return found

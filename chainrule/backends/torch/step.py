@@ -109,10 +109,9 @@ class Step:
         """The loss, and its gradient for every parameter that is not frozen.
 
         Args:
-            params: dotted name -> tensor, as in ``dict(model.named_parameters())``; tied parameters by any
-            one of
-                their names. batch: of the shapes and dtypes that were traced. Buffers are the model's own, as
-                they are at the call.
+            params: dotted name -> tensor, as in ``dict(model.named_parameters())``; tied parameters by any one of
+                their names.
+            batch: of the shapes and dtypes that were traced. Buffers are the model's own, as they are at the call.
             update: whether buffers that the program updates (running statistics) are written back, as eager would.
         Returns:
             The loss, and dotted name -> gradient. A parameter that the loss does not depend on has None; the

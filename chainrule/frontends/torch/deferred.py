@@ -8,7 +8,7 @@ where they enter (``leaves``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch.aliases import elements
 from chainrule.frontends.torch.calls import opaque_function
 from chainrule.frontends.torch.lower import is_in_place
+from chainrule.frontends.torch.nesting import tensors
 from chainrule.ir import OPS, Node, apply
 
 
@@ -35,7 +36,7 @@ class Deferred:
         """The tensor, once everything that it needs is in ``known`` (by id)."""
         args, kwargs = _filled(self.args, known), _filled(self.kwargs, known)
         out = self.function(*args, **kwargs)
-        out = out if self.index is None else list(_tensors(out))[self.index]
+        out = out if self.index is None else list(tensors((out,)))[self.index]
         return out.detach() if self.cut else out
 
 
@@ -52,7 +53,7 @@ def deferred_call(func: Any, args: Any, kwargs: Any, out: Any) -> list[Deferred]
         return func(given[0].clone(), *given[1:], **named) if is_in_place(func) else func(*given, **named)
 
     several = not isinstance(out, torch.Tensor)
-    count = len(list(_tensors(out)))
+    count = len(list(tensors((out,))))
     cut = not torch.is_grad_enabled()
     if cut:
         args, kwargs = _stopped(args), _stopped(kwargs)
@@ -137,7 +138,3 @@ def _filled(value: Any, known: dict[int, torch.Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_filled(v, known) for v in value]
     return {k: _filled(v, known) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def _tensors(value: Any) -> Sequence[torch.Tensor]:
-    return [value] if isinstance(value, torch.Tensor) else [t for part in value for t in _tensors(part)]

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -104,7 +105,7 @@ class Trace:
         found, _ = vjp_all([self.loss], [constant(1.0, self.loss.type.dtype)], list(wanted.values()), whole=True)
         return tuple(path for path, g in zip(wanted, found, strict=True) if g is None)
 
-    @property
+    @cached_property
     def repeats(self) -> tuple[tuple[str, ...], ...]:
         """Paths of modules that do the same with weights of their own, the largest first; no part of another group."""
         found: list[tuple[str, ...]] = []
@@ -157,16 +158,17 @@ def trace(
     """
     kwargs = kwargs or {}
     named = convention.named_arguments(getattr(function, "forward", function), args, kwargs)
-    return _trace(
-        call=lambda given: (None, function(*given[0], **given[1])),
-        batch=(tuple(args), dict(kwargs)),
-        named=named,
-        names_of=lambda given: list(convention.leaves((tuple(given[0]), dict(given[1])))),
-        roots={"": function if root is None else root},
-        strict=strict,
-        follow=follow,
-        inside=inside,
-    )
+    with _ONE_AT_A_TIME:
+        return _traced(
+            call=lambda given: (None, function(*given[0], **given[1])),
+            batch=(tuple(args), dict(kwargs)),
+            named=named,
+            names_of=lambda given: list(convention.leaves((tuple(given[0]), dict(given[1])))),
+            roots={"": function if root is None else root},
+            strict=strict,
+            follow=follow,
+            inside=inside,
+        )
 
 
 def trace_case(
@@ -195,15 +197,16 @@ def trace_case(
     """
     mode = _mode(model, loss, objective)
     # Asked for through a function, so that a batch of another structure is refused by the same words.
-    return _trace(
-        call=lambda given: _call(model, given, loss, objective, mode),
-        batch=batch,
-        named=convention.named_batch(model, batch, mode),
-        names_of=lambda given: convention.named_batch(model, given, mode),
-        roots={"": model, "loss": loss},
-        strict=strict,
-        follow=follow,
-    )
+    with _ONE_AT_A_TIME:
+        return _traced(
+            call=lambda given: _call(model, given, loss, objective, mode),
+            batch=batch,
+            named=convention.named_batch(model, batch, mode),
+            names_of=lambda given: convention.named_batch(model, given, mode),
+            roots={"": model, "loss": loss},
+            strict=strict,
+            follow=follow,
+        )
 
 
 def eager(traced: Trace) -> list[torch.Tensor]:
@@ -314,20 +317,6 @@ def run_program(program: Callable[[], Any], recorder: Recorder | None, given: st
 
 
 # ---- tracing -----------------------------------------------------------------------------------------------
-def _trace(
-    call: Callable[[Any], tuple[Any, Any]],
-    batch: Any,
-    named: convention.Named,
-    names_of: Callable[[Any], convention.Named],
-    roots: Mapping[str, Any],
-    strict: bool,
-    follow: bool,
-    inside: bool = False,
-) -> Trace:
-    with _ONE_AT_A_TIME:
-        return _traced(call, batch, named, names_of, roots, strict, follow, inside)
-
-
 def _traced(
     call: Callable[[Any], tuple[Any, Any]],
     batch: Any,
@@ -336,7 +325,7 @@ def _traced(
     roots: Mapping[str, Any],
     strict: bool,
     follow: bool,
-    inside: bool,
+    inside: bool = False,
 ) -> Trace:
     modules = {name: root for name, root in roots.items() if isinstance(root, nn.Module)}
     leaves = Leaves(modules)

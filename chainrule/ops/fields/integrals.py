@@ -103,28 +103,6 @@ def derivative(f: Function, u: np.ndarray, std: np.ndarray | float) -> np.ndarra
     return (f(u + step) - f(u - step)) / (2 * step)
 
 
-def breaks_of(arguments: Callable[[np.ndarray], Sequence[np.ndarray]], low: float, high: float) -> list[float]:
-    """Where one of several functions changes sign, between low and high."""
-    grid = np.linspace(low, high, 801)
-    breaks: list[float] = []
-    with np.errstate(all="ignore"):
-        for k, values in enumerate(arguments(grid)):
-            for sign in (1.0, -1.0):
-                beyond = sign * values > 0
-                (at,) = np.nonzero(beyond[1:] != beyond[:-1])
-                if not 0 < at.size <= 12:
-                    continue
-                left, right, side = grid[at], grid[at + 1], beyond[at]
-                for _ in range(40):
-                    middle = (left + right) / 2
-                    same = (sign * arguments(middle)[k] > 0) == side
-                    left, right = np.where(same, middle, left), np.where(same, right, middle)
-                breaks += [float(x) for x in right]
-    breaks.sort()
-    width = (high - low) * 1e-9
-    return [b for k, b in enumerate(breaks) if k == 0 or b - breaks[k - 1] > width]
-
-
 @lru_cache(maxsize=512)
 def _largest_nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Points and weights under the law of the largest of ``count`` independent standard normal values."""

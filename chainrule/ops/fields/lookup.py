@@ -19,11 +19,6 @@ from chainrule.ops.fields.registry import rule, sizes
 _MOST_TOKENS = 4096
 
 
-def index_dims(index: Field) -> Dims:
-    """How pairs of places of an index are told apart."""
-    return index.dims
-
-
 def alike(index: Field, dims: Dims, rows: int) -> np.ndarray:
     """How often two places of an index hold the same number, by class of pair."""
     axes = [a for dim in dims for a in dim]
@@ -97,14 +92,12 @@ def _take(node: Node, inputs: Sequence[Field]) -> Any:
     axis = int(node.params["axis"])
     if not x.known:
         return unknown(sizes(node.shape), "what is looked up is unknown", x.sources)
-    if not x.fresh:
-        if index.array is not None and len(index.dims) == 1:
-            return picked(x, axis, np.broadcast_to(index.array, index.shape).astype(int))
-        return _exchangeable(node, x, index, axis)
-    return _exchangeable(node, x, index, axis)
+    if not x.fresh and index.array is not None and len(index.dims) == 1:
+        return picked(x, axis, np.broadcast_to(index.array, index.shape).astype(int))
+    return _exchangeable(x, index, axis)
 
 
-def _exchangeable(node: Node, x: Field, index: Field, axis: int) -> Field:
+def _exchangeable(x: Field, index: Field, axis: int) -> Field:
     """Rows that are alike: the same row twice, or two different ones."""
     same = alike(index, index.dims, x.shape[axis])
     start = sum(len(d) for d in x.dims[:axis])
@@ -116,7 +109,7 @@ def _exchangeable(node: Node, x: Field, index: Field, axis: int) -> Field:
         equal = pair.traced(equal, start + j, a)
         every = pair.total(every, start + j, a)
         n *= a.size
-    equal, every = equal / n, every
+    equal = equal / n
     far = (every - n * equal) / max(n * (n - 1.0), 1.0) if n > 1 else equal
     flat = (*equal.shape[:start], *(1,) * same.ndim, *equal.shape[start + count :])
     shape = [1] * len(flat)

@@ -129,8 +129,8 @@ def picked(value: Field, dim: int, index: np.ndarray) -> Field:
     )
 
 
-def spread_out(value: Field, dim: int, index: np.ndarray, size: int, fill: float = 0.0) -> Field:
-    """The positions of one dimension put at ``index`` of a dimension of ``size``, ``fill`` in between."""
+def spread_out(value: Field, dim: int, index: np.ndarray, size: int) -> Field:
+    """The positions of one dimension put at ``index`` of a dimension of ``size``, zeros in between."""
     n = value.shape[dim]
     start = sum(len(d) for d in value.dims[:dim])
     count = len(value.dims[dim])
@@ -145,7 +145,6 @@ def spread_out(value: Field, dim: int, index: np.ndarray, size: int, fill: float
 
 def _mixed_with_zeros(value: Field, k: int, dim: int, n: int, size: int) -> Field:
     share = n / size
-    table = value.pairs
     new = Axis(size, 0)
     value = regraded(value, k, Axis(n, 0))
     table = value.pairs

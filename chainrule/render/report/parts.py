@@ -36,7 +36,7 @@ class Parts:
 
     def __getattr__(self, name: str) -> Any:
         """A result by its part's name; None where it could not be made."""
-        if name.startswith("__"):
+        if name not in ORDER:
             raise AttributeError(name)
         return self.made.get(name)
 

@@ -12,9 +12,8 @@ from chainrule.backends.engine import Engine
 from chainrule.errors import BackendError, ChainruleError, ModelError
 from chainrule.verbs.fit.data import Arrays, Source
 from chainrule.verbs.fit.schedule import Schedule
+from chainrule.verbs.fit.step import check_backend
 from chainrule.verbs.fit.torch_engine import TorchEngine
-
-BACKENDS = ("auto", "native", "torch")
 
 
 @dataclass(eq=False)
@@ -35,10 +34,7 @@ class Choice:
     seed: int | None = None  # of the native stream of random draws, where there is one
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise BackendError(
-                f"unknown back end {self.backend!r}", required=" or ".join(BACKENDS), instead='backend="auto"'
-            )
+        check_backend(self.backend)
 
     def __call__(self, batch: Any) -> Engine:
         """The engine for batches like this one.

@@ -17,11 +17,10 @@ import torch
 
 from chainrule.backends.engine import Engine
 from chainrule.errors import ModelError
-from chainrule.frontends.torch import generator_states, restore_generators
+from chainrule.frontends.torch import Surroundings, generator_states, restore_generators
 from chainrule.frontends.torch.batch import leaves
 from chainrule.verbs.fit.data import Arrays, Source
 from chainrule.verbs.fit.evaluate import evaluate
-from chainrule.verbs.fit.fingerprint import fingerprint
 from chainrule.verbs.fit.interrupt import Interruptible
 from chainrule.verbs.fit.progress import Progress
 from chainrule.verbs.fit.saving import Saver, objects_state, random_state, restore_objects, restore_random
@@ -85,16 +84,17 @@ class Loop:
     _seconds: float = field(default=0.0, init=False)
     _whole: bool = field(default=True, init=False)  # no step was interrupted halfway
     _compiled_in: tuple[Any, ...] = field(default=(), init=False)
-    _looks: tuple[Any, ...] | None = field(default=None, init=False)
+    _looks: int | None = field(default=None, init=False)
     # Steps since the torch objects were brought up to date, to run them again if a loss is not finite.
     _since: list[tuple[Any, ...]] = field(default_factory=list, init=False)
+    _surroundings: Surroundings | None = field(default=None, init=False)
     _synced: tuple[float, Any] = field(default=(0.0, None), init=False)
 
     # ---- the run -----------------------------------------------------------------------------------------
     def run(self) -> None:
         """Trains until the last epoch, an early end, or Ctrl-C; the torch objects are up to date afterwards."""
         self._compiled_in = self.schedule.hyperparameters()
-        self._looks = fingerprint(self.model) if self.callbacks else None
+        self._looks = self._read()
         try:
             while len(self.epoch_loss) < self.epochs and not self.stopped:
                 together = self._together()
@@ -240,7 +240,8 @@ class Loop:
         losses = _run(engine, arguments)
         self._whole = True
         self._seconds = (perf_counter() - start) / len(losses)
-        self._since.append(arguments)
+        if engine.name != "torch":  # which takes no step whose loss is not finite: nothing is run again
+            self._since.append(arguments)
         if not np.isfinite(losses).all():
             self._not_finite(engine, losses)
         self.losses.append(losses)
@@ -289,6 +290,12 @@ class Loop:
             instead="chainrule.diagnose(model, batch, loss, optimizer) names the cause",
         )
 
+    def _read(self) -> int | None:
+        """A number for what the program reads besides tensors' values, which callbacks may change."""
+        if self.callbacks and self._surroundings is None:
+            self._surroundings = Surroundings(self.model)
+        return self._surroundings.now() if self._surroundings is not None else None
+
     # ---- the engine --------------------------------------------------------------------------------------
     def _start(self, batch: Any) -> Engine:
         self.running = self.engine(batch)
@@ -315,7 +322,7 @@ class Loop:
 
     def _renew(self) -> None:
         """Asks for another engine if a schedule or a callback changed what this one has compiled in."""
-        looks = fingerprint(self.model) if self.callbacks else None
+        looks = self._read()
         hyperparameters = self.schedule.hyperparameters()
         if looks == self._looks and hyperparameters == self._compiled_in:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -10,39 +11,48 @@ import torch
 from chainrule.backends.torch import Step
 from chainrule.backends.torch import step as compile_traced
 from chainrule.errors import BackendError, ChainruleError, ModelError, StaleTraceError, UnsupportedOpError
-from chainrule.frontends.torch import Trace, generator_states, restore_generators, trace_case
+from chainrule.frontends.torch import Surroundings, Trace, autocast, generator_states, restore_generators, trace_case
 
 BACKENDS = ("auto", "native", "torch")
+_MOST = 64  # steps that are kept: a program that reads a new number at every step is traced at every step
 _MAX_STALE = 8  # traces for other branches, after which the program branches on every batch
 
 
 class CompiledStep:
     """``loss, grads = step(params, batch)`` for batches of any shape: traced once per shape.
 
+    A step holds for batches of one shape and for what the program reads besides: modes, attributes, which parameters
+    are trained, what the loss closes over, autocast.
+
     Args:
         model, loss, objective: as in :func:`chainrule.case`.
+        refuse: asked about every trace; raises what it does not allow.
     """
 
-    def __init__(self, model: Any, loss: Any = None, objective: Any = None) -> None:
+    def __init__(
+        self, model: Any, loss: Any = None, objective: Any = None, refuse: Callable[[Trace], None] | None = None
+    ) -> None:
         self.model, self.loss, self.objective = model, loss, objective
-        self._steps: dict[Any, Step] = {}
+        self._surroundings = Surroundings((model, loss, objective))
+        self._refuse = refuse
+        self._steps: OrderedDict[Any, Step] = OrderedDict()
         self._stale = 0
-        self._modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-
-    def _key(self, batch: Any) -> Any:
-        return _signature(batch), tuple([module.training for module in self._modules])
 
     def __call__(self, params: dict[str, torch.Tensor], batch: Any) -> tuple[torch.Tensor, dict[str, Any]]:
         """The loss and the gradient of every parameter, by dotted name; buffers are updated as eager would.
 
         Raises:
-            UnsupportedOpError: the program reads another value on every batch (it branches on them).
+            UnsupportedOpError: the program reads another value on every batch (it branches on them), or the forward
+                pass changes attributes of the model, which a compiled step could not.
         """
-        key = self._key(batch)
-        if key in self._steps and self._steps[key].guarded:
+        key = _signature(batch), self._surroundings.now(), autocast.state()
+        step = self._steps.get(key)
+        if step is not None and not step.guarded:
+            return step(params, batch)
+        if step is not None:
             states = generator_states()
             try:
-                return self._steps[key](params, batch)
+                return step(params, batch)
             except StaleTraceError as stale:
                 restore_generators(states)
                 self._stale += 1
@@ -53,26 +63,12 @@ class CompiledStep:
                         instead="torch.where(condition, a, b) for a branch on values",
                     ) from None
                 del self._steps[key]
-        elif key in self._steps:
-            return self._steps[key](params, batch)
-        return self.traced(batch)(params, batch)
+        step = self._steps[key] = self._traced(batch)
+        if len(self._steps) > _MOST:
+            self._steps.popitem(last=False)
+        return step(params, batch)
 
-    def knows(self, batch: Any) -> bool:
-        """Whether batches like this one were traced already."""
-        return self._key(batch) in self._steps
-
-    def traced(self, batch: Any) -> Step:
-        """The step for batches like this one.
-
-        Raises:
-            UnsupportedOpError: the forward pass changes attributes of the model, which a compiled step could not.
-        """
-        if not self.knows(batch):
-            self.trace_of(batch)
-        return self._steps[self._key(batch)]
-
-    def trace_of(self, batch: Any) -> Trace:
-        """Traces the program on a batch, and compiles the step of batches like it."""
+    def _traced(self, batch: Any) -> Step:
         traced = trace_case(self.model, batch, self.loss, self.objective)
         if traced.mutations:
             raise UnsupportedOpError(
@@ -80,8 +76,9 @@ class CompiledStep:
                 required="a model whose state is in its buffers",
                 instead="self.register_buffer(...), or eager training",
             )
-        self._steps[self._key(batch)] = compile_traced(traced)
-        return traced
+        if self._refuse is not None:
+            self._refuse(traced)
+        return compile_traced(traced)
 
 
 def _signature(batch: Any) -> Any:
@@ -94,6 +91,12 @@ def _signature(batch: Any) -> Any:
     return repr(batch)
 
 
+def check_backend(backend: str) -> None:
+    """Raises BackendError for a back end that there is not."""
+    if backend not in BACKENDS:
+        raise BackendError(f"unknown back end {backend!r}", required=" or ".join(BACKENDS), instead='backend="auto"')
+
+
 class StepOfYourOwn:
     """``step(x, y) -> loss``; see :func:`compile_step`.
 
@@ -104,10 +107,7 @@ class StepOfYourOwn:
     def __init__(
         self, model: Any, loss: Any, optimizer: torch.optim.Optimizer | None, objective: Any, backend: str
     ) -> None:
-        if backend not in BACKENDS:
-            raise BackendError(
-                f"unknown back end {backend!r}", required=" or ".join(BACKENDS), instead='backend="auto"'
-            )
+        check_backend(backend)
         self.model, self.loss, self.optimizer, self.objective = model, loss, optimizer, objective
         self.backend, self.reason, self._asked = "", "", backend
         self._run: Callable[..., torch.Tensor] = self._first

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from chainrule.errors import UnsupportedOpError
-from chainrule.frontends.torch import loss_value
+from chainrule.frontends.torch import Trace, loss_value
 from chainrule.verbs.fit.step import CompiledStep
 
 
@@ -41,7 +41,7 @@ class TorchEngine:
     ) -> None:
         self.reason = reason
         self._program = model, loss, objective
-        self._compiled = CompiledStep(model, loss, objective)
+        self._compiled = CompiledStep(model, loss, objective, _refuse_outside)
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         if isinstance(loss, torch.nn.Module):
             self._parameters |= {f"loss.{name}": p for name, p in loss.named_parameters(remove_duplicate=False)}
@@ -115,7 +115,6 @@ class TorchEngine:
         if self._tape:
             return self._recorded(batch)
         try:
-            self._refuse_outside(batch)
             value, grads = self._compiled({n: p.detach() for n, p in self._parameters.items()}, batch)
         except UnsupportedOpError as error:
             self._tape = True
@@ -124,15 +123,6 @@ class TorchEngine:
         for name, parameter in self._parameters.items():
             parameter.grad = grads.get(name)
         return float(value)
-
-    def _refuse_outside(self, batch: Any) -> None:
-        """A derived gradient is that of the model's parameters: other tensors that are trained need a tape."""
-        if self._compiled.knows(batch):
-            return
-        traced = self._compiled.trace_of(batch)
-        outside = [name for name, leaf in traced.captured.items() if traced.values[leaf].requires_grad]
-        if outside:
-            raise UnsupportedOpError(f"{outside[0]!r} is trained and not a parameter of the model")
 
     def _recorded(self, batch: Any) -> float:
         for optimizer, _ in self._optimizers:
@@ -163,3 +153,10 @@ def _wants_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether ``step`` needs a function that computes loss and gradients again (L-BFGS)."""
     parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
     return parameter is not None and parameter.default is parameter.empty
+
+
+def _refuse_outside(traced: Trace) -> None:
+    """A derived gradient is that of the model's parameters: other tensors that are trained need a tape."""
+    outside = [name for name, leaf in traced.captured.items() if traced.values[leaf].requires_grad]
+    if outside:
+        raise UnsupportedOpError(f"{outside[0]!r} is trained and not a parameter of the model")

@@ -161,7 +161,7 @@ def fit(
     if accelerator is not None:
         if seeds is not None or (objective is not None and not isinstance(given, torch.nn.Module)):
             raise ModelError("seeds and several modules are for one process", instead="one module, under torchrun")
-        return _distributed(accelerator, train, model, optimizers, schedulers, source, backend)
+        return _distributed(accelerator, train, model, optimizers, schedulers, source, backend, epochs, progress)
     if seeds is not None:
         silent = Progress(epochs, shown=False)
         run = lambda m, o, s, d: train(m, o, s, d, silent)  # noqa: E731
@@ -170,11 +170,19 @@ def fit(
 
 
 def _distributed(
-    accelerator: Any, train: Any, model: Any, optimizers: Any, schedulers: Any, source: Source, backend: str
+    accelerator: Any,
+    train: Any,
+    model: Any,
+    optimizers: Any,
+    schedulers: Any,
+    source: Source,
+    backend: str,
+    epochs: int,
+    progress: bool | None,
 ) -> FitResult:
     prepared = prepare(accelerator, model, optimizers, source, backend)
-    shown = None if accelerator.is_main_process else False
-    return train(model, optimizers, schedulers, prepared.source, Progress(1, shown), prepared)
+    line = Progress(epochs, progress if accelerator.is_main_process else False)
+    return train(model, optimizers, schedulers, prepared.source, line, prepared)
 
 
 def result_of(loop: Loop, seconds: float) -> FitResult:

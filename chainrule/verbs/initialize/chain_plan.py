@@ -32,6 +32,7 @@ class Chains:
         self.ground, self.critical = ground, critical
         self.links = {link.after: (link, chain) for chain in ground.shape.chains for link in chain}
         self.begins = {chain[0].node: chain for chain in ground.shape.chains}
+        self._mirrors: dict[Node, bool] = {}  # by where a chain begins: asked for every link of it
 
     def choose(self, chosen: Chosen, node: Node, use: Use) -> bool:
         """Chooses a weight if it is in a chain that is to be isometric; whether it did."""
@@ -103,6 +104,12 @@ class Chains:
 
     def _can_mirror(self, chain: tuple[Link, ...]) -> bool:
         """Whether every layer of the chain has an even number of units, and pairs of opposite sign say something."""
+        begin = chain[0].node
+        if begin not in self._mirrors:
+            self._mirrors[begin] = self._mirrorable(chain)
+        return self._mirrors[begin]
+
+    def _mirrorable(self, chain: tuple[Link, ...]) -> bool:
         for link in chain:
             (leaf, use), *_ = self.ground.shape.weighted[link.node]
             layout = self.ground.layout(self.ground.chosen[leaf], use)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -19,12 +20,13 @@ class Checked:
     """Integer tensors whose numbers were found to be allowed: looked through once, and again after a write."""
 
     def __init__(self) -> None:
-        self._seen: dict[Node, tuple[int, int, int]] = {}
+        self._seen: dict[Node, tuple[weakref.ref[torch.Tensor], int, int]] = {}
 
     def check(self, leaf: Node, tensor: torch.Tensor, limit: Limit) -> None:
         """Raises ModelError for a position or class number outside of its range."""
-        state = (id(tensor), tensor._version, tensor.numel())
-        if self._seen.get(leaf) == state or not tensor.numel():
+        seen = self._seen.get(leaf)
+        known = seen is not None and seen[0]() is tensor and seen[1:] == (tensor._version, tensor.numel())
+        if known or not tensor.numel():
             return
         wrong = (tensor < 0) | (tensor >= limit.size)
         for number in limit.ignored:
@@ -35,7 +37,7 @@ class Checked:
                 given=str(int(tensor[wrong].flatten()[0])),
                 required=f"0 to {limit.size - 1}",
             )
-        self._seen[leaf] = state
+        self._seen[leaf] = weakref.ref(tensor), tensor._version, tensor.numel()
 
 
 class Compiled:

@@ -19,8 +19,8 @@ ROOT = HERE.parents[2]
 
 
 def two_processes(kind: str, out: Path) -> dict:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command = [c for c in command if c not in ("--master-port", "0")] + [
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
         "--rdzv-backend=c10d",
         "--rdzv-endpoint=localhost:0",
     ]

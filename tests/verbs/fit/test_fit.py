@@ -577,3 +577,35 @@ def test_results() -> None:
     assert plain["schema"] == "chainrule.fit/1" and len(plain["validation"]) == 3 and plain["best_epoch"]
     assert "15 steps" in str(h) and "<svg" in h._repr_html_() and h.plot() is not None
     assert str(cr.fit(model, loader(), nn.MSELoss(), optimizer, epochs=0)).startswith("no epoch was completed")
+
+
+def test_a_step_notices_what_changes_around_it() -> None:
+    """Frozen parameters, attributes and closed-over numbers are read when the step runs, as eager execution reads them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+    scale = 1.0
+    step = cr.compile_step(model, objective=lambda m, b: scale * (m(b[0]) - b[1]).square().mean(), backend="torch")
+
+    def same() -> bool:
+        torch.manual_seed(1)
+        found = step(x, y)
+        ours = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+        torch.manual_seed(1)
+        expected = scale * (model(x) - y).square().mean()
+        model.zero_grad()
+        expected.backward()
+        theirs = [p.grad for p in model.parameters()]
+        alike = all(a is b is None or torch.allclose(a, b) for a, b in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
+        model.zero_grad()
+        return alike and torch.allclose(found, expected)
+
+    assert same()
+    model[1].p = 0.1
+    assert same()
+    scale = 3.0
+    assert same()
+    model[0].requires_grad_(False)
+    assert same()
+    model.eval()
+    assert same()

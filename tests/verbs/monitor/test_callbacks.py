@@ -94,7 +94,10 @@ def test_accelerate() -> None:
 
 
 def test_lightning(tmp_path: Path) -> None:
-    lightning = pytest.importorskip("pytorch_lightning")
+    try:
+        import lightning.pytorch as lightning
+    except ImportError:
+        lightning = pytest.importorskip("pytorch_lightning")
     from chainrule.verbs.monitor.lightning import MonitorCallback
 
     class Module(lightning.LightningModule):

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from chainrule.backends.engine import Engine
+from chainrule.backends.native.prepare import Limit
 from chainrule.errors import BackendError, ModelError, UnsupportedOpError
-from chainrule.verbs.native import native_engine
+from chainrule.ir import TensorType, variable
+from chainrule.verbs.native import native_engine, shared
 from tests.verbs.native.training import assert_same, rounding, trained_twice
 
 
@@ -390,3 +392,13 @@ def test_what_is_large_is_left_to_torch_where_that_was_asked() -> None:
     model = nn.Sequential(nn.Linear(1500, 1500), nn.ReLU(), nn.Linear(1500, 1500))
     with pytest.raises(BackendError, match="parameters"):
         native_engine(model, (torch.randn(4, 1500),) * 2, nn.MSELoss(), momentum(model.parameters()), small=True)
+
+
+def test_a_new_tensor_in_the_place_of_a_freed_one_is_looked_through() -> None:
+    """Temporaries of one size get one address after the other: an identity alone says nothing about the numbers."""
+    checked, leaf = shared.Checked(), variable("y", TensorType((64,), "int64"))
+    limit = Limit(5, frozenset())
+    for _ in range(20):
+        checked.check(leaf, torch.zeros(64, dtype=torch.int64), limit)
+    with pytest.raises(ModelError, match="outside of its range"):
+        checked.check(leaf, torch.full((64,), 5), limit)
