@@ -94,6 +94,7 @@ class Segment:
             return values.get(id(t), t)
 
         for event in self.events if events is None else events:
+            place = event.place  # noqa: F841  read in this frame by `places.here`: where the script made the call
             with torch.no_grad() if event.off is not None else contextlib.nullcontext():
                 out = event.call(*mapped(event.args, now), **mapped(event.kwargs, now))
             for (_, before), (_, after) in zip(leaves(event.out), leaves(out), strict=False):
