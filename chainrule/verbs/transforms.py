@@ -63,7 +63,7 @@ def grad(
 def grad_and_value(
     func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False, *, compile: bool = False
 ) -> Callable[..., Any]:
-    """Like :func:`grad`, and the value: ``(gradient, value)``, or ``(gradient, (value, aux))``.
+    """Like :func:`grad`, and the value: ``(gradient, value)``, or ``(gradient, (value, aux))``; the same errors.
 
     >>> import torch, chainrule as cr
     >>> cr.grad_and_value(lambda x: x**2)(torch.tensor(3.0))
@@ -91,19 +91,18 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     Returns:
         ``(value, vjp_fn)`` or ``(value, vjp_fn, aux)``; ``vjp_fn(cotangents)`` gives a tuple, one tree per primal.
 
+    Raises:
+        ModelError: a primal is not floating-point.
+        ShapeError: at a call of ``vjp_fn``: the cotangents have not the structure and shapes of the value.
+        UnsupportedOpError: a branch on values, or an op without a derivative.
+
     >>> import torch, chainrule as cr
     >>> value, back = cr.vjp(lambda x: x.sin(), torch.tensor(0.0))
     >>> back(torch.tensor(2.0))
     (tensor(2.),)
     """
     argnums = tuple(range(len(primals)))
-
-    def derived(program: Program, whole: bool) -> list[Node]:
-        leaves = program.leaves(argnums)
-        found, _ = vjp_all(program.results, program.seeds(program.results), leaves, whole, again=True)
-        return [zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
-
-    run = Programs(func, "vjp", derived, has_aux)(primals, {})
+    run = Programs(func, "vjp", _pulled_back(argnums), has_aux)(primals, {})
 
     def vjp_fn(cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
         return run.by_argument(run.at(_like(cotangents, run.output, "the cotangents")), argnums)
@@ -111,9 +110,26 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     return (run.output, vjp_fn, run.aux) if has_aux else (run.output, vjp_fn)
 
 
+def _pulled_back(argnums: Argnums) -> Callable[[Program, bool], list[Node]]:
+    """The cotangents of the arguments for seeds of every result: zeros where nothing flows."""
+
+    def derived(program: Program, whole: bool) -> list[Node]:
+        leaves = program.leaves(argnums)
+        found, _ = vjp_all(program.results, program.seeds(program.results), leaves, whole, again=True)
+        return [zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+
+    return derived
+
+
 # ---- forward mode ------------------------------------------------------------------------------------------
 def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool = False, has_aux: bool = False) -> Any:
     """The value and its tangent for ``tangents`` of ``primals`` (both tuples), as ``torch.func.jvp``.
+
+    Raises:
+        ModelError: primals or tangents are no tuples, a primal is not floating-point; with ``strict`` a result that
+            does not depend on the primals.
+        ShapeError: the tangents have not the structure and shapes of the primals.
+        UnsupportedOpError: a branch on values, or an op without a derivative.
 
     >>> import torch, chainrule as cr
     >>> cr.jvp(lambda x: x**2, (torch.tensor(3.0),), (torch.tensor(1.0),))
@@ -125,7 +141,14 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
             given=f"{type(primals).__name__} and {type(tangents).__name__}",
             required="jvp(f, (x,), (t,))",
         )
-    argnums = tuple(range(len(primals)))
+    given = _like(tuple(tangents), tuple(primals), "the tangents")
+    run = Programs(func, "jvp", _pushed_forward(tuple(range(len(primals))), strict), has_aux)(tuple(primals), {})
+    moved = tree_unflatten(run.at(given), run.program.output_tree)
+    return (run.output, moved, run.aux) if has_aux else (run.output, moved)
+
+
+def _pushed_forward(argnums: Argnums, strict: bool = False) -> Callable[[Program, bool], list[Node]]:
+    """The tangents of the results for seeds of every argument: zeros where nothing flows, or refused."""
 
     def derived(program: Program, whole: bool) -> list[Node]:
         leaves = program.leaves(argnums)
@@ -134,10 +157,7 @@ def jvp(func: Callable[..., Any], primals: Any, tangents: Any, *, strict: bool =
             raise ModelError("an output does not depend on the primals", instead="strict=False for zeros")
         return [zeros_like(y) if t is None else t for t, y in zip(found, program.results, strict=True)]
 
-    given = _like(tuple(tangents), tuple(primals), "the tangents")
-    run = Programs(func, "jvp", derived, has_aux)(tuple(primals), {})
-    moved = tree_unflatten(run.at(given), run.program.output_tree)
-    return (run.output, moved, run.aux) if has_aux else (run.output, moved)
+    return derived
 
 
 def _like(tree: Any, pattern: Any, what: str) -> list[torch.Tensor]:
@@ -174,18 +194,16 @@ def jacrev(
     The forward pass runs once; the vector-Jacobian product runs for all elements of the output at once, or for
     ``chunk_size`` of them at a time.
 
+    Raises:
+        ModelError: at a call: an argument to derive by is missing or not floating-point.
+        UnsupportedOpError: at a call: a branch on values, or an op without a derivative.
+
     >>> import torch, chainrule as cr
     >>> cr.jacrev(lambda x: x**2)(torch.tensor([1.0, 3.0]))
     tensor([[2., 0.],
             [0., 6.]])
     """
-
-    def derived(program: Program, whole: bool) -> list[Node]:
-        leaves = program.leaves(argnums)
-        found, _ = vjp_all(program.results, program.seeds(program.results), leaves, whole, again=True)
-        return [zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
-
-    programs = Programs(func, "jacrev", derived, has_aux)
+    programs = Programs(func, "jacrev", _pulled_back(argnums), has_aux)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         run = programs(args, kwargs)
@@ -208,18 +226,14 @@ def jacfwd(
 ) -> Callable[..., Any]:
     """The Jacobian, as ``torch.func.jacfwd``: one tangent per element of the arguments, all at once.
 
+    The errors are those of :func:`jacrev`.
+
     >>> import torch, chainrule as cr
     >>> cr.jacfwd(lambda x: x**2)(torch.tensor([1.0, 3.0]))
     tensor([[2., 0.],
             [0., 6.]])
     """
-
-    def derived(program: Program, whole: bool) -> list[Node]:
-        leaves = program.leaves(argnums)
-        found = forward_mode(program.results, leaves, program.seeds(leaves))
-        return [zeros_like(y) if t is None else t for t, y in zip(found, program.results, strict=True)]
-
-    programs = Programs(func, "jacfwd", derived, has_aux)
+    programs = Programs(func, "jacfwd", _pushed_forward(argnums), has_aux)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         run = programs(args, kwargs)
