@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Iterator, Mapping
-from operator import is_
+from operator import attrgetter, getitem, is_
 from typing import Any
 
 import torch
@@ -68,45 +68,60 @@ class Surroundings:
         return self._wants
 
 
+# What every module holds besides its mode and its three tables: mappings of hooks, which are looked at themselves.
+_HOOKS = frozenset(nn.Module().__dict__) - {"training", "_parameters", "_buffers", "_modules"}
+_looks = attrgetter("shape", "dtype", "device", "requires_grad")
+
+
 class _Glance:
     """May say that something changed where it did not (a number gave way to an equal one), never the contrary."""
 
     def __init__(self, function: Any) -> None:
         self._empty: list[Any] = []  # most of a module's containers: its hooks
-        self._mappings: list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
+        self._mappings: list[dict[Any, Any]] = []
+        self._entries: tuple[list[dict[Any, Any]], list[Any], list[Any]] = [], [], []  # mapping, key, value
+        self._tensors: list[torch.Tensor] = []
         self._others: list[tuple[Any, tuple[Any, ...]]] = []
-        self._tensors: list[tuple[torch.Tensor, Any]] = []
         self._collect(function, set())
+        self._lengths, self._looked = list(map(len, self._mappings)), list(map(_looks, self._tensors))
 
     def same(self) -> bool:
         """True: nothing that the function reads has been replaced, added or taken away."""
-        return (
-            not any(self._empty)
-            and all(
-                len(now) == len(keys) and all(map(is_, now.values(), values)) and all(map(is_, now, keys))
-                for now, keys, values in self._mappings
+        mappings, keys, values = self._entries
+        try:
+            return (
+                not any(self._empty)
+                and list(map(len, self._mappings)) == self._lengths
+                and all(map(is_, map(getitem, mappings, keys), values))
+                and list(map(_looks, self._tensors)) == self._looked
+                and all(_same_objects(tuple(_inside(value)), then) for value, then in self._others)
             )
-            and all(_looks(tensor) == then for tensor, then in self._tensors)
-            and all(_same_objects(tuple(_inside(value)), then) for value, then in self._others)
-        )
+        except KeyError:
+            return False
 
     def _collect(self, value: Any, seen: set[int]) -> None:
         if isinstance(value, _SIMPLE) or id(value) in seen:
             return
         seen.add(id(value))
         if isinstance(value, torch.Tensor):
-            self._tensors.append((value, _looks(value)))
+            self._tensors.append(value)
             return
         parts = tuple(_inside(value))
         if isinstance(value, (dict, list, set)) and not value:
             self._empty.append(value)
         elif isinstance(value, (dict, nn.Module)):
-            held = value.__dict__ if isinstance(value, nn.Module) else value
-            self._mappings.append((held, tuple(held), tuple(held.values())))
-        elif not isinstance(value, tuple):
+            self._watch(value.__dict__ if isinstance(value, nn.Module) else value, isinstance(value, nn.Module))
+        elif not isinstance(value, tuple) and not _is_library(value):
             self._others.append((value, parts))
         for part in parts:
             self._collect(part, seen)
+
+    def _watch(self, held: dict[Any, Any], module: bool) -> None:
+        self._mappings.append(held)
+        for key, value in held.items():
+            if not module or key not in _HOOKS:
+                for entries, entry in zip(self._entries, (held, key, value), strict=True):
+                    entries.append(entry)
 
 
 def _same_objects(now: tuple[Any, ...], then: tuple[Any, ...]) -> bool:
@@ -115,10 +130,6 @@ def _same_objects(now: tuple[Any, ...], then: tuple[Any, ...]) -> bool:
 
 def _is_same(now: Any, then: Any) -> bool:
     return now is then or (isinstance(now, int) and type(now) is type(then) and now == then)  # lengths are made anew
-
-
-def _looks(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad
 
 
 class _Same:
@@ -180,6 +191,8 @@ def _inside(value: Any) -> Iterator[Any]:
 
 
 def _read_by(function: types.FunctionType) -> Iterator[Any]:
+    if _is_library(function):
+        return
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     for cell in function.__closure__ or ():

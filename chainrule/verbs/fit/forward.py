@@ -12,7 +12,7 @@ from chainrule.errors import BackendError, MissingExtraError, ModelError
 def compile_forward(model: torch.nn.Module) -> Any:
     """``f(x)``: what ``model(x)`` returns, without gradients, by native code on the model's own parameters.
 
-    Compiled once for each shape of inputs, and again where the model changes its mode. Parameters are read where they
+    Compiled once for each shape of inputs, and again where the model changes. Parameters are read where they
     are: training goes on beside it.
 
     Raises:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from operator import attrgetter, getitem
 from typing import Any
 
@@ -12,10 +13,13 @@ from chainrule.backends.native.access import sizes
 from chainrule.backends.native.prepare import StepGraph, forward_graph, limits
 from chainrule.backends.native.program import build
 from chainrule.errors import UnsupportedOpError
-from chainrule.frontends.torch import Trace, trace
+from chainrule.frontends.torch import Surroundings, Trace, trace
 from chainrule.ir import Node, toposort
 from chainrule.verbs.native.shared import Checked
-from chainrule.verbs.native.step import Memory, has_modes, place
+from chainrule.verbs.native.step import Memory, has_modes, looks, place
+from chainrule.verbs.native.watch import watch
+
+_ROOM = 64  # small results that are allocated at once
 
 
 class NativeForward:
@@ -23,7 +27,7 @@ class NativeForward:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
-        self.modules = list(model.modules())
+        self.surroundings = Surroundings(model)
         self.entries: dict[Any, Callable[[tuple[torch.Tensor, ...]], torch.Tensor | None]] = {}
         self.last: Callable[[tuple[torch.Tensor, ...]], torch.Tensor | None] | None = None
 
@@ -38,7 +42,7 @@ class NativeForward:
             out = call(inputs)
             if out is not None:
                 return out
-        key = tuple([(x.shape, x.dtype) for x in inputs]), tuple([m.training for m in self.modules])
+        key = tuple([(x.shape, x.dtype) for x in inputs]), self.surroundings.now()
         call = self.entries.get(key)
         out = call(inputs) if call is not None else None
         if out is None:
@@ -85,8 +89,9 @@ class _ForwardEntry:
         last = len(program.batch)
         self.slots = [program.batch.index(leaf) if leaf in program.batch else last for leaf in batch]
         self.shape, self.dtype = sizes(output), example.dtype
-        self.modules = [m for m in forward.modules if has_modes(m)]
-        self.shapes, self.dtypes = [x.shape for x in inputs], [x.dtype for x in inputs]
+        self.modules = [m for m in model.modules() if has_modes(m)]
+        self.same = watch(model, None, None, forward.surroundings, trained=False)
+        self.kinds = list(map(looks, inputs))
         self.holders = [holder for holder, _, _ in self.checks]
         self.names = [name for _, name, _ in self.checks]
         self.call = self._caller()
@@ -94,19 +99,19 @@ class _ForwardEntry:
     def _caller(self) -> Callable[[tuple[torch.Tensor, ...]], torch.Tensor | None]:
         """``call(inputs)``: the output, or None where the entry is not for these inputs any more."""
         memory, slots, shape, dtype = self.memory, self.slots, self.shape, self.dtype
-        holders, names, modules, shapes, dtypes = self.holders, self.names, self.modules, self.shapes, self.dtypes
+        holders, names, modules, kinds = self.holders, self.names, self.modules, self.kinds
         modes = [m.training for m in modules]
-        size, kind, training = torch.Tensor.size, attrgetter("dtype"), attrgetter("training")
-        contiguous, pointer = torch.Tensor.is_contiguous, torch.Tensor.data_ptr
+        training, contiguous, pointer = attrgetter("training"), torch.Tensor.is_contiguous, torch.Tensor.data_ptr
         data, tensors, code, address = memory.data, memory.tensors, memory.program.code, memory.address
         held = memory.point(holders, names, 1) or []
-        limited, checked = self.limited, Checked()
+        limited, checked, same = self.limited, Checked(), self.same
+        room: list[torch.Tensor] = []  # for outputs
 
         def call(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
             nonlocal held
-            if list(map(size, inputs)) != shapes or list(map(kind, inputs)) != dtypes:
+            if list(map(looks, inputs)) != kinds:
                 return None
-            if list(map(training, modules)) != modes:
+            if list(map(training, modules)) != modes or not same():
                 return None
             try:
                 found = list(map(pointer, map(getitem, holders, names)))
@@ -120,14 +125,26 @@ class _ForwardEntry:
                 checked.check(leaf, inputs[k], limit)
             if not all(map(contiguous, inputs)):
                 inputs = tuple(x.contiguous() for x in inputs)
-            for slot, address_of in zip(slots, map(pointer, inputs), strict=True):
-                data[slot] = address_of
-            out = torch.empty(shape, dtype=dtype)
+            for slot, tensor in zip(slots, inputs):  # noqa: B905 -- their number was compared above; strict takes time
+                data[slot] = tensor.data_ptr()
+            if not room:
+                room.extend(_outputs(shape, dtype))
+            out = room.pop()
             tensors[0] = out.data_ptr()
             code(address)
             return out
 
         return call
+
+
+def _outputs(shape: tuple[int, ...], dtype: torch.dtype) -> Sequence[torch.Tensor]:
+    """Tensors for results, each at a cache line of its own: small ones by one allocation for many."""
+    count, line = math.prod(shape), 64
+    if not 0 < count * dtype.itemsize <= 4 * line:
+        return [torch.empty(shape, dtype=dtype)]
+    apart = -(-count * dtype.itemsize // line) * line // dtype.itemsize
+    rows = torch.empty(_ROOM * apart, dtype=dtype).view(_ROOM, apart)
+    return rows[:, :count].view(_ROOM, *shape).unbind()
 
 
 def _only(case: Trace) -> Node:

@@ -2,12 +2,13 @@
 
 Parameters, buffers and optimizer state are read and written where torch keeps them, so torch's objects are up to date
 after every call. A call checks what the compiled code relies on (shapes, modes, hyperparameters, which tensors the
-model and the optimizer hold) and is compiled again where something changed.
+model and the optimizer hold, what else the program reads: ``watch``) and is compiled again where something changed.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter, getitem, itemgetter
 from typing import Any
@@ -22,11 +23,17 @@ from chainrule.backends.native.draws import STEP_COUNTER
 from chainrule.backends.native.prepare import StepGraph
 from chainrule.backends.native.program import Program, build
 from chainrule.errors import UnsupportedOpError
+from chainrule.frontends.torch import Surroundings, trace_case
 from chainrule.frontends.torch import batch as convention
-from chainrule.frontends.torch import trace_case
 from chainrule.ir import Node, TensorType, variable
 from chainrule.verbs.native.shared import Checked
 from chainrule.verbs.native.traced import traced_step
+from chainrule.verbs.native.watch import watch
+
+_MOST = 64  # steps that are kept: a program that reads a new number at every step is compiled at every step
+_ROOM = 64  # losses that are allocated at once
+
+looks = attrgetter("shape", "dtype")
 
 
 class Memory:
@@ -112,8 +119,8 @@ class NativeStep:
     ) -> None:
         self.model, self.loss, self.optimizer, self.objective = model, loss, optimizer, objective
         self.stream = Stream(seed)
-        self.modules = list(model.modules())
-        self.entries: dict[Any, _Entry] = {}
+        self.surroundings = Surroundings((model, loss, objective))
+        self.entries: OrderedDict[Any, _Entry] = OrderedDict()
         self.entry: _Entry | None = None
 
     def __call__(self, *batch: Any) -> torch.Tensor:
@@ -144,12 +151,14 @@ class NativeStep:
         given = batch[0] if len(batch) == 1 else batch
         key = (
             tuple((name, tuple(t.shape), t.dtype) for name, t in convention.leaves(given)),
-            tuple(m.training for m in self.modules),
+            self.surroundings.now(),
             None if self.optimizer is None else optimizers.describe(self.optimizer),
         )
         found = self.entries.get(key)
         if found is None:
             found = self.entries[key] = _Entry(self, given)
+            if len(self.entries) > _MOST:
+                self.entries.popitem(last=False)
         else:
             found.bind()
         return found
@@ -167,6 +176,7 @@ class _Entry:
         case = trace_case(model, batch, step.loss, step.objective)
         traced = traced_step(case, model, optimizer, counted=True)
         self.model, self.optimizer, self.traced = model, optimizer, traced
+        self.same = watch(model, step.loss, step.objective, step.surroundings)
         graph, rates = traced.graph, () if traced.rule is None else traced.rule.rates
         if optimizer is None:
             self.gradients = {
@@ -186,14 +196,14 @@ class _Entry:
         self.memory.constants(traced.captured)
         self.stream = step.stream if program.draws else None
         self.counter = program.array(self.memory.arena, STEP_COUNTER) if program.draws else None
-        self.modules = [m for m in step.modules if has_modes(m)]
+        self.modules = [m for m in model.modules() if has_modes(m)]
         self.modes = [m.training for m in self.modules]
         self.options = [] if optimizer is None else [_options(g) for g in optimizer.param_groups]
         found = [t for _, t in convention.leaves(batch)]
         self.flat = isinstance(batch, torch.Tensor) or (
             isinstance(batch, tuple) and all(isinstance(t, torch.Tensor) for t in batch)
         )
-        self.shapes, self.dtypes = [t.shape for t in found], [t.dtype for t in found]
+        self.kinds = list(map(looks, found))
         last = len(program.batch)
         self.slots = [program.batch.index(leaf) if leaf in program.batch else last for leaf in traced.batch]
         self.limited = [(k, leaf, traced.limits[leaf]) for k, leaf in enumerate(traced.batch) if leaf in traced.limits]
@@ -264,24 +274,24 @@ class _Entry:
         """
         memory, optimizer = self.memory, self.optimizer
         holders, names = self.holders, self.names
-        modules, modes, shapes, dtypes = self.modules, self.modes, self.shapes, self.dtypes
+        modules, modes, kinds = self.modules, self.modes, self.kinds
         options, state, flat, slots = self.options, self.state, self.flat, self.slots
         limited, checked = self.limited, self.checked
-        stream, counter = self.stream, self.counter
-        groups = [] if optimizer is None else list(enumerate(optimizer.param_groups))
+        stream, counter, same = self.stream, self.counter, self.same
+        groups = [] if optimizer is None else optimizer.param_groups
+        compiled = [(g, group, *option) for g, (group, option) in enumerate(zip(groups, options, strict=True))]
         data, rates, arguments, point = memory.data, memory.rates, memory.arguments, memory.point
         code, address, dtype = memory.program.code, memory.address, self.dtype
-        size, kind, training = torch.Tensor.size, attrgetter("dtype"), attrgetter("training")
-        contiguous, pointer = torch.Tensor.is_contiguous, torch.Tensor.data_ptr
+        training, contiguous, pointer = attrgetter("training"), torch.Tensor.is_contiguous, torch.Tensor.data_ptr
         room: list[torch.Tensor] = []  # for losses: one allocation for many
         held = point(holders, names) or []
 
         def call(batch: tuple[Any, ...]) -> torch.Tensor | None:
             nonlocal held
             given = batch if flat else _leaves(batch)
-            if list(map(size, given)) != shapes or list(map(kind, given)) != dtypes:
+            if list(map(looks, given)) != kinds:
                 return None
-            if list(map(training, modules)) != modes:
+            if list(map(training, modules)) != modes or not same():
                 return None
             try:
                 found = list(map(pointer, map(getitem, holders, names)))
@@ -292,20 +302,21 @@ class _Entry:
                 if not held:
                     return None
             if optimizer is not None:
-                if optimizer.state is not state or len(optimizer.param_groups) != len(groups):
+                now = optimizer.param_groups
+                if optimizer.state is not state or len(now) != len(compiled):
                     return None
-                for (g, group), (get, values) in zip(groups, options, strict=True):
-                    if optimizer.param_groups[g] is not group or get(group) != values:
+                for g, group, get, values in compiled:
+                    if now[g] is not group or get(group) != values:
                         return None
                     rates[g] = group["lr"]
             for k, leaf, limit in limited:
                 checked.check(leaf, given[k], limit)
             if not all(map(contiguous, given)):
                 given = [t.contiguous() for t in given]
-            for slot, address_of in zip(slots, map(pointer, given), strict=True):
-                data[slot] = address_of
+            for slot, tensor in zip(slots, given):  # noqa: B905 -- their number was compared above; strict takes time
+                data[slot] = tensor.data_ptr()
             if not room:
-                room.extend(torch.empty(256, dtype=dtype).unbind())
+                room.extend(torch.empty(_ROOM, dtype=dtype).unbind())
             if stream is not None and counter is not None:
                 counter[...] = stream.next()
             loss = room.pop()

@@ -98,10 +98,64 @@ def test_what_changes_between_calls_is_noticed() -> None:
         o.param_groups[0]["params"][3] = new
         m[2].bias = new
 
+    def frozen(m: Any, _: Any) -> None:
+        m[0].weight.requires_grad_(False)
+
+    def trained_again(m: Any, _: Any) -> None:
+        m[0].weight.requires_grad_(True)
+
+    def other_activation(m: Any, _: Any) -> None:
+        m[1] = nn.LeakyReLU(0.5)
+
+    def other_setting(m: Any, _: Any) -> None:
+        m[1].negative_slope = 0.1
+
+    def hooked(m: Any, _: Any) -> None:
+        m[1].register_forward_hook(lambda module, given, result: 2 * result)
+
     both()
-    for change in (other_momentum, other_memory, loaded, other_parameter):
+    for change in (other_momentum, other_memory, loaded, other_parameter, frozen):
         both(change)
-    both()
+        both()
+    compiled = len(step._run.entries)
+    both(trained_again)
+    assert len(step._run.entries) == compiled  # what was compiled before is used again
+    for change in (other_activation, other_setting, hooked):
+        both(change)
+        both()
+    assert step.backend == "native"
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.scale = network(), 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * self.scale
+
+
+def test_what_a_program_reads_is_noticed() -> None:
+    model, reference = Scaled(), Scaled()
+    optimizer, other = (torch.optim.SGD(m.parameters(), lr=0.05) for m in (model, reference))
+    weight = [1.0]
+
+    def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return weight[0] * (prediction - target).square().mean()
+
+    step = cr.compile_step(model, loss, optimizer)
+    (x, y), *_ = batches(1)
+    for scale, factor in [(1.0, 1.0), (3.0, 1.0), (3.0, 0.5), (1.0, 1.0)]:
+        model.scale = reference.scale = scale
+        weight[0] = factor
+        for _ in range(2):
+            value = step(x, y)
+            other.zero_grad()
+            expected = loss(reference(x), y)
+            expected.backward()
+            other.step()
+            torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=1e-12)
+    assert step.backend == "native"
 
 
 def test_gradients_without_an_optimizer() -> None:
@@ -162,6 +216,15 @@ def test_forward(name: str) -> None:
         for p in model.parameters():
             p.mul_(1.5)  # parameters are read where they are
     torch.testing.assert_close(forward(x), model(x).detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_forward_notices_what_changes() -> None:
+    model, x = Scaled(), torch.randn(3, 10).double()
+    forward = cr.compile_forward(model)
+    for scale, activation in [(1.0, nn.Tanh()), (3.0, nn.Tanh()), (3.0, nn.ReLU()), (1.0, nn.ReLU())]:
+        model.scale, model.inner[1] = scale, activation
+        for _ in range(2):
+            torch.testing.assert_close(forward(x), model(x).detach(), rtol=1e-12, atol=1e-12)
 
 
 def test_forward_does_not_read_behind_the_tensors() -> None:
