@@ -50,6 +50,8 @@ if __name__ == "__main__":
     if kind in ("save", "resume", "fsdp2 save", "fsdp2 resume"):
         options |= {"save_dir": out + ".run", "save_every": 0.0, "resume": True}
     stop = {"save": 3, "fsdp2 save": 3, "interrupt": 2}.get(kind)
+    if kind == "interrupt":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     if kind == "interrupt" and int(os.environ["RANK"]) == 1:  # Ctrl-C reaches one process only
         options["callbacks"] = [lambda epoch, loss: epoch == stop and os.kill(os.getpid(), signal.SIGINT)]
     elif stop and kind != "interrupt":
