@@ -87,7 +87,7 @@ def truth(reference: Callable[..., Any], given: Arguments) -> Truth:
         derived = _derived(reference, given, doubles)
     except (ChainruleError, ValueError) as error:
         return Truth("torch autograd", str(error).splitlines()[0], None, autograd)
-    compiled = _compiled(derived, given)
+    compiled = _compiled(derived)
     seeds = [s if c is not None else None for s, c in zip(_ones(first.outputs), derived.cotangents, strict=True)]
     pairs = zip(compiled(doubles, seeds), autograd(doubles, seeds), strict=True)
     if not all(_close(a, b) for a, b in pairs):
@@ -124,7 +124,7 @@ def _derived(reference: Callable[..., Any], given: Arguments, doubles: Tensors) 
     return Derived(traced.graph, inputs, tuple(cotangents), tuple(found))
 
 
-def _compiled(derived: Derived, given: Arguments) -> Callable[..., Gradients]:
+def _compiled(derived: Derived) -> Callable[..., Gradients]:
     some = [g for g in derived.gradients if g is not None]
     seeds = [g for g in derived.cotangents if g is not None]
     graph = Graph((*derived.inputs, *seeds), tuple(some), tuple(f"d{k}" for k in range(len(some))))

@@ -156,7 +156,7 @@ def _trials(
     problems: list[str] = []
     notes: list[str] = []
     trials: list[Trial] = []
-    for kind, make in _cotangents(plain, given, seed):
+    for kind, make in _cotangents(plain, seed):
         candidate = run(function, given, given.tensors, make)
         if candidate.raised:
             problem = f"it raised in its {candidate.raised_in}{_of_kind(kind)}: {candidate.raised}"
@@ -189,9 +189,7 @@ def _trials(
     return trials, list(dict.fromkeys(problems)), notes
 
 
-def _cotangents(
-    outputs: Tensors, given: Arguments, seed: int
-) -> list[tuple[str, Callable[[Tensors], list[torch.Tensor | None]]]]:
+def _cotangents(outputs: Tensors, seed: int) -> list[tuple[str, Callable[[Tensors], list[torch.Tensor | None]]]]:
     """(kind, outputs -> cotangents): random ones; then not contiguous, expanded, and for one output alone."""
     floats = [k for k, y in enumerate(outputs) if y.is_floating_point()]
 
@@ -255,7 +253,7 @@ def _repeated(
     function: Callable[..., Any], given: Arguments, trial: Trial, outputs: Tensors, seed: int, notes: list[str]
 ) -> list[str]:
     """Whether the backward is the same again: of a new forward, of the same one, and after another call."""
-    make = _cotangents(outputs, given, seed)[0][1]
+    make = _cotangents(outputs, seed)[0][1]
     problems = []
     others = [t.flip(0) if t.ndim else t * 0.5 if t.is_floating_point() else t for t in given.tensors]
     runs = (

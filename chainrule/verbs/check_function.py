@@ -62,7 +62,7 @@ def check_function(
         apart = np.abs(claimed - right)
         allowed = tolerance * max(float(np.max(np.abs(right), initial=0.0)), 1e-300)
         if not np.all(apart <= allowed):  # nan is no agreement
-            holds, point = False, _point(values, sizes, claimed, right, apart > allowed)
+            holds, point = False, _point(values, claimed, right, apart > allowed)
             claim = variable("the claimed values", TensorType(question.correct.shape))
             computed = {claim: lambda sample, at: call({n: sample(n) for n in leaves}, at)[0]}
             slip = find_slip(question, claim, computed=computed)
@@ -151,9 +151,7 @@ class _Call:
         return self.function(**arguments) if self.by_name else self.function(*arguments.values())
 
 
-def _point(
-    values: Mapping[Node, Any], sizes: Mapping[str, int], claimed: Any, right: Any, wrong: Any
-) -> dict[str, Any]:
+def _point(values: Mapping[Node, Any], claimed: Any, right: Any, wrong: Any) -> dict[str, Any]:
     """The point as plain numbers, and the range of indices where the values differ."""
 
     def plain(array: Any) -> Any:

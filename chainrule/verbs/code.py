@@ -49,11 +49,11 @@ def _source(result: Any, language: Language) -> str:
     if language.name == "jax":
         imports.append("import numpy as np")
     texts = [*shared, *(f.text for f in functions), check]
-    head = "\n".join([*_header(result, found), "", *imports])
+    head = "\n".join([*_header(found), "", *imports])
     return "\n\n\n".join(t.rstrip("\n") for t in (head, *texts)) + "\n"
 
 
-def _header(result: Any, found: Derivatives) -> list[str]:
+def _header(found: Derivatives) -> list[str]:
     """The formula and its derivatives as comments; a user's text is data, so it never leaves its comment line."""
     lines = [f"{name} = {body}" for name, body in found.definitions]
     lines += [""] + [f"{symbol} = {body}" for symbol, body in found.closed_forms]

@@ -241,7 +241,7 @@ def _blocks(program: Program, leaves: Sequence[Node]) -> list[list[_Block]] | No
     nodes = _products(rows)
     if len(rows) == 1:
         (block,) = rows[0]
-        rows = [[replace(block, own=_own(block, leaves))]]
+        rows = [[replace(block, own=_own(block))]]
     straight = jvp(gradients, leaves, leaves)
     one = _work([t for t in straight if t is not None])
     columns = sum(int(x.type.numel) for x in leaves if isinstance(x.type.numel, int))
@@ -250,7 +250,7 @@ def _blocks(program: Program, leaves: Sequence[Node]) -> list[list[_Block]] | No
     return None if _work(nodes) > 2 * columns * one or too_large else rows
 
 
-def _own(block: _Block, leaves: Sequence[Node]) -> bool:
+def _own(block: _Block) -> bool:
     """Whether the values without ties lie in memory made at every call, and alone there."""
     if not block.cores or block.cores[0].ties:
         return False

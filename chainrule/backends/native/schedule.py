@@ -269,11 +269,11 @@ class _Plan:
             (user,) = users
             if not access.is_elementwise(user) or user.shape != node.shape or user.inputs.count(node) != 1:
                 return node
-            if any(self._after_accumulation(x, node) for x in user.inputs if x is not node):
+            if any(self._after_accumulation(x) for x in user.inputs if x is not node):
                 return node
             node = user
 
-    def _after_accumulation(self, x: Node, of: Node) -> bool:
+    def _after_accumulation(self, x: Node) -> bool:
         """Whether an operand is itself computed by other loops: it is stored then, and nothing is gained."""
         return not (x.is_leaf or x in self.stored)
 

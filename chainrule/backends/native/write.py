@@ -341,7 +341,7 @@ class Writer:
 
         self.loop(shape[order[0]], body)
 
-    def along(self, size: int, body: Callable[[Affine], Any], group: int = 1) -> None:
+    def along(self, size: int, body: Callable[[Affine], Any]) -> None:
         """``body`` at every vector of an index, the last of which may have lanes that do not count."""
         e = self.e
         lanes = e.lanes
