@@ -17,11 +17,15 @@ import torch
 from torch import nn
 
 from chainrule.backends.engine import Engine
+from chainrule.backends.native import jit
 from chainrule.sklearn.losses import Objective
 from chainrule.sklearn.network import get_weights, set_weights
 from chainrule.verbs.fit.choice import Choice
 from chainrule.verbs.fit.data import Arrays
 from chainrule.verbs.fit.schedule import Schedule
+from chainrule.verbs.native import shared as _native_engines  # noqa: F401  all of it is there before the first fit
+
+jit.start()  # with the package, so that a first fit need not wait for it
 
 _KEPT = 16
 _POOL: OrderedDict[Hashable, list[Compiled]] = OrderedDict()

@@ -106,22 +106,21 @@ class Training:
         samples = len(tensors[0])
         self._sizes = np.full(-(-samples // batch_size), float(batch_size))
         self._sizes[-1] = samples - batch_size * (len(self._sizes) - 1)
+        self._rates = np.empty((len(self._sizes), len(compiled.optimizer.param_groups)))
 
     def epoch(self, order: np.ndarray | None, rate: float) -> float:
         """Mean loss of the epoch over its samples; not a number as soon as a step's is not finite."""
-        rates = np.full(len(self._sizes), rate)
-        groups = len(self.compiled.optimizer.param_groups)
-        table = rates if groups == 1 else np.tile(rates[:, None], (1, groups))
+        self._rates.fill(rate)
         if self._plan.dropout and self.compiled.engine.name == "torch":
             with torch.random.fork_rng():
                 torch.manual_seed(self._seed)
-                losses = self.compiled.engine.run(self.tensors, order, self.batch_size, table)
+                losses = self.compiled.engine.run(self.tensors, order, self.batch_size, self._rates)
             self._seed += 1
         else:
-            losses = self.compiled.engine.run(self.tensors, order, self.batch_size, table)
+            losses = self.compiled.engine.run(self.tensors, order, self.batch_size, self._rates)
         if len(losses) < len(self._sizes):
             return float("nan")
-        return float(losses @ self._sizes / self._sizes.sum())
+        return float(losses @ self._sizes / len(self.tensors[0]))
 
     def close(self) -> None:
         """Leaves the compiled step to the next fit."""

@@ -5,9 +5,9 @@ inner_derivatives, pools     rewrites of that graph: fewer products, no gathers
 schedule, plan     which loops
 layout, axes, memory     which memory
 program, gather, copies, draws     the loop over steps
-kernels, accumulate, write, access     one loop nest as LLVM text, by
+kernels, accumulate, blocks, write, access     one loop nest as LLVM text, by
 emitter, values, forms, vector_math     instructions
-jit         machine code and its cache
+jit, tiers  machine code, quick and then good, and its cache
 
 ``verbs.native`` drives it with torch's models and optimizers.
 """

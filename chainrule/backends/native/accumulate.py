@@ -12,18 +12,17 @@ from dataclasses import replace
 
 from chainrule.backends.native import access
 from chainrule.backends.native.access import ZERO, Index, sizes
+from chainrule.backends.native.blocks import LONG, MANY_TOTALS, Blocks
 from chainrule.backends.native.layout import vector_axis
 from chainrule.backends.native.memory import View
 from chainrule.backends.native.plan import Kernel, Root
 from chainrule.backends.native.values import Affine, LoopVar, Scope, Value
-from chainrule.backends.native.write import Writer
 from chainrule.ir import Node
 
-_PANEL = 16 * 1024  # bytes: half of the first cache
 _WORTH = 0.7  # share of a sum's turns that count, from which on loops of fixed length are as fast
 
 
-class Accumulating(Writer):
+class Accumulating(Blocks):
     """A writer that knows blocks of accumulators."""
 
     def accumulate(self, kernel: Kernel) -> None:
@@ -73,10 +72,12 @@ class Accumulating(Writer):
         term: Callable[[list[Value], Index], list[Value]],
         skip: int | None = None,
         limits: Mapping[int, tuple[Affine, Affine]] | None = None,
+        unroll: bool = True,
     ) -> list[Value]:
         """Loops over the summed indices (but ``skip``), the accumulators carried from turn to turn.
 
-        ``limits``: index -> first and end of what of it counts; at least one turn is in there.
+        ``limits``: index -> first and end of what of it counts; at least one turn is in there. ``unroll``: whether a
+        few turns are written one after the other.
         """
         sizes, limits = found.sizes, limits or {}
         more: list[Affine] = [ZERO] * len(sizes)
@@ -86,7 +87,8 @@ class Accumulating(Writer):
             if k == len(axes):
                 return term(accs, tuple(more))
             a = axes[k]
-            if k == len(axes) - 1 and sizes[a] <= 5 and len(accs) * sizes[a] <= 80 and a not in limits:
+            few = unroll and sizes[a] <= 5 and len(accs) * sizes[a] <= 80
+            if k == len(axes) - 1 and few and a not in limits:
                 for i in range(sizes[a]):
                     more[a] = Affine((), i)
                     accs = nest(k + 1, accs)
@@ -153,7 +155,11 @@ class Accumulating(Writer):
         outer = [a for a in rest if a != row_axis]
         vectors = 1 if vector is None else -(-shape[vector] // lanes)
         rows_total = 1 if row_axis is None else shape[row_axis]
-        rows, columns = self._block(rows_total, vectors, len(core.inputs), math.prod(found.sizes))
+        long_term = self.length(core.inputs) >= LONG  # is written once, and makes a block by itself
+        rows, columns = self.shape_of_block(rows_total, vectors, len(core.inputs), math.prod(found.sizes))
+        if long_term:
+            rows = columns = 1
+        long = self.length([root.node for root in kernel.roots], core) >= LONG
 
         def block(m: Affine, mr: int, v: Affine, nr: int, tail: int) -> None:
             """One block of results: mr rows from m, nr vectors from v, the last of which has ``tail`` lanes."""
@@ -176,7 +182,11 @@ class Accumulating(Writer):
                 return out
 
             limits = self._limits(core, found, [at for at, _ in where])
-            accs = self._sum(found, [self._start(core, found, width)] * len(where), term, limits=limits)
+            start = [self._start(core, found, width)] * len(where)
+            accs = self._sum(found, start, term, limits=limits, unroll=not long_term)
+            if long and len(accs) > 2:
+                self.follow(kernel, accs, index, (row_axis, m, mr), (vector, v, nr, tail))
+                return
             for acc, (at, valid) in zip(accs, where, strict=True):
                 with self.counting(valid):
                     self.remember(core, at, acc)
@@ -217,30 +227,6 @@ class Accumulating(Writer):
 
         return max(rest, key=score)
 
-    def _block(self, rows: int, vectors: int, operands: int, terms: int = 0) -> tuple[int, int]:
-        """The block with the least estimated time: multiply-adds, loads, latency and turns that do less.
-
-        A block streams ``terms`` x ``columns`` vectors; where they do not fit into half of the first cache, each load
-        of one takes longer.
-        """
-        budget = 10 if self.registers <= 16 else 16
-        if operands == 1:
-            budget = 4
-        best: tuple[float, int, int] | None = None
-        for r in range(1, min(rows, 10) + 1):
-            for c in range(1, min(vectors, 10) + 1):
-                if r * c > budget:
-                    continue
-                load = 0.5 if terms * c * self.width <= _PANEL else 2.2
-                time = 0.0
-                for br, count_r in ((r, rows // r), (rows % r, 1 if rows % r else 0)):
-                    for bc, count_c in ((c, vectors // c), (vectors % c, 1 if vectors % c else 0)):
-                        time += count_r * count_c * max(br * bc / 2, br / 2 + bc * load, 5)
-                if best is None or time < best[0] * 0.999:
-                    best = (time, r, c)
-        assert best is not None
-        return best[1], best[2]
-
     def _reduce_lanes(self, kernel: Kernel, found: access.Accumulation, vector: int) -> None:
         """The vector index is summed over: accumulators hold partial sums that are added at the end."""
         e, core = self.e, kernel.core
@@ -262,7 +248,7 @@ class Accumulating(Writer):
         outer = [a for a in axes if a not in (first, second)]
         rows_total = 1 if first is None else shape[first]
         columns_total = 1 if second is None else shape[second]
-        rows, columns = self._block(rows_total, columns_total, 2)
+        rows, columns = self.shape_of_block(rows_total, columns_total, 2)
         index: list[Affine] = [ZERO] * len(shape)
 
         def block(m: Affine, mr: int, n: Affine, nr: int) -> None:
@@ -302,6 +288,9 @@ class Accumulating(Writer):
                 return accs
 
             accs = self._sum(found, [self._start(core, found, lanes)] * len(where), term, skip=vector)
+            if len(accs) >= MANY_TOTALS:
+                self.totals(core, found, roots, accs, index, (first, m, mr), (second, n, nr))
+                return
             for acc, at in zip(accs, where, strict=True):
                 self.remember(core, at, e.total(acc, found.combine))
                 self.roots(roots, at)

@@ -7,8 +7,9 @@ the same architecture: it holds no tensors.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from chainrule.backends.native.memory import Arena, Layout, View
 from chainrule.backends.native.plan import Kernel
 from chainrule.backends.native.prepare import StepGraph, weight
 from chainrule.backends.native.schedule import schedule
+from chainrule.backends.native.tiers import Improving
 from chainrule.backends.native.values import BYTES, LLVM, LoopVar, Value
 from chainrule.errors import BackendError, UnsupportedOpError
 from chainrule.ir import Node, digest, toposort
@@ -43,6 +45,7 @@ class Program:
         batch: leaves of the batch in order. rates: leaves of the learning rates.
         draws: whether it needs a counter for random numbers. cached: whether it came from the cache.
         engine: what owns the machine code. key: of its entry in the cache.
+        improving: what runs ``code`` where it is quick code, to be replaced.
     """
 
     graph: StepGraph
@@ -54,6 +57,14 @@ class Program:
     cached: bool
     engine: Any
     key: str
+    improving: Improving | None = None
+
+    def run(self, arguments: np.ndarray, size: int) -> None:
+        """Runs steps of ``size`` samples with these seven numbers."""
+        if self.improving is not None:
+            self.improving.run(arguments, size, max(1, len(self.rates)))
+        else:
+            self.code(arguments.ctypes.data)
 
     def array(self, arena: np.ndarray, leaf: Node, view: View | None = None) -> np.ndarray:
         """The memory of a stored node, in its logical shape."""
@@ -84,6 +95,7 @@ def build(
     external: Sequence[Node] = (),
     target: jit.Target | None = None,
     longest: int | None = None,
+    quick: bool = False,
 ) -> Program:
     """The program of a step graph, from the cache where it is there.
 
@@ -92,6 +104,7 @@ def build(
         fixed: the layout of the same step for another batch size, whose leaves and arena it shares.
         external: nodes whose memory is torch's, in the order of their addresses at a call.
         longest: characters of LLVM text that may be compiled; it takes about a second per million.
+        quick: compiled in a hurry where it is not in the cache; ``Program.run`` then sees to better code.
     Raises:
         BackendError: the text is longer.
         UnsupportedOpError: a dtype or op without a native form.
@@ -99,20 +112,33 @@ def build(
     target = target or jit.host()
     key = _key(graph, batch, rates, fixed, external, target)
     entry = jit.read(key)
+    text: str | None = None
     if entry is None:
         text, layout, used, draws = emit(graph, batch, rates, fixed, external, target)
         if longest is not None and len(text) > longest:
             raise BackendError(
                 f"{len(text):,} characters of code take long to compile", required=f"at most {longest:,}"
             )
-        code, cached = jit.compiled(text, target), False
-        jit.write(key, _described(graph, layout, used, draws), code)
+        description = _described(graph, layout, used, draws)
+        code, cached = jit.compiled(text, target, quick), False
+        packed = zlib.compress(text.encode(), 1) if quick else b""
+        jit.write(key, description | {"text": len(packed)}, code + packed)
     else:
         description, code = entry
+        packed = description.pop("text", 0)
+        code, packed = code[: len(code) - packed], code[len(code) - packed :]
         layout, used, draws = _restored(graph, description, fixed)
         cached = True
+        if packed:
+            text = zlib.decompress(packed).decode()
+            if not quick:
+                code = jit.compiled(text, target)
+                jit.write(key, description, code)
     engine = jit.loaded(code, target)
-    return Program(graph, layout, jit.function(engine, "call", 1), used, tuple(rates), draws, cached, engine, key)
+    made = Program(graph, layout, jit.function(engine, "call", 1), used, tuple(rates), draws, cached, engine, key)
+    if quick and text is not None:
+        made = replace(made, improving=Improving(made, text, target, description))
+    return made
 
 
 def _key(

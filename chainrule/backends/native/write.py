@@ -45,6 +45,7 @@ class Writer:
         self.bases: dict[int, str] = {}
         self.computing: set[Node] = set()
         self.ground = 0  # the scope of the kernel that is being written
+        self.block_memory: str | None = None
 
     # ---- memory --------------------------------------------------------------------------------------------
     def base(self, view: View) -> str:

@@ -54,7 +54,7 @@ class NativeEngine:
         self.compiled = shared(self._key(), self.size)
         self._case: Trace | None = None
         self.first, self.traced = self._program(self.size)
-        if self._case is not None and not self.first.cached and not self.first.draws:
+        if self._case is not None and not self.first.cached:
             self._verify(self._case)
         self._case = None
         self.reason = self._reason(self.size)
@@ -99,6 +99,7 @@ class NativeEngine:
         Raises:
             BackendError: it differs; the program is forgotten.
         """
+        case = verify.with_draws(case, self._counter())
         expected = verify.expected_step(case, self.model, self.optimizer, self.example)
         if expected is None:
             return
@@ -207,13 +208,14 @@ class NativeEngine:
         """Trains ``len(learning_rates)`` steps; see ``Engine.run``."""
         if not self._loaded:
             self.load()
-        rates = np.asarray(learning_rates, dtype=np.float64)
+        rates = np.ascontiguousarray(learning_rates, dtype=np.float64)
         steps = len(rates)
         groups = max(1, len(self.optimizer.param_groups))
-        rates = np.ascontiguousarray(np.broadcast_to(rates.reshape(steps, -1), (steps, groups)))
+        if rates.size != steps * groups:
+            rates = np.ascontiguousarray(np.broadcast_to(rates.reshape(steps, -1), (steps, groups)))
         samples = len(arrays[0])
         order = np.arange(samples, dtype=np.int64) if order is None else np.ascontiguousarray(order, dtype=np.int64)
-        if len(order) and (order.min() < 0 or order.max() >= samples):
+        if len(order) and order.view(np.uint64).max() >= samples:  # negative ones are larger than any
             raise BackendError("sample numbers outside of the data", given=f"{order.min()} to {order.max()}")
         full = min(steps, len(order) // batch_size)
         rest = len(order) - full * batch_size if steps > full else 0
@@ -238,23 +240,18 @@ class NativeEngine:
         self._fill(size)
         arena = self._memory()
         if program.draws:  # every batch size has a counter of its own, and all of them are one stream
-            program.array(arena, STEP_COUNTER)[...] = self.seed * 1_000_003 + self.steps_before + self._drawn
+            program.array(arena, STEP_COUNTER)[...] = self._counter()
         self._drawn += steps
         tensors = self._tensors(program, traced, arrays)
         pointers = np.array([t.data_ptr() for t in tensors], dtype=np.uint64)
-        arguments = np.array(
-            [
-                arena.ctypes.data,
-                pointers.ctypes.data,
-                order.ctypes.data,
-                steps,
-                rates.ctypes.data,
-                losses.ctypes.data,
-                0,
-            ],
-            dtype=np.uint64,
-        )
-        program.code(arguments.ctypes.data)
+        held = [arena, pointers, order, rates, losses]
+        start, data, numbers, rate, out = [a.__array_interface__["data"][0] for a in held]
+        arguments = np.array([start, data, numbers, steps, rate, out, 0], dtype=np.uint64)
+        program.run(arguments, size)
+
+    def _counter(self) -> int:
+        """The number of the next step in the stream of random draws."""
+        return self.seed * 1_000_003 + self.steps_before + self._drawn
 
     def _tensors(self, program: Program, traced: Traced, arrays: tuple) -> list[torch.Tensor]:
         if len(arrays) != len(traced.batch):

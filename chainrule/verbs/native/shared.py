@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -55,11 +57,26 @@ class Compiled:
         """
         with self.lock:
             if size not in self.programs:
-                traced = trace(size)
-                fixed = self.programs[self.size][0].layout if self.programs else None
-                rates = traced.rule.rates if traced.rule is not None else ()
-                self.programs[size] = build(traced.graph, traced.batch, rates, fixed, longest=longest), traced
+                with _uncollected():
+                    self.programs[size] = self._made(trace(size), longest)
             return self.programs[size]
+
+    def _made(self, traced: Traced, longest: int | None) -> tuple[Program, Traced]:
+        fixed = self.programs[self.size][0].layout if self.programs else None
+        rates = traced.rule.rates if traced.rule is not None else ()
+        return build(traced.graph, traced.batch, rates, fixed, longest=longest, quick=True), traced
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection while many small things are made that all stay: it takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 _KEPT = 64

@@ -8,13 +8,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from chainrule.backends.native.draws import drawn
 from chainrule.backends.torch import step as torch_step
 from chainrule.errors import BackendError, ChainruleError
 from chainrule.frontends.torch import Trace, untouched
+from chainrule.ir import Graph, rebuild, toposort, variable
 
 # Relative to the largest entry. Adaptive rules divide a gradient by its size: where it is all rounding (a bias in front
 # of a norm), so is the step, and nothing can be compared. Elsewhere single entries may still differ by a step.
@@ -44,6 +47,25 @@ def expected_step(
     with torch.no_grad():
         inspect.unwrap(type(twin).step)(twin)  # as torch wraps it, it imports torch's compiler: a second and a half
     return float(loss), {name: copies[id(p)].detach() for name, p in named.items()}, grads
+
+
+def with_draws(case: Trace, step: int) -> Trace:
+    """The case with the numbers that compiled code draws in step number ``step`` in place of its random draws."""
+    roots = [case.loss, *case.updates.values()]
+    draws = [node for node in toposort([r for r in roots if r is not None]) if node.op.native == "draw"]
+    if not draws:
+        return case
+    leaves = {node: variable(f"drawn_{k}", node.type) for k, node in enumerate(draws)}
+    image = rebuild([r for r in roots if r is not None], image=leaves)
+    values = {leaf: torch.from_numpy(drawn(node, step)) for node, leaf in leaves.items()}
+    loss = None if case.loss is None else image[case.loss]
+    return replace(
+        case,
+        graph=Graph((*case.graph.inputs, *leaves.values()), tuple(image.get(n, n) for n in case.graph.outputs)),
+        loss=loss,
+        updates={buffer: image[new] for buffer, new in case.updates.items()},
+        values={**case.values, **values},
+    )
 
 
 def compare(

@@ -158,7 +158,7 @@ def test_neon_under_an_emulator(name: str, dtype: torch.dtype, tmp_path: Path, m
     llvm.initialize_all_asmprinters()
     made: list[Emulated] = []
 
-    def build(graph: Any, batch: Any, rates: Any, fixed: Any = None, longest: Any = None) -> Any:
+    def build(graph: Any, batch: Any, rates: Any, fixed: Any = None, **_: Any) -> Any:
         text, layout, used, draws = programs.emit(graph, batch, rates, fixed, (), NEON)
         folder = tmp_path / str(len(made))
         folder.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 
 from chainrule.backends.engine import Engine
+from chainrule.backends.native.draws import drawn
 from chainrule.backends.native.prepare import Limit
 from chainrule.errors import BackendError, ModelError, UnsupportedOpError
 from chainrule.ir import TensorType, variable
-from chainrule.verbs.native import native_engine, shared
+from chainrule.verbs.native import native_engine, shared, verify
 from tests.verbs.native.training import assert_same, rounding, trained_twice
 
 
@@ -291,6 +293,27 @@ def test_dropout_scales_what_it_keeps_and_repeats_with_the_seed() -> None:
     assert len(set(runs[0])) > 12  # two steps may keep equally many
     # Mean of 81,920 draws of 1/0.7 with probability 0.7: standard error 0.0023.
     assert abs(runs[0].mean() - 1) < 5 * 0.0023
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_the_first_step_with_dropout_is_held_against_torch(images: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAINRULE_CACHE", "")
+    torch.manual_seed(0)
+    model = (
+        nn.Sequential(
+            nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Dropout2d(0.4), nn.Flatten(), nn.Linear(300, 5), nn.Dropout(0.2)
+        )
+        if images
+        else nn.Sequential(nn.Linear(10, 21), nn.Tanh(), nn.Dropout(0.5), nn.Linear(21, 5))
+    )
+    d = data()
+    batch = d["image" if images else "x"][:8], d["y"][:8]
+    make = lambda seed: native_engine(model, batch, nn.MSELoss(), momentum(model.parameters()), seed=seed)  # noqa: E731
+    assert not make(3).first.cached
+    monkeypatch.setattr(shared, "_COMPILED", OrderedDict())
+    monkeypatch.setattr(verify, "drawn", lambda node, step: drawn(node, step + 1))
+    with pytest.raises(BackendError, match="something else than torch"):
+        make(3)
 
 
 def refused(model: nn.Module, loss: Any = None, make: Any = momentum, **changes: torch.Tensor) -> None:

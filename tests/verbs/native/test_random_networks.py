@@ -80,7 +80,8 @@ def cases(draw: Any) -> dict[str, Any]:
     }
 
 
-def check(case: dict[str, Any]) -> None:
+def made(case: dict[str, Any]) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor], Any, torch.dtype]:
+    """(model, data of three batches, loss, dtype) of a case."""
     torch.manual_seed(case["seed"])
     model = Network(case["sizes"], case["activations"], case["extras"], case["bias"])
     loss, kind = LOSSES[case["loss"]]
@@ -92,11 +93,15 @@ def check(case: dict[str, Any]) -> None:
         "classes": torch.randint(0, outputs, (count,)),
         "shares": torch.softmax(torch.randn(count, outputs), 1),
     }[kind]
-    dtype = torch.float64 if case["double"] else torch.float32
+    return model, (x, target), loss, torch.float64 if case["double"] else torch.float32
+
+
+def check(case: dict[str, Any]) -> None:
+    model, data, loss, dtype = made(case)
     # Four steps: further on, float32 runs of one network drift apart for reasons of their own.
     ours, torchs = trained_twice(
         model,
-        (x, target),
+        data,
         loss,
         OPTIMIZERS[case["optimizer"]],
         batch=case["batch"],
