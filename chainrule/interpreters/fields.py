@@ -21,6 +21,7 @@ from chainrule.interpreters.regions import region_of
 from chainrule.ir import Node, TensorType, apply, rebuild, toposort, variable
 from chainrule.ir.field import Field, fixed, plain, unknown, worst
 from chainrule.ops.fields.draws import drawn
+from chainrule.ops.fields.drift import carried
 from chainrule.ops.fields.elementwise import added
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.loops import written_out
@@ -251,6 +252,7 @@ def _met(a: Any, b: Any, x: Node) -> Any:
         found,
         alignment=sum(f.alignment * share for f, share in shares),
         own_alignment=sum(f.own_alignment * share for f, share in shares),
+        drift=min(sum(f.drift * share**0.5 for f, share in shares), 1.0),
     )
 
 
@@ -295,7 +297,8 @@ def _back(
                 return [(u, part) for u, part in region.back(g) if u in active]
     if rule is not None and rule.backward is not None:
         try:
-            return list(zip(node.inputs, rule.backward(node, g, states[node], inputs, wanted), strict=True))
+            parts = rule.backward(node, g, states[node], inputs, wanted)
+            return list(zip(node.inputs, carried(node, g, states[node], inputs, parts), strict=True))
         except (IndexError, ValueError) as error:
             why = _does_not_hold(node, error)
             return [(i, unknown(_shape(i), why)) for i, w in zip(node.inputs, wanted, strict=True) if w]
@@ -303,7 +306,10 @@ def _back(
         region = region_of(node, states, lambda n: _roots(n, states, roots), direct=True, active=active)
         if region is not None:
             return [(u, part) for u, part in region.back(g) if u in active]
-    return _by_derivative(node, g, states, wanted)
+    parts = dict(_by_derivative(node, g, states, wanted))
+    if len(parts) < len(set(node.inputs)) or len(set(node.inputs)) < len(inputs):
+        return list(parts.items())
+    return list(zip(node.inputs, carried(node, g, states[node], inputs, [parts[i] for i in node.inputs]), strict=True))
 
 
 def _only_inside(node: Node, norm: WrittenNorm, users: Mapping[Node, Sequence[Node]]) -> bool:

@@ -76,6 +76,8 @@ class Field:
             where they are independent, 1 where g is a multiple of y. own_alignment: the same of a unit with itself, as
             far as it is no consequence of that: E[g_i y_i (g y)_i] over E[g^2] E[y^2]. degree: d ln E[y^2] / d ln of
             the mean square of what it was last normalised to, through weights and functions.
+        drift: of a cotangent g of a value y, E[g_i y_i] over the root of E[g^2] E[y^2]: the part of g that is the same
+            multiple of y in every vector, so that sums over vectors add it up (``ops.fields.drift``).
         local: variance of the logarithm of one vector's mean square (``scale`` is that of all of them together).
         echo, spike: where a table is used twice (``ops.fields.tied``).
         noise: variance of the logarithm of one entry, or of the sum, of the table of products of vectors, as layers
@@ -109,6 +111,7 @@ class Field:
     alignment: float = 0.0
     own_alignment: float = 1.0
     degree: float = 1.0
+    drift: float = 0.0
     local: float = 0.0
     visible: np.ndarray | None = None
     echo: Echo | None = None

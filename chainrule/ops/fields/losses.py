@@ -107,7 +107,8 @@ def _cross_entropy_back(
             mask = fixed(np.expand_dims(kept, axis), [0 if len(d) != 1 else d[0].lags for d in _beside(x, axis)])
             found = replace(multiplied([found, mask], x.shape), own=found.own)
         each = counted
-    found = replace(found, alignment=_alignment(x, p, found, axis, stands_out), **_response(x, p, found, axis))
+    aligned_part, drift = _alignment(x, p, found, axis, stands_out)
+    found = replace(found, alignment=aligned_part, drift=drift, **_response(x, p, found, axis))
     factor = 1.0 / each if node.params["reduction"] == "mean" else 1.0
     found = scaled(found, factor)
     if node.params["reduction"] == "none":
@@ -174,17 +175,21 @@ def _names_itself(x: Field, target: Field) -> float:
     return float(np.mean(numbers == x.spike.rows.ravel()))
 
 
-def _alignment(x: Field, p: Field, g: Field, axis: int, stands_out: float = 0.0) -> float:
-    """The alignment of p - onehot with the scores: E[(g.z)^2] = v + (sum E[p z])^2, E[z p] = v E[p (1 - p)] (Stein)."""
+def _alignment(x: Field, p: Field, g: Field, axis: int, stands_out: float = 0.0) -> tuple[float, float]:
+    """The alignment of p - onehot with the scores: E[(g.z)^2] = v + (sum E[p z])^2, E[z p] = v E[p (1 - p)] (Stein).
+
+    The second part is the same for all samples: its drift.
+    """
     n = x.shape[axis]
     _, spread = centred_along(x, [axis])
     v = float(np.mean(spread)) * n / max(n - 1, 1)
     if v <= 0 or n < 2:
-        return 0.0
+        return 0.0, 0.0
     pull = v * (1.0 - p.mean_square * n) + stands_out
     whole = v + pull**2
     q = n * g.mean_square * max(x.mean_square, 1e-300)
-    return float(np.clip((whole / q - 1.0) / (n + 1), -1.0 / n, 1.0))
+    drift = pull / (n * np.sqrt(g.mean_square * max(x.mean_square, 1e-300)))
+    return float(np.clip((whole / q - 1.0) / (n + 1), -1.0 / n, 1.0)), float(np.clip(drift, -1.0, 1.0))
 
 
 def _noise(x: Field, target: Field, axis: int, node: Node, variance: float) -> float:
