@@ -20,6 +20,7 @@ import numpy as np
 from chainrule.interpreters.regions import region_of
 from chainrule.ir import Node, TensorType, apply, rebuild, toposort, variable
 from chainrule.ir.field import Field, fixed, plain, unknown, worst
+from chainrule.ops.fields.contraction import is_permutation
 from chainrule.ops.fields.draws import drawn
 from chainrule.ops.fields.drift import carried
 from chainrule.ops.fields.elementwise import added
@@ -32,6 +33,7 @@ from chainrule.ops.fields.written_norms import WrittenNorm, written_norm
 
 States = dict[Node, Any]
 
+_FINE = 64  # positions whose pairs are kept one by one
 _MOST_GIVEN = 4_000_000  # elements of given numbers that are computed
 
 
@@ -95,13 +97,19 @@ def _state(node: Node, states: States, roots: dict[Node, frozenset[Node]]) -> An
     return probed(node, inputs)
 
 
+def _written(array: np.ndarray) -> Field:
+    """Numbers of the program. Pairs of what varies along one dimension, such as positions, are told apart."""
+    one = sum(n > 1 for n in array.shape) == 1
+    return fixed(array, [None if one and n <= _FINE else 0 for n in array.shape], why="a constant")
+
+
 def _does_not_hold(node: Node, error: Exception) -> str:
     return f"the rule of {node.op.name} does not hold for these layouts: {error}"
 
 
 def _leaf(node: Node) -> Field:
     if "literal" in node.params:
-        return fixed(node.params["literal"].array, why="a constant")
+        return _written(np.asarray(node.params["literal"].array))
     if node.op.pure and node.op.value is not None and "name" not in node.params:
         try:
             return fixed(node.op.value(**node.params), why="a constant")
@@ -150,7 +158,11 @@ def _whole(value: Field) -> np.ndarray:
 def _grades(node: Node, inputs: Sequence[Field]) -> list[int | None]:
     """How finely pairs of a computed value are told apart: as in an operand of the same size."""
     grades: list[int | None] = []
-    for d, n in enumerate(sizes(node.shape)):
+    order = range(len(node.shape))
+    if node.op.name == "einsum" and is_permutation(node):
+        (own,), result = node.params["operands"], node.params["result"]
+        order = [own.index(i) for i in result]
+    for d, n in zip(order, sizes(node.shape), strict=True):
         grade: int | None = 0
         for f in inputs:
             offset = len(node.shape) - len(f.dims)
