@@ -260,11 +260,14 @@ def _met(a: Any, b: Any, x: Node) -> Any:
     if not found.known or not whole > 0:
         return found
     shares = ((a, a.mean_square / whole), (b, b.mean_square / whole))
+    drift = min(sum(f.drift * share**0.5 for f, share in shares), 1.0)
+    together = drift**2 - sum(f.drift**2 * share for f, share in shares)  # both parts along x are one
     return replace(
         found,
-        alignment=sum(f.alignment * share for f, share in shares),
+        alignment=sum(f.alignment * share for f, share in shares) + together,
         own_alignment=sum(f.own_alignment * share for f, share in shares),
-        drift=min(sum(f.drift * share**0.5 for f, share in shares), 1.0),
+        drift=drift,
+        echo_drift=sum(f.echo_drift * share**0.5 for f, share in shares),
     )
 
 

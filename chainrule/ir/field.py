@@ -39,11 +39,20 @@ def worst(*kinds: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Echo:
-    """Rows of a table that are part of a value as they were looked up: ``factor`` times row ``rows`` of ``source``."""
+    """Rows of a table that are part of a value as they were looked up: ``factor`` times row ``rows`` of ``source``.
+
+    ``level``: the table's mean square.
+    """
 
     source: str
     factor: float
     rows: np.ndarray
+    level: float = 0.0
+
+    @property
+    def mean_square(self) -> float:
+        """Of the rows' part in the value."""
+        return self.factor**2 * self.level
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +86,8 @@ class Field:
             far as it is no consequence of that: E[g_i y_i (g y)_i] over E[g^2] E[y^2]. degree: d ln E[y^2] / d ln of
             the mean square of what it was last normalised to, through weights and functions.
         drift: of a cotangent g of a value y, E[g_i y_i] over the root of E[g^2] E[y^2]: the part of g that is the same
-            multiple of y in every vector, so that sums over vectors add it up (``ops.fields.drift``).
+            multiple of y in every vector, so that sums over vectors add it up (``ops.fields.drift``). echo_drift: what
+            g has more of it along the echo in y than that is of y's mean square.
         local: variance of the logarithm of one vector's mean square (``scale`` is that of all of them together).
         echo, spike: where a table is used twice (``ops.fields.tied``).
         noise: variance of the logarithm of one entry, or of the sum, of the table of products of vectors, as layers
@@ -112,6 +122,7 @@ class Field:
     own_alignment: float = 1.0
     degree: float = 1.0
     drift: float = 0.0
+    echo_drift: float = 0.0
     local: float = 0.0
     visible: np.ndarray | None = None
     echo: Echo | None = None

@@ -17,6 +17,7 @@ import numpy as np
 from chainrule.ir import Node
 from chainrule.ir.field import Field
 from chainrule.ops.fields.align import broadcasted
+from chainrule.ops.fields.tied import echo_share, spike_share
 
 _WEIGHTED = frozenset({"linear", "convolution", "conv", "conv_transpose"})
 _WINDOWED = _WEIGHTED - {"linear"}
@@ -26,11 +27,6 @@ _CONSERVING = frozenset(
 )
 
 
-def multiple(g: Field, y: Field) -> float:
-    """a of g = a y + h."""
-    return g.drift * float(np.sqrt(g.mean_square / y.mean_square)) if g.drift and y.mean_square > 0 else 0.0
-
-
 def carried(
     node: Node, g: Field, y: Field, inputs: Sequence[Field], parts: Sequence[Field | None]
 ) -> list[Field | None]:
@@ -38,20 +34,45 @@ def carried(
     name = node.op.name
     if name not in _WEIGHTED and name not in _CONSERVING and name != "attention":
         return list(parts)
-    if not g.drift or not y.known or not y.mean_square > 0:
-        return [replace(p, drift=0.0) if isinstance(p, Field) and p.drift else p for p in parts]
-    whole = multiple(g, y) * y.mean_square * float(np.prod(y.shape))
+    if not (g.drift or g.echo_drift) or not y.known or not y.mean_square > 0:
+        return [replace(p, drift=0.0, echo_drift=0.0) if isinstance(p, Field) else p for p in parts]
+    size = float(np.sqrt(g.mean_square * y.mean_square)) * float(np.prod(y.shape))
+    whole, more = g.drift * size, g.echo_drift * size
     found: list[Field | None] = []
     for k, (x, part) in enumerate(zip(inputs, parts, strict=True)):
         if part is None or not part.known or not part.mean_square > 0 or not x.mean_square > 0:
             found.append(part)
             continue
-        a = whole * _share(name, k, x, y, inputs) / (float(np.prod(x.shape)) * x.mean_square)
+        along, excess = _parts(name, k, x, y, inputs, whole, more)
+        # what lies along the echo is in no other vector
+        others = along - (excess / (1.0 - echo_share(x)) if excess and echo_share(x) < 0.99 else 0.0)
+        a = others / (float(np.prod(x.shape)) * x.mean_square)
         if a and not x.fresh and (name in _WEIGHTED or any(f.fresh for f in inputs)):
             part = _along(part, x, a, name in _WINDOWED)
-        drift = float(np.clip(a * np.sqrt(x.mean_square / part.mean_square), -1.0, 1.0))
-        found.append(replace(part, drift=drift, alignment=max(part.alignment, drift**2)))
+        size = float(np.sqrt(part.mean_square * x.mean_square)) * float(np.prod(x.shape))
+        drift = float(np.clip(along / size, -1.0, 1.0))
+        found.append(replace(part, drift=drift, echo_drift=excess / size, alignment=max(part.alignment, drift**2)))
     return found
+
+
+def _parts(
+    name: str, k: int, x: Field, y: Field, inputs: Sequence[Field], whole: float, more: float
+) -> tuple[float, float]:
+    """(sum of g_x x, what it has more along the echo in x), from the same of y."""
+    if name in ("add", "sub") and y.echo is not None and more:
+        echo = whole * echo_share(y) + more
+        rest = max(y.mean_square - y.echo.mean_square, 1e-300)
+        if x.echo is None:
+            return (whole - echo) * min(x.mean_square / rest, 1.0), 0.0
+        along = echo + (whole - echo) * min(max(x.mean_square - x.echo.mean_square, 0.0) / rest, 1.0)
+        return along, echo - echo_share(x) * along
+    if name == "linear":
+        along = whole * _share(name, k, x, y, inputs)
+        tied = k == 0 and y.spike is not None and x.echo is not None
+        return along, whole * spike_share(y) + more - echo_share(x) * along if tied else 0.0
+    along = whole * _share(name, k, x, y, inputs)
+    kept = x.echo is not None and y.echo is not None or x.spike is not None and y.spike is not None
+    return along, more if kept else 0.0
 
 
 def _share(name: str, k: int, x: Field, y: Field, inputs: Sequence[Field]) -> float:

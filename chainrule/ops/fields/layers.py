@@ -82,7 +82,7 @@ def _mul_backward(
         else:
             part = fitted(multiplied([g, other], shape), sizes(i.shape))
             if other.array is not None:  # given factors, which the value has as well
-                found.append(replace(part, alignment=g.alignment, own_alignment=g.own_alignment, drift=g.drift))
+                found.append(replace(part, alignment=g.alignment, own_alignment=g.own_alignment))
                 continue
             moving = other.degree if not other.fresh else 0.0
             found.append(replace(part, own_alignment=1.0 + moving))

@@ -17,7 +17,7 @@ from chainrule.ops.fields.lookup import alike
 from chainrule.ops.fields.registry import rule
 from chainrule.ops.fields.softmax import expected_logsumexp, softmaxed
 from chainrule.ops.fields.standardised import centred_along
-from chainrule.ops.fields.tied import peak, with_peak
+from chainrule.ops.fields.tied import peak, spike_share, with_peak
 
 
 def _class_axis(x: Field) -> int:
@@ -109,6 +109,9 @@ def _cross_entropy_back(
         each = counted
     aligned_part, drift = _alignment(x, p, found, axis, stands_out)
     found = replace(found, alignment=aligned_part, drift=drift, **_response(x, p, found, axis))
+    if x.spike is not None and found.mean_square > 0:
+        size = x.shape[axis] * float(np.sqrt(found.mean_square * x.mean_square))
+        found = replace(found, echo_drift=stands_out / size - spike_share(x) * drift)
     factor = 1.0 / each if node.params["reduction"] == "mean" else 1.0
     found = scaled(found, factor)
     if node.params["reduction"] == "none":
