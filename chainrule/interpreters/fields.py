@@ -82,7 +82,8 @@ def _state(node: Node, states: States, roots: dict[Node, frozenset[Node]]) -> An
     if all(isinstance(f, Field) and f.array is not None for f in inputs) and isinstance(node.type, TensorType):
         found = _computed(node, inputs)
         if found is not None:
-            return found
+            strata = max((f.strata for f in inputs), default=0)
+            return replace(found, strata=strata) if strata else found
     rule = rule_for(node)
     try:
         if node.op.family == "elementwise":

@@ -97,6 +97,8 @@ class Field:
             apart from ``noise``. lean, noise_lean: how far the mean of the logarithm lies
             below the logarithm of the mean through ``scale`` and through ``noise``: half the variance where a factor
             enters as it is, less where a bounded function has flattened it, negative where it divides.
+        strata: the number of units of a vector at whose quantiles it was taken, 0 without one: the moments are
+            resolved by unit, and another draw of the units has other means over them.
         visible: of scores, which elements a mask leaves (a tensor that broadcasts); the moments are those of them.
         kind: exact, approximate, probe or unknown. why: the assumption of the last step.
     """
@@ -133,6 +135,7 @@ class Field:
     steady: bool = False
     lean: float = 0.0
     noise_lean: float = 0.0
+    strata: int = 0
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -197,12 +200,22 @@ class Field:
     def own_spread(self) -> float:
         """Relative variance of the mean square of all elements through the value's own randomness."""
         if self.own is not None:
-            return self.own + (self.uneven_products if self.own > 0 else 0.0)
+            return self.own + (self.uneven_products if self.own > 0 else 0.0) + self.uneven_strata
         if self.array is not None or not self.known or self.mean_square == 0.0:
             return 0.0
         share = float(np.mean(self.variance)) / self.mean_square
         extra = (self.kurtosis - 3.0) * share * share / max(self.independent_units, 1.0)
-        return max(0.0, pair_average(self.excess, self.axes) + extra) + self.uneven_products * share
+        return max(0.0, pair_average(self.excess, self.axes) + extra) + self.uneven_products * share + self.uneven_strata
+
+    @property
+    def uneven_strata(self) -> float:
+        """What the draw of the units adds to the spread that the moments are resolved by."""
+        found = 0.0
+        for k, a in enumerate(self.axes if self.strata else ()):
+            if a.size == self.strata and self.second.shape[k] == a.size:
+                by_unit = np.mean(self.second, axis=tuple(j for j in range(self.second.ndim) if j != k))
+                found = float(np.mean(by_unit**2) / max(np.mean(by_unit) ** 2, 1e-300) - 1.0) / a.size
+        return found
 
     @property
     def uneven_products(self) -> float:

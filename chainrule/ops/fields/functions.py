@@ -192,6 +192,7 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
         rough=u.rough * response,
         units=u.units,
         own=max(own, 0.0),
+        strata=u.strata,
         law=(pairs, f, u),
         sources=u.sources,
         odd=u.odd if u.odd and _odd(f, u) else frozenset(),
