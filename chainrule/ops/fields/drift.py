@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from chainrule.ir import Node
+from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.tied import echo_share, spike_share
@@ -88,9 +89,20 @@ def _share(name: str, k: int, x: Field, y: Field, inputs: Sequence[Field]) -> fl
     return 1.0
 
 
+def reaching(along: Field, g: Field) -> Field:
+    """A part of a cotangent where the cotangent is not zero (ignored positions, padding), larger there accordingly."""
+    alive = (g.second > 1e-12 * g.mean_square).astype(float)
+    share = float(alive.mean())
+    if share == 1.0 or share == 0.0:
+        return along
+    weight = alive / share
+    return replace(along, second=along.second * weight**2, pairs=along.pairs * pair.outer(weight, weight, along.axes))
+
+
 def _along(part: Field, x: Field, a: float, alone: bool) -> Field:
     """The cotangent of a layer's input with its part a x. ``alone``: its mean square lacks it as well."""
     (part, along), _ = broadcasted([part, replace(x, array=None)], len(part.dims), part.shape)
+    along = reaching(along, part)
     more = a * a * along.mean_square
     if alone:
         part = replace(part, second=part.second + a * a * along.second)

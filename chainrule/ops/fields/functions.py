@@ -11,6 +11,7 @@ import numpy as np
 from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field, pair_average, unknown, worst
 from chainrule.ops.fields.align import broadcasted
+from chainrule.ops.fields.drift import reaching
 from chainrule.ops.fields.elementwise import multiplied, scaled
 from chainrule.ops.fields.integrals import Function, Series, derivative, nodes, of_largest
 
@@ -271,6 +272,7 @@ def _bent(
     square = g.drift**2 * g.mean_square / value.mean_square
     one, two = (applied(both, u, breaks), multiplied([value, inner], found.shape))
     (found, one, two), _ = broadcasted([found, one, two], len(found.dims), found.shape)
+    one, two = reaching(one, found), reaching(two, found)
     more = square * (one.mean_square - two.mean_square)
     rest = 1.0 - more / found.mean_square
     return replace(found, pairs=found.pairs * rest + square * (one.pairs - two.pairs))

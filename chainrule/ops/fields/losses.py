@@ -104,7 +104,10 @@ def _cross_entropy_back(
         if counted < count and target.array is not None:
             ignored = int(node.params.get("ignore_index", -100))
             kept = np.broadcast_to(target.array, [a.size for a in target.axes]).reshape(target.shape) != ignored
-            mask = fixed(np.expand_dims(kept, axis), [0 if len(d) != 1 else d[0].lags for d in _beside(x, axis)])
+            beside = _beside(x, axis)
+            factors = [a for factors in beside for a in factors]
+            mask = fixed(kept.reshape([a.size for a in factors]), [a.lags for a in factors])
+            mask = replace(mask, dims=tuple(tuple(factors) for factors in beside))
             found = replace(multiplied([found, mask], x.shape), own=found.own)
         each = counted
     aligned_part, drift = _alignment(x, p, found, axis, stands_out)

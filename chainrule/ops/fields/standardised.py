@@ -15,6 +15,7 @@ from chainrule.ir.field import Field, consistent, pair_average, unknown, with_sc
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted
 from chainrule.ops.fields.elementwise import multiplied
+from chainrule.ops.fields.drift import reaching
 from chainrule.ops.fields.functions import weighted
 from chainrule.ops.fields.tied import echo_share
 
@@ -213,6 +214,7 @@ def back_through_norm(
     pairs = found.pairs * factor
     if steady and found.known and normal.mean_square > 0:
         (found, same), _ = broadcasted([found, multiplied([normal, given], x.shape)], len(x.dims), x.shape)
+        same = reaching(same, found)
         pairs = found.pairs * min(factor + steady, 1.0) - same.pairs * (
             steady * found.mean_square / max(same.mean_square, 1e-300)
         )
