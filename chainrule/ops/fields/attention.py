@@ -14,7 +14,7 @@ import numpy as np
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
 from chainrule.ir.factors import merged, refined, with_factor
-from chainrule.ir.field import Field, iid, unknown, within_budget, worst
+from chainrule.ir.field import Field, iid, unknown, with_scale, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import aligned
 from chainrule.ops.fields.long_attention import continued, like_rows, shortened
@@ -83,6 +83,16 @@ class _Attention:
         table = self.logit_covariance()
         variance = float(np.mean(np.diagonal(table[(0,) * (table.ndim - 2)])))
         return responses(self.counts, variance)
+
+    def few_rows(self, by_row: np.ndarray) -> float:
+        """Relative variance of a mean square over rows of which few, with few keys each, hold most.
+
+        A row's square is a quadratic form of its cotangent in one dimension less than it has keys.
+        """
+        share = by_row / max(float(by_row.sum()), 1e-300)
+        freedom = np.clip(self.counts - 1.0, 1.0, self.width)
+        tables = max(float(np.prod(self.q.shape[:-2])), 1.0)
+        return float(np.sum(share**2 * 2.0 / freedom)) / tables
 
     def kept_alignment(self, gg: np.ndarray) -> float:
         """The part of an output's alignment that each value that it is a mean of has."""
@@ -242,10 +252,11 @@ def _attention_back(
     responses = a.responses()
     by_row = np.diagonal(gq, axis1=-2, axis2=-1).reshape(-1, a.rows).mean(axis=0)
     pulls = [float(np.sum(r * by_row) / np.sum(by_row)) if np.sum(by_row) > 0 else 1.0 for r in responses]
+    few = a.few_rows(by_row)
     if wanted[0]:
-        found[0] = replace(_cotangent(a.q, gq, g), own_alignment=pulls[0])
+        found[0] = _uncertain(replace(_cotangent(a.q, gq, g), own_alignment=pulls[0]), few)
     if wanted[1]:
-        found[1] = replace(_cotangent(a.k, gk, g), own_alignment=pulls[1])
+        found[1] = _uncertain(replace(_cotangent(a.k, gk, g), own_alignment=pulls[1]), few)
     if wanted[2]:
         found[2] = replace(_back_to(a, a.v, gv, g), alignment=g.alignment * a.kept_alignment(gg))
     if len(inputs) > 3 and wanted[3]:
@@ -256,6 +267,12 @@ def _attention_back(
             if found[j] is not None:
                 found[j] = gathered_heads(found[j], inputs[j].shape)  # type: ignore[arg-type]
     return found
+
+
+def _uncertain(g: Field, spread: float) -> Field:
+    """With one more source of its scale."""
+    fluctuation = float(np.log1p(spread))
+    return replace(g, scale=with_scale(g.scale, object(), float(np.sqrt(fluctuation))), lean=g.lean + fluctuation / 2)
 
 
 def _of_scores(square: np.ndarray, a: _Attention, mask: Field, g: Field) -> Field:

@@ -137,12 +137,16 @@ def _response(x: Field, p: Field, g: Field, axis: int) -> dict[str, Any]:
     together = [_pairs_over(f, others) for f in (g, p, moved)]
     turned = np.log1p((together[2] - together[1]) / together[0]) / (2 * step) if together[0] > 0 else 0.0
     sources = x.scale if x.own_spread == 0 else with_scale(x.scale, object(), float(np.sqrt(np.log1p(x.own_spread))))
-    noise = x.noise + 2.0 / max(x.shape[axis] - 1, 1)
+    # the sum over samples is s + d, s the classes' frequencies and d random in n - 1 directions: var |s + d|^2
+    n = x.shape[axis]
+    random = float(np.clip((together[1] - 1.0 / n**2) / together[0], 0.0, 1.0)) if together[0] > 0 else 0.0
+    turns = (4.0 * random * (1.0 - random) + 2.0 * random**2) / max(n - 1, 1)
+    response = max(float(turned), float(growth), 0.0)
     return {
         "scale": {k: e * growth for k, e in sources.items()},
         "lean": (x.lean + float(np.log1p(x.own_spread)) / 2) * growth,
-        "noise": noise * max(float(turned), float(growth), 0.0) ** 2,
-        "noise_lean": (x.noise_lean + 1.0 / max(x.shape[axis] - 1, 1)) * max(float(turned), float(growth), 0.0),
+        "noise": x.noise * response**2 + turns,
+        "noise_lean": x.noise_lean * response + turns / 2.0,
         "units": float(x.shape[axis]),
         "steady": True,
     }
