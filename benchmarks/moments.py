@@ -42,6 +42,7 @@ class Way:
         if measured.mean() < _NOTHING * level:  # zero in exact arithmetic, rounding in the measurement
             if predicted is not None and predicted.known and predicted.mean_square < 1e-6 * level:
                 return
+            predicted = None
         if predicted is None or not predicted.known or not predicted.mean_square > 0:
             self.weak += 1
             self.excess.append(10.0)

@@ -20,7 +20,9 @@ import numpy as np
 from chainrule.interpreters.regions import region_of
 from chainrule.ir import Node, TensorType, apply, rebuild, toposort, variable
 from chainrule.ir.field import Field, fixed, plain, unknown, worst
+from chainrule.ops.fields.contraction import is_permutation
 from chainrule.ops.fields.draws import drawn
+from chainrule.ops.fields.drift import carried
 from chainrule.ops.fields.elementwise import added
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.loops import written_out
@@ -31,6 +33,7 @@ from chainrule.ops.fields.written_norms import WrittenNorm, written_norm
 
 States = dict[Node, Any]
 
+_FINE = 64  # positions whose pairs are kept one by one
 _MOST_GIVEN = 4_000_000  # elements of given numbers that are computed
 
 
@@ -79,7 +82,8 @@ def _state(node: Node, states: States, roots: dict[Node, frozenset[Node]]) -> An
     if all(isinstance(f, Field) and f.array is not None for f in inputs) and isinstance(node.type, TensorType):
         found = _computed(node, inputs)
         if found is not None:
-            return found
+            strata = max((f.strata for f in inputs), default=0)
+            return replace(found, strata=strata) if strata else found
     rule = rule_for(node)
     try:
         if node.op.family == "elementwise":
@@ -94,13 +98,19 @@ def _state(node: Node, states: States, roots: dict[Node, frozenset[Node]]) -> An
     return probed(node, inputs)
 
 
+def _written(array: np.ndarray) -> Field:
+    """Numbers of the program. Pairs of what varies along one dimension, such as positions, are told apart."""
+    one = sum(n > 1 for n in array.shape) == 1
+    return fixed(array, [None if one and n <= _FINE else 0 for n in array.shape], why="a constant")
+
+
 def _does_not_hold(node: Node, error: Exception) -> str:
     return f"the rule of {node.op.name} does not hold for these layouts: {error}"
 
 
 def _leaf(node: Node) -> Field:
     if "literal" in node.params:
-        return fixed(node.params["literal"].array, why="a constant")
+        return _written(np.asarray(node.params["literal"].array))
     if node.op.pure and node.op.value is not None and "name" not in node.params:
         try:
             return fixed(node.op.value(**node.params), why="a constant")
@@ -149,7 +159,11 @@ def _whole(value: Field) -> np.ndarray:
 def _grades(node: Node, inputs: Sequence[Field]) -> list[int | None]:
     """How finely pairs of a computed value are told apart: as in an operand of the same size."""
     grades: list[int | None] = []
-    for d, n in enumerate(sizes(node.shape)):
+    order = range(len(node.shape))
+    if node.op.name == "einsum" and is_permutation(node):
+        (own,), result = node.params["operands"], node.params["result"]
+        order = [own.index(i) for i in result]
+    for d, n in zip(order, sizes(node.shape), strict=True):
         grade: int | None = 0
         for f in inputs:
             offset = len(node.shape) - len(f.dims)
@@ -247,10 +261,14 @@ def _met(a: Any, b: Any, x: Node) -> Any:
     if not found.known or not whole > 0:
         return found
     shares = ((a, a.mean_square / whole), (b, b.mean_square / whole))
+    drift = min(sum(f.drift * share**0.5 for f, share in shares), 1.0)
+    together = drift**2 - sum(f.drift**2 * share for f, share in shares)  # both parts along x are one
     return replace(
         found,
-        alignment=sum(f.alignment * share for f, share in shares),
+        alignment=sum(f.alignment * share for f, share in shares) + together,
         own_alignment=sum(f.own_alignment * share for f, share in shares),
+        drift=drift,
+        echo_drift=sum(f.echo_drift * share**0.5 for f, share in shares),
     )
 
 
@@ -295,7 +313,8 @@ def _back(
                 return [(u, part) for u, part in region.back(g) if u in active]
     if rule is not None and rule.backward is not None:
         try:
-            return list(zip(node.inputs, rule.backward(node, g, states[node], inputs, wanted), strict=True))
+            parts = rule.backward(node, g, states[node], inputs, wanted)
+            return list(zip(node.inputs, carried(node, g, states[node], inputs, parts), strict=True))
         except (IndexError, ValueError) as error:
             why = _does_not_hold(node, error)
             return [(i, unknown(_shape(i), why)) for i, w in zip(node.inputs, wanted, strict=True) if w]
@@ -303,7 +322,10 @@ def _back(
         region = region_of(node, states, lambda n: _roots(n, states, roots), direct=True, active=active)
         if region is not None:
             return [(u, part) for u, part in region.back(g) if u in active]
-    return _by_derivative(node, g, states, wanted)
+    parts = dict(_by_derivative(node, g, states, wanted))
+    if len(parts) < len(set(node.inputs)) or len(set(node.inputs)) < len(inputs):
+        return list(parts.items())
+    return list(zip(node.inputs, carried(node, g, states[node], inputs, [parts[i] for i in node.inputs]), strict=True))
 
 
 def _only_inside(node: Node, norm: WrittenNorm, users: Mapping[Node, Sequence[Node]]) -> bool:

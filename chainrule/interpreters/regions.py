@@ -249,7 +249,7 @@ def _of_several(region: Region, slope: Node | None = None, times: tuple[float, f
     laws = np.stack([m.ravel() for m in means])
     unique, back = np.unique(laws, axis=1, return_inverse=True)
     if unique.shape[1] > 16:
-        unique, back = laws.mean(axis=1, keepdims=True), np.zeros(laws.shape[1], dtype=int)
+        unique, back = _grouped(laws, 1024 if count == 2 and np.any(laws[count:].max(axis=1) == 0) else 1)
     first, second = np.empty(unique.shape[1]), np.empty(unique.shape[1])
     for k, law in enumerate(unique.T):
         pairs_of = list(zip(law[:count], np.sqrt(law[count:]), strict=True))
@@ -261,7 +261,8 @@ def _of_several(region: Region, slope: Node | None = None, times: tuple[float, f
     values, standard, weight = _grid(region, [average_law(f) for f in full], slope, times)
     coefficients = weight * values
     for z in standard:  # each leaf's points in front give way to its terms behind
-        coefficients = np.tensordot(coefficients, hermite(z, _TERMS[count]), axes=([0], [1]))
+        terms = hermite(z, _TERMS[count]) if z.size > 1 else np.eye(_TERMS[count], 1)
+        coefficients = np.tensordot(coefficients, terms, axes=([0], [1]))
     squares = coefficients**2
     at_one = float(np.sum(weight * values**2))
     series = _series(squares, np.broadcast_arrays(*(correlations(f) for f in full)))
@@ -284,10 +285,21 @@ def _of_several(region: Region, slope: Node | None = None, times: tuple[float, f
         noise_lean=sum(f.noise_lean for f in full) * turned,
         rough=sum(f.rough for f in full),
         units=max(f.units for f in full),
+        strata=max(f.strata for f in full),
         sources=frozenset().union(*(f.sources for f in full)),
         kind=worst(*(f.kind for f in full), "exact" if sure else "approximate"),
         why="operands with common sources, taken as independent" if region.shared else "quadrature under normal laws",
     )
+
+
+def _grouped(laws: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """(means of groups of similar laws, each law's group)."""
+    order = np.lexsort(laws[::-1])
+    groups = np.array_split(order, min(most, laws.shape[1]))
+    back = np.empty(laws.shape[1], dtype=int)
+    for k, g in enumerate(groups):
+        back[g] = k
+    return np.stack([laws[:, g].mean(axis=1) for g in groups], axis=1), back
 
 
 def _series(squares: np.ndarray, correlation: Sequence[np.ndarray]) -> np.ndarray:
@@ -324,6 +336,8 @@ def _along(points: np.ndarray, k: int, count: int) -> np.ndarray:
 
 def _points(mean: float, std: float, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(points, standardised, weights) for one of so many leaves."""
+    if std == 0:
+        return np.array([mean]), np.zeros(1), np.ones(1)
     if count == 2:
         u, z, w = (x[0] for x in nodes(np.array([mean]), np.array([std]), [0.0]))
         return u, z, w

@@ -39,11 +39,20 @@ def worst(*kinds: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Echo:
-    """Rows of a table that are part of a value as they were looked up: ``factor`` times row ``rows`` of ``source``."""
+    """Rows of a table that are part of a value as they were looked up: ``factor`` times row ``rows`` of ``source``.
+
+    ``level``: the table's mean square.
+    """
 
     source: str
     factor: float
     rows: np.ndarray
+    level: float = 0.0
+
+    @property
+    def mean_square(self) -> float:
+        """Of the rows' part in the value."""
+        return self.factor**2 * self.level
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +85,9 @@ class Field:
             where they are independent, 1 where g is a multiple of y. own_alignment: the same of a unit with itself, as
             far as it is no consequence of that: E[g_i y_i (g y)_i] over E[g^2] E[y^2]. degree: d ln E[y^2] / d ln of
             the mean square of what it was last normalised to, through weights and functions.
+        drift: of a cotangent g of a value y, E[g_i y_i] over the root of E[g^2] E[y^2]: the part of g that is the same
+            multiple of y in every vector, so that sums over vectors add it up (``ops.fields.drift``). echo_drift: what
+            g has more of it along the echo in y than that is of y's mean square.
         local: variance of the logarithm of one vector's mean square (``scale`` is that of all of them together).
         echo, spike: where a table is used twice (``ops.fields.tied``).
         noise: variance of the logarithm of one entry, or of the sum, of the table of products of vectors, as layers
@@ -85,6 +97,8 @@ class Field:
             apart from ``noise``. lean, noise_lean: how far the mean of the logarithm lies
             below the logarithm of the mean through ``scale`` and through ``noise``: half the variance where a factor
             enters as it is, less where a bounded function has flattened it, negative where it divides.
+        strata: the number of units of a vector at whose quantiles it was taken, 0 without one: the moments are
+            resolved by unit, and another draw of the units has other means over them.
         visible: of scores, which elements a mask leaves (a tensor that broadcasts); the moments are those of them.
         kind: exact, approximate, probe or unknown. why: the assumption of the last step.
     """
@@ -109,6 +123,8 @@ class Field:
     alignment: float = 0.0
     own_alignment: float = 1.0
     degree: float = 1.0
+    drift: float = 0.0
+    echo_drift: float = 0.0
     local: float = 0.0
     visible: np.ndarray | None = None
     echo: Echo | None = None
@@ -119,6 +135,7 @@ class Field:
     steady: bool = False
     lean: float = 0.0
     noise_lean: float = 0.0
+    strata: int = 0
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -183,12 +200,22 @@ class Field:
     def own_spread(self) -> float:
         """Relative variance of the mean square of all elements through the value's own randomness."""
         if self.own is not None:
-            return self.own + (self.uneven_products if self.own > 0 else 0.0)
+            return self.own + (self.uneven_products if self.own > 0 else 0.0) + self.uneven_strata
         if self.array is not None or not self.known or self.mean_square == 0.0:
             return 0.0
         share = float(np.mean(self.variance)) / self.mean_square
         extra = (self.kurtosis - 3.0) * share * share / max(self.independent_units, 1.0)
-        return max(0.0, pair_average(self.excess, self.axes) + extra) + self.uneven_products * share
+        return max(0.0, pair_average(self.excess, self.axes) + extra) + self.uneven_products * share + self.uneven_strata
+
+    @property
+    def uneven_strata(self) -> float:
+        """What the draw of the units adds to the spread that the moments are resolved by."""
+        found = 0.0
+        for k, a in enumerate(self.axes if self.strata else ()):
+            if a.size == self.strata and self.second.shape[k] == a.size:
+                by_unit = np.mean(self.second, axis=tuple(j for j in range(self.second.ndim) if j != k))
+                found = float(np.mean(by_unit**2) / max(np.mean(by_unit) ** 2, 1e-300) - 1.0) / a.size
+        return found
 
     @property
     def uneven_products(self) -> float:

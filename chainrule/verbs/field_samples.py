@@ -27,7 +27,7 @@ class Sampled:
 def redraw(trace: Any, seed: int) -> dict[Node, torch.Tensor]:
     """leaf -> new values, with the means and mean squares that predictions use; the model is not touched."""
     generator = torch.Generator().manual_seed(seed)
-    fields = leaf_fields(trace)
+    fields = leaf_fields(trace, strata=False)
     drawn: dict[Node, torch.Tensor] = dict(trace.values)
     for leaf in dict.fromkeys(trace.parameters.values()):
         state, own = fields[leaf], trace.values[leaf]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from chainrule.interpreters import fields as propagation
 from chainrule.ir import Node, TensorType
 from chainrule.ir.field import Field, fixed, iid
 from chainrule.ops.fields.registry import sizes
+
+_NORMAL = NormalDist()
 
 Moments2 = tuple[float, float]  # mean and mean square of a parameter's elements
 
@@ -85,8 +88,13 @@ class Program:
 
 
 # ---- leaves ------------------------------------------------------------------------------------------------
-def leaf_fields(trace: Any, statistics: Mapping[str, Moments2] | None = None) -> dict[Node, Field]:
-    """The field of every leaf: parameters redrawn with their own statistics, data and buffers as they are."""
+def leaf_fields(
+    trace: Any, statistics: Mapping[str, Moments2] | None = None, strata: bool = True
+) -> dict[Node, Field]:
+    """The field of every leaf: parameters redrawn with their own statistics, data and buffers as they are.
+
+    ``strata``: vectors that differ much from unit to unit are taken at the quantiles of their law, not as random.
+    """
     names: dict[Node, str] = {}
     for name, leaf in trace.parameters.items():
         names.setdefault(leaf, name)
@@ -99,6 +107,8 @@ def leaf_fields(trace: Any, statistics: Mapping[str, Moments2] | None = None) ->
                 found[leaf] = redrawn(name, sizes(leaf.shape), *statistics[name])
             else:
                 found[leaf] = parameter_field(name, tensor)
+                if strata:
+                    found[leaf] = stratified(found[leaf])
         else:
             found[leaf] = data_field(leaf, tensor, leaf in batch)
     return found
@@ -157,6 +167,25 @@ def parameter_field(name: str, tensor: torch.Tensor) -> Field:
     if constant and values.min() == values.max():
         return redrawn(name, shape, mean, mean * mean)
     return redrawn(name, shape, 0.0 if centred and not constant else mean, second)
+
+
+_WIDE = 0.8  # standard deviation above which a vector's units are told apart
+
+
+def stratified(value: Field) -> Field:
+    """A drawn vector whose units differ much, such as the biases that set time scales, at the quantiles of its law.
+
+    Functions of it and of what it is added to are then known unit by unit, and so are products of several such
+    functions, which would otherwise count as independent. Means over the units are those of a typical draw.
+    """
+    if len(value.shape) != 1 or not value.fresh or value.shape[0] < 16 or float(np.mean(value.variance)) < _WIDE**2:
+        return value
+    n, mean, std = value.shape[0], value.mean_value, float(np.sqrt(np.mean(value.variance)))
+    z = np.array([_NORMAL.inv_cdf((k + 0.5) / n) for k in range(n)])
+    array = mean + std * z / np.sqrt(np.mean(z * z))
+    return replace(
+        fixed(array), sources=value.sources, strata=n, kind="approximate", why="its units at the quantiles of its law"
+    )
 
 
 def _repeats(values: torch.Tensor) -> bool:

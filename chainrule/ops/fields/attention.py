@@ -14,13 +14,13 @@ import numpy as np
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
 from chainrule.ir.factors import merged, refined, with_factor
-from chainrule.ir.field import Field, iid, unknown, within_budget, worst
+from chainrule.ir.field import Field, iid, unknown, with_scale, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import aligned
 from chainrule.ops.fields.long_attention import continued, like_rows, shortened
 from chainrule.ops.fields.movement import repeated
 from chainrule.ops.fields.registry import rule, sizes
-from chainrule.ops.fields.softmax import concentration, concentrations, third_power
+from chainrule.ops.fields.softmax import concentration, concentrations, responses, third_power
 
 
 def _laid(table: np.ndarray, k: int, axis: Axis) -> np.ndarray:
@@ -78,6 +78,29 @@ class _Attention:
         found = np.clip(1.0 - 2.0 * cubes / squares + squares, 0.0, 1.0)
         return np.where(self.counts > 1, found / np.maximum(one, 1e-12), 0.0)
 
+    def responses(self) -> tuple[np.ndarray, np.ndarray]:
+        """How the cotangents of queries and of keys move with their sizes, by row: 1 where scores are small."""
+        table = self.logit_covariance()
+        variance = float(np.mean(np.diagonal(table[(0,) * (table.ndim - 2)])))
+        return responses(self.counts, variance)
+
+    def few_rows(self, by_row: np.ndarray) -> float:
+        """Relative variance of a mean square over rows of which few, with few keys each, hold most.
+
+        A row's square is a quadratic form of its cotangent in one dimension less than it has keys.
+        """
+        share = by_row / max(float(by_row.sum()), 1e-300)
+        freedom = np.clip(self.counts - 1.0, 1.0, self.width)
+        tables = max(float(np.prod(self.q.shape[:-2])), 1.0)
+        return float(np.sum(share**2 * 2.0 / freedom)) / tables
+
+    def kept_alignment(self, gg: np.ndarray) -> float:
+        """The part of an output's alignment that each value that it is a mean of has."""
+        own = np.diagonal(gg, axis1=-2, axis2=-1).reshape(-1, self.rows).mean(axis=0)
+        squares, fourth = (self.u**2).sum(axis=1), (self.u**4).sum(axis=1)
+        whole = float(np.sum(own * squares))
+        return float(np.sum(own * fourth / squares)) / whole if whole > 0 else 0.0
+
     @property
     def norm(self) -> np.ndarray:
         """Sum over keys of the products of two rows' equal probabilities: (i, i')."""
@@ -112,11 +135,26 @@ class _Attention:
         return by_content + self.bias * np.eye(self.rows) if self.bias else by_content
 
     def both_uneven(self, vv: np.ndarray, kk: np.ndarray) -> np.ndarray:
-        """E[v.v' k.k'] less the product of their class's means, for different keys: both follow the same vectors."""
+        """What E[(v - mean).(v' - mean) k.k'], summed over pairs of keys, exceeds the product of the means by.
+
+        Values and keys are made of the same vectors, whose products differ from their expectations as a Wishart
+        matrix does: cov(K_ab, K_cd) = (k_ac k_bd + k_ad k_bc) / n. What earlier layers have added up is taken as
+        independent from pair to pair.
+        """
         shared = min(f.noise / 2 + f.rough for f in (self.v, self.k))
-        vs, ks = (np.diagonal(t, axis1=-2, axis2=-1) for t in (vv, kk))
-        size = np.sqrt(np.clip(vs * ks, 0.0, None))
-        return shared * size[..., :, None] * size[..., None, :] * (1.0 - np.eye(self.keys))
+        width = max(f.units for f in (self.q, self.k, self.v))
+        fresh = min(shared, 1.0 / width) if width else shared
+        sizes = []
+        for table in (vv, kk):
+            own = np.diagonal(table, axis1=-2, axis2=-1)
+            sizes.append(np.clip(own @ self.u.T - ((self.u @ table) * self.u).sum(axis=-1), 0.0, None))
+        size = np.sqrt(sizes[0] * sizes[1])
+        found = fresh * size[..., :, None] * size[..., None, :] * (1.0 + self.norm)
+        if shared > fresh:
+            own = np.sqrt(np.clip(np.diagonal(vv * kk, axis1=-2, axis2=-1), 0.0, None))
+            apart = own[..., :, None] * own[..., None, :] * (1.0 - np.eye(self.keys))
+            found = found + (shared - fresh) * (self.u @ apart @ self.u.T)
+        return found
 
     def shares(self) -> np.ndarray:
         """How much of E[p_ij p_i'j'] lies on equal keys beyond what equal probabilities have: (lead..., i, i')."""
@@ -194,7 +232,7 @@ def _attention_back(
     vu, ku = vv @ ut, kk @ ut
     mixed = u @ vu
     once = u @ (vu * ku)
-    even = u @ (vv * kk + a.both_uneven(vv, kk)) @ ut - once - np.swapaxes(once, -1, -2) + mixed * (u @ ku)
+    even = u @ (vv * kk) @ ut - once - np.swapaxes(once, -1, -2) + mixed * (u @ ku) + a.both_uneven(vv, kk)
     both = (1 - s) * norm + s  # sum over keys of E[p_ij p_i'j]
     root = np.sqrt(a.flatness())
     ratio = both / norm * root[:, None] * root[None, :]
@@ -211,12 +249,16 @@ def _attention_back(
         * np.clip(np.trace(vv, axis1=-2, axis2=-1) / n - vv.mean(axis=(-2, -1)), 0.0, None)[..., None, None]
     )
     found: list[Field | None] = [None] * len(inputs)
+    responses = a.responses()
+    by_row = np.diagonal(gq, axis1=-2, axis2=-1).reshape(-1, a.rows).mean(axis=0)
+    pulls = [float(np.sum(r * by_row) / np.sum(by_row)) if np.sum(by_row) > 0 else 1.0 for r in responses]
+    few = a.few_rows(by_row)
     if wanted[0]:
-        found[0] = _cotangent(a.q, gq, g)
+        found[0] = _uncertain(replace(_cotangent(a.q, gq, g), own_alignment=pulls[0]), few)
     if wanted[1]:
-        found[1] = _cotangent(a.k, gk, g)
+        found[1] = _uncertain(replace(_cotangent(a.k, gk, g), own_alignment=pulls[1]), few)
     if wanted[2]:
-        found[2] = _back_to(a, a.v, gv, g)
+        found[2] = replace(_back_to(a, a.v, gv, g), alignment=g.alignment * a.kept_alignment(gg))
     if len(inputs) > 3 and wanted[3]:
         square = np.diagonal(base, axis1=-2, axis2=-1)[..., None] / a.counts[:, None] * (a.seen > 0)
         found[3] = _of_scores(square, a, inputs[3], g)
@@ -225,6 +267,12 @@ def _attention_back(
             if found[j] is not None:
                 found[j] = gathered_heads(found[j], inputs[j].shape)  # type: ignore[arg-type]
     return found
+
+
+def _uncertain(g: Field, spread: float) -> Field:
+    """With one more source of its scale."""
+    fluctuation = float(np.log1p(spread))
+    return replace(g, scale=with_scale(g.scale, object(), float(np.sqrt(fluctuation))), lean=g.lean + fluctuation / 2)
 
 
 def _of_scores(square: np.ndarray, a: _Attention, mask: Field, g: Field) -> Field:

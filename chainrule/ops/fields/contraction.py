@@ -124,6 +124,7 @@ def contracted(
             degree=sum(f.degree for f in fields if not f.fresh and f.array is None),
             rough=rough,
             units=units,
+            strata=max(f.strata for f in fields),
             own=0.0 if given else spread,
             sources=frozenset().union(*(f.sources for f in fields)),
             odd=odd_product(fields),

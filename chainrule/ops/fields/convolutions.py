@@ -85,7 +85,7 @@ def windowed(
         units = units + level**2 * both
         second = second + level**2 * pair.resolved(both, new_axes)
     scale, lean, local, noise, noise_lean, rough = dict(x.scale), x.lean, 0.0, 0.0, 0.0, 0.0
-    fan_in = max(n_in * float(np.prod([len(t) for t in taps])), 1.0)
+    fan_in = max(channel.size * float(np.prod([len(t) for t in taps])), 1.0)  # of all groups together
     if x.array is None:
         fluctuation = float(np.log1p(x.own_spread))
         scale, lean = with_scale(scale, name, float(np.sqrt(fluctuation))), lean + fluctuation / 2

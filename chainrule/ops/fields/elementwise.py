@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Echo, Field, fixed, pair_average, unknown, within_budget, worst
+from chainrule.ir.field import Echo, Field, consistent, fixed, pair_average, unknown, within_budget, worst
 from chainrule.ops.fields.align import broadcasted
 
 
@@ -76,6 +76,7 @@ def added(
             rough=sum(f.rough * min(share, 1.0) ** 2 for f, share in shares),
             units=max(f.units for f in parts),
             visible=visible,
+            strata=max(f.strata for f in parts),
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=frozenset.intersection(*(f.odd for f in parts if f.mean_square > 0)) if q > 0 else frozenset(),
             kind=worst(*(f.kind for f in parts)),
@@ -132,7 +133,7 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
         own = max(0.0, pair_average((1 + a.excess) * (1 + b.excess), axes) - 1)
     elif random:
         own = random[0].own
-    return within_budget(
+    found = within_budget(
         Field(
             dims,
             a.mean * b.mean,
@@ -153,8 +154,10 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
             odd=a.odd ^ b.odd,
             kind=worst(*(f.kind for f in parts)),
             why="independent factors" if len(random) == 2 else "a given factor",
+            strata=max(a.strata, b.strata),
         )
     )
+    return consistent(found) if a.strata and b.strata else found
 
 
 def scaled(value: Field, factor: float) -> Field:

@@ -10,6 +10,8 @@ import numpy as np
 
 from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field, pair_average, unknown, worst
+from chainrule.ops.fields.align import broadcasted
+from chainrule.ops.fields.drift import reaching
 from chainrule.ops.fields.elementwise import multiplied, scaled
 from chainrule.ops.fields.integrals import Function, Series, derivative, nodes, of_largest
 
@@ -191,6 +193,7 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
         rough=u.rough * response,
         units=u.units,
         own=max(own, 0.0),
+        strata=u.strata,
         law=(pairs, f, u),
         sources=u.sources,
         odd=u.odd if u.odd and _odd(f, u) else frozenset(),
@@ -227,7 +230,8 @@ def passed(g: Field, f: Function, u: Field, breaks: Sequence[float], shape: Sequ
     if line is not None:
         moved = scaled(g, line[0])
         if line[1] and g.alignment:
-            moved = replace(moved, alignment=g.alignment * _share(line, u))
+            share = _share(line, u)
+            moved = replace(moved, alignment=g.alignment * share, drift=g.drift * float(np.sqrt(share)))
         return moved
     s = average_law(u)[1]
 
@@ -243,11 +247,35 @@ def passed(g: Field, f: Function, u: Field, breaks: Sequence[float], shape: Sequ
             inner, second=inner.second * 0 + square, pairs=inner.pairs * (square / max(inner.mean_square, 1e-300))
         )
     found = multiplied([g, inner], shape)
-    alignment, lift, own = _alignment(g, f, slope, u, breaks)
+    alignment, lift, own, drift = _alignment(g, f, slope, u, breaks)
     if lift != 1.0:
         found = replace(found, second=found.second * lift, pairs=found.pairs * lift)
+    if g.drift and g.array is None:
+        found = _bent(found, g, f, slope, inner, u, breaks)
     through = (found.pairs, g, _times(slope, u, breaks, g))
-    return replace(found, normal=False, through=through, alignment=alignment, own_alignment=own)
+    return replace(
+        found, normal=False, through=through, alignment=max(alignment, drift**2), own_alignment=own, drift=drift
+    )
+
+
+def _bent(
+    found: Field, g: Field, f: Function, slope: Function, inner: Field, u: Field, breaks: Sequence[float]
+) -> Field:
+    """The cotangent g f'(u) where g = a f(u) + h: the first part is the function a f f' of u."""
+
+    def both(x: np.ndarray) -> np.ndarray:
+        return np.asarray(f(x), dtype=float) * slope(x)
+
+    value = applied(f, u, breaks)
+    if not value.mean_square > 0 or [a.size for a in found.axes] != [a.size for a in value.axes]:
+        return found
+    square = g.drift**2 * g.mean_square / value.mean_square
+    one, two = (applied(both, u, breaks), multiplied([value, inner], found.shape))
+    (found, one, two), _ = broadcasted([found, one, two], len(found.dims), found.shape)
+    one, two = reaching(one, found), reaching(two, found)
+    more = square * (one.mean_square - two.mean_square)
+    rest = 1.0 - more / found.mean_square
+    return replace(found, pairs=found.pairs * rest + square * (one.pairs - two.pairs))
 
 
 def _share(line: tuple[float, float], u: Field) -> float:
@@ -256,33 +284,39 @@ def _share(line: tuple[float, float], u: Field) -> float:
     return moving / max(moving + line[1] ** 2, 1e-300)
 
 
-def _alignment(g: Field, f: Function, slope: Function, u: Field, breaks: Sequence[float]) -> tuple[float, float, float]:
-    """(alignment of g f'(u) with u from that of g with f(u), what it adds to the mean square, that of a unit alone).
+def _alignment(
+    g: Field, f: Function, slope: Function, u: Field, breaks: Sequence[float]
+) -> tuple[float, float, float, float]:
+    """(alignment of g f'(u) with u from that of g with f(u), what it adds to the mean square, that of a unit alone,
+    the drift).
 
     The part of g along f(u) meets the slope where f(u) is large. A given g is a certain function of u, and then the
     two vectors have their size in common.
     """
     m, s = average_law(u)
     if s == 0:
-        return 0.0, 1.0, 1.0
+        return 0.0, 1.0, 1.0, 0.0
     points, _, weights = (a[0] for a in nodes(np.array([m]), np.array([s]), breaks))
     with np.errstate(all="ignore"):
         value, rise = np.broadcast_to(f(points), points.shape), slope(points)
     square, steep = float(np.sum(weights * value**2)), float(np.sum(weights * rise**2))
     level = m * m + s * s
     if steep <= 0 or square <= 0:
-        return 0.0, 1.0, 1.0
+        return 0.0, 1.0, 1.0, 0.0
     # another factor of the product that g comes from moves with u as well
     both = float(np.sum(weights * rise * points * value)) * (g.own_alignment - 1.0) if g.array is None else 0.0
     own = (float(np.sum(weights * (rise * points) ** 2)) + both) / (steep * level)
     if g.array is not None:
-        return u.unevenness * float(np.sum(weights * rise * points)) ** 2 / (steep * level), 1.0, 1.0
-    if g.alignment == 0.0:
-        return 0.0, 1.0, own
+        along = float(np.sum(weights * rise * points)) / float(np.sqrt(steep * level))
+        steady = g.mean_value / float(np.sqrt(g.mean_square)) if g.mean_square > 0 else 0.0
+        return u.unevenness * along**2, 1.0, 1.0, along * steady
+    if g.alignment == 0.0 and g.drift == 0.0:
+        return 0.0, 1.0, own, 0.0
     growth = float(np.sum(weights * rise * points * value)) / square
     both = float(np.sum(weights * (value * rise) ** 2)) / (square * steep)
     lift = 1.0 + g.alignment / (1.0 + u.local) * (both - 1.0)
-    return g.alignment * growth**2 * square / (steep * level * lift), lift, own
+    turn = growth * float(np.sqrt(square / (steep * level * max(lift, 1e-12))))
+    return g.alignment * turn**2, lift, own, float(np.clip(g.drift * turn, -1.0, 1.0))
 
 
 def _times(slope: Function, u: Field, breaks: Sequence[float], g: Field) -> Any:
@@ -308,6 +342,11 @@ def weighted(g: Field, normal: Field, shape: Sequence[int]) -> Field:
     """``g x`` for the cotangent g of an affine function of a normal x: where g has come through a function of that,
     the two are one function of x."""
     if not normal.normal or g.through is None or g.through[0] is not g.pairs:
-        return multiplied([g, normal], shape)
-    _, outer, made = g.through
-    return multiplied([outer, made(*average_law(normal))], shape)
+        found = multiplied([g, normal], shape)
+    else:
+        _, outer, made = g.through
+        found = multiplied([outer, made(*average_law(normal))], shape)
+    if not g.drift or not found.known:
+        return found
+    mean = g.drift * float(np.sqrt(g.mean_square * normal.mean_square))
+    return replace(found, mean=found.mean + mean, pairs=found.pairs + mean**2)

@@ -81,7 +81,10 @@ def _mul_backward(
             found.append(fitted(scaled(g, float(other.array.ravel()[0])), sizes(i.shape)))
         else:
             part = fitted(multiplied([g, other], shape), sizes(i.shape))
-            moving = other.degree if other.array is None and not other.fresh else 0.0
+            if other.array is not None:  # given factors, which the value has as well
+                found.append(replace(part, alignment=g.alignment, own_alignment=g.own_alignment))
+                continue
+            moving = other.degree if not other.fresh else 0.0
             found.append(replace(part, own_alignment=1.0 + moving))
     return found
 

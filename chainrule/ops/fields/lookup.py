@@ -146,7 +146,7 @@ def _echo(table: Field, index: Field) -> Echo | None:
     if not table.fresh or len(table.sources) != 1 or index.array is None or index.array.size > _MOST_TOKENS:
         return None
     numbers = np.broadcast_to(index.array, [a.size for a in index.axes]).reshape(index.shape).astype(int)
-    return Echo(next(iter(table.sources)), 1.0, numbers)
+    return Echo(next(iter(table.sources)), 1.0, numbers, table.mean_square)
 
 
 def _padded_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:

@@ -17,7 +17,7 @@ from chainrule.ops.fields.lookup import alike
 from chainrule.ops.fields.registry import rule
 from chainrule.ops.fields.softmax import expected_logsumexp, softmaxed
 from chainrule.ops.fields.standardised import centred_along
-from chainrule.ops.fields.tied import peak, with_peak
+from chainrule.ops.fields.tied import peak, spike_share, with_peak
 
 
 def _class_axis(x: Field) -> int:
@@ -104,10 +104,17 @@ def _cross_entropy_back(
         if counted < count and target.array is not None:
             ignored = int(node.params.get("ignore_index", -100))
             kept = np.broadcast_to(target.array, [a.size for a in target.axes]).reshape(target.shape) != ignored
-            mask = fixed(np.expand_dims(kept, axis), [0 if len(d) != 1 else d[0].lags for d in _beside(x, axis)])
+            beside = _beside(x, axis)
+            factors = [a for factors in beside for a in factors]
+            mask = fixed(kept.reshape([a.size for a in factors]), [a.lags for a in factors])
+            mask = replace(mask, dims=tuple(tuple(factors) for factors in beside))
             found = replace(multiplied([found, mask], x.shape), own=found.own)
         each = counted
-    found = replace(found, alignment=_alignment(x, p, found, axis, stands_out), **_response(x, p, found, axis))
+    aligned_part, drift = _alignment(x, p, found, axis, stands_out)
+    found = replace(found, alignment=aligned_part, drift=drift, **_response(x, p, found, axis))
+    if x.spike is not None and found.mean_square > 0:
+        size = x.shape[axis] * float(np.sqrt(found.mean_square * x.mean_square))
+        found = replace(found, echo_drift=stands_out / size - spike_share(x) * drift)
     factor = 1.0 / each if node.params["reduction"] == "mean" else 1.0
     found = scaled(found, factor)
     if node.params["reduction"] == "none":
@@ -130,12 +137,16 @@ def _response(x: Field, p: Field, g: Field, axis: int) -> dict[str, Any]:
     together = [_pairs_over(f, others) for f in (g, p, moved)]
     turned = np.log1p((together[2] - together[1]) / together[0]) / (2 * step) if together[0] > 0 else 0.0
     sources = x.scale if x.own_spread == 0 else with_scale(x.scale, object(), float(np.sqrt(np.log1p(x.own_spread))))
-    noise = x.noise + 2.0 / max(x.shape[axis] - 1, 1)
+    # the sum over samples is s + d, s the classes' frequencies and d random in n - 1 directions: var |s + d|^2
+    n = x.shape[axis]
+    random = float(np.clip((together[1] - 1.0 / n**2) / together[0], 0.0, 1.0)) if together[0] > 0 else 0.0
+    turns = (4.0 * random * (1.0 - random) + 2.0 * random**2) / max(n - 1, 1)
+    response = max(float(turned), float(growth), 0.0)
     return {
         "scale": {k: e * growth for k, e in sources.items()},
         "lean": (x.lean + float(np.log1p(x.own_spread)) / 2) * growth,
-        "noise": noise * max(float(turned), float(growth), 0.0) ** 2,
-        "noise_lean": (x.noise_lean + 1.0 / max(x.shape[axis] - 1, 1)) * max(float(turned), float(growth), 0.0),
+        "noise": x.noise * response**2 + turns,
+        "noise_lean": x.noise_lean * response + turns / 2.0,
         "units": float(x.shape[axis]),
         "steady": True,
     }
@@ -174,17 +185,21 @@ def _names_itself(x: Field, target: Field) -> float:
     return float(np.mean(numbers == x.spike.rows.ravel()))
 
 
-def _alignment(x: Field, p: Field, g: Field, axis: int, stands_out: float = 0.0) -> float:
-    """The alignment of p - onehot with the scores: E[(g.z)^2] = v + (sum E[p z])^2, E[z p] = v E[p (1 - p)] (Stein)."""
+def _alignment(x: Field, p: Field, g: Field, axis: int, stands_out: float = 0.0) -> tuple[float, float]:
+    """The alignment of p - onehot with the scores: E[(g.z)^2] = v + (sum E[p z])^2, E[z p] = v E[p (1 - p)] (Stein).
+
+    The second part is the same for all samples: its drift.
+    """
     n = x.shape[axis]
     _, spread = centred_along(x, [axis])
     v = float(np.mean(spread)) * n / max(n - 1, 1)
     if v <= 0 or n < 2:
-        return 0.0
+        return 0.0, 0.0
     pull = v * (1.0 - p.mean_square * n) + stands_out
     whole = v + pull**2
     q = n * g.mean_square * max(x.mean_square, 1e-300)
-    return float(np.clip((whole / q - 1.0) / (n + 1), -1.0 / n, 1.0))
+    drift = pull / (n * np.sqrt(g.mean_square * max(x.mean_square, 1e-300)))
+    return float(np.clip((whole / q - 1.0) / (n + 1), -1.0 / n, 1.0)), float(np.clip(drift, -1.0, 1.0))
 
 
 def _noise(x: Field, target: Field, axis: int, node: Node, variance: float) -> float:

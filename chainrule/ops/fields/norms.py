@@ -62,7 +62,7 @@ def _norm_backward(
     found: list[Field | None] = [None] * len(wanted)
     w = _shaped(weight, len(shape), channel)
     if wanted[0]:
-        inner = multiplied([g, w], shape) if w is not None else g
+        inner = _times_weight(g, w, shape)
         along = share_along(g, normal, dims) if channel is not None else along_vector(inner, shape, dims)
         found[0] = back_through_norm(
             inner, normal, x, spread, dims, eps, centre, effective_count(x, dims), along, channel is None
@@ -77,6 +77,13 @@ def _norm_backward(
             found[position] = regrouped(small, value.shape)
         position += 1
     return found
+
+
+def _times_weight(g: Field, weight: Field | None, shape: Sequence[int]) -> Field:
+    """The cotangent of what the weight multiplies; as much along it as g is along the product."""
+    if weight is None:
+        return g
+    return replace(multiplied([g, weight], shape), alignment=g.alignment, own_alignment=g.own_alignment, drift=g.drift, echo_drift=g.echo_drift)
 
 
 def _shaped_sizes(value: Field, rank: int, channel: int | None) -> tuple[int, ...]:
@@ -184,7 +191,7 @@ def _group_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted:
     found: list[Field | None] = [None] * len(inputs)
     if wanted[0]:
         w = _shaped(weight, len(x.dims), 1)
-        inner = multiplied([g, w], x.shape) if w is not None else g
+        inner = _times_weight(g, w, x.shape)
         along = share_along(_grouped(g, groups), normal, (2, 3))
         back = back_through_norm(
             _grouped(inner, groups), normal, parts, spread, (2, 3), eps, True, effective_count(parts, (2, 3)), along

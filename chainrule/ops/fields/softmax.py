@@ -74,6 +74,41 @@ def third_power(counts: np.ndarray, variance: float) -> np.ndarray:
     return np.clip(counts * integrand.sum(axis=-1) * step, 1.0 / counts**2, 1.0)
 
 
+def responses(counts: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray]:
+    """E[(sum dS s)^2] over what it would be if dS were independent of the scores s, over keys and over queries.
+
+    For T normal scores of this variance and cotangents G of p that are independent of them: dS = p (G - sum p G), and
+    its sum with s over keys is sum p (s - sum p s) G. By a fixed set of draws, interpolated over ln T.
+    """
+    counts = np.asarray(counts, dtype=float)
+    if variance < 1e-3:
+        return np.ones_like(counts), np.ones_like(counts)
+    top = int(np.searchsorted(_RESPONSE_COUNTS, counts.max()))
+    grid = _RESPONSE_COUNTS[: min(top + 1, len(_RESPONSE_COUNTS))]
+    table = np.array([_response(n, _three_digits(variance)) for n in grid])
+    at = np.log(np.clip(counts, grid[0], grid[-1]))
+    keys, queries = (np.interp(at, np.log(grid), table[:, k]) for k in range(2))
+    return keys, queries
+
+
+_RESPONSE_COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
+
+
+@lru_cache(maxsize=1024)
+def _response(count: int, variance: float) -> tuple[float, float]:
+    draws = max(400_000 // count, 2000)
+    s = np.sqrt(variance) * np.random.default_rng(count).standard_normal((draws // 2, count))
+    s = np.concatenate([s, -s])
+    p = np.exp(s - s.max(axis=1, keepdims=True))
+    p = p / p.sum(axis=1, keepdims=True)
+    square = p**2 * (1.0 - 2.0 * p + (p**2).sum(axis=1, keepdims=True))
+    level = variance * float(square.sum(axis=1).mean())
+    if level <= 0:
+        return 1.0, 1.0
+    centred = s - (p * s).sum(axis=1, keepdims=True)
+    return float((p**2 * centred**2).sum(axis=1).mean()) / level, float((square * s**2).sum(axis=1).mean()) / level
+
+
 def _nearly_equal(counts: np.ndarray, variance: Any) -> np.ndarray:
     """The closed form for small variances."""
     e = np.exp(np.maximum(variance, 0.0))

@@ -12,9 +12,12 @@ import numpy as np
 
 from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field, consistent, pair_average, unknown, with_scale, within_budget, worst
+from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted
 from chainrule.ops.fields.elementwise import multiplied
+from chainrule.ops.fields.drift import reaching
 from chainrule.ops.fields.functions import weighted
+from chainrule.ops.fields.tied import echo_share
 
 _LAID = 64  # positions whose pairs are laid out as a matrix
 
@@ -199,18 +202,34 @@ def back_through_norm(
         x.dims, inverse, inverse**2, pair.outer(inverse, inverse, x.axes), array=inverse, own=0.0, kurtosis=1.0
     )
     found = multiplied([removed, given], x.shape)
+    echo = echo_share(x)
+    # of the part along x that is taken away, what lies along the echo is in no other vector
+    others = g.drift - (g.echo_drift / (1.0 - echo) if echo < 0.99 else 0.0)
+    steady = g.drift * (2.0 * others - g.drift) * float(share)
     scale = dict(removed.scale)
     for k, e in x.scale.items():
         scale[k] = scale.get(k, 0.0) - e * float(share)
     factor = max(1.0 - along_value, 0.0)
     found = consistent(found) if centre and not across_units else found
+    pairs = found.pairs * factor
+    if steady and found.known and normal.mean_square > 0:
+        (found, same), _ = broadcasted([found, multiplied([normal, given], x.shape)], len(x.dims), x.shape)
+        same = reaching(same, found)
+        pairs = found.pairs * min(factor + steady, 1.0) - same.pairs * (
+            steady * found.mean_square / max(same.mean_square, 1e-300)
+        )
+    kept = 0.0
+    if g.echo_drift and found.mean_square * factor * x.mean_square > 0:  # sum(g_x x) is zero, along the echo it is not
+        kept = g.echo_drift * float(
+            np.sqrt(g.mean_square * normal.mean_square / (found.mean_square * factor * x.mean_square))
+        )
     spread_of_size = float(share) ** 2 * float(np.log1p(_spread_of_size(x, g, dims)))
     scale = with_scale(scale, object(), -float(np.sqrt(spread_of_size)))  # a source of its own
     return within_budget(
         replace(
             found,
             second=found.second * factor,
-            pairs=found.pairs * factor,
+            pairs=pairs,
             scale=scale,
             lean=removed.lean - float(share) * x.lean - spread_of_size / 2,
             noise=g.noise + spread_of_size,
@@ -219,6 +238,8 @@ def back_through_norm(
             units=g.units,
             alignment=-float(share) / (count + 1.0) if across_units else 0.0,  # nothing is left along the value
             own_alignment=1.0,
+            drift=0.0,
+            echo_drift=kept,
             kind=worst(g.kind, x.kind, "approximate"),
         )
     )

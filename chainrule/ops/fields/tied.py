@@ -46,6 +46,16 @@ def scored(found: Field, x: Field, table: Field) -> Field:
     return replace(within_budget(_with_same(found, same * share, share)), spike=Spike(mu, echo.rows))
 
 
+def spike_share(x: Field) -> float:
+    """The part of the scores' mean square that the mean of those that stand out is."""
+    return min(x.spike.mean**2 / x.shape[-1] / x.mean_square, 1.0) if x.spike is not None else 0.0
+
+
+def echo_share(x: Field) -> float:
+    """The part of a value's mean square that the rows are that were looked up."""
+    return min(x.echo.mean_square / x.mean_square, 1.0) if x.echo is not None else 0.0
+
+
 def _with_same(value: Field, added: np.ndarray, share: float) -> Field:
     """More on pairs of equal units of the last dimension: a table over the leading factors."""
     lead, last = sum(len(d) for d in value.dims[:-1]), value.dims[-1]
