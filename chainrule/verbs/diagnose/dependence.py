@@ -71,6 +71,8 @@ def batch_leak(e: Examination) -> list[Finding]:
     if spread is None:
         return found
     call = next((c for c in spread.calls if not _told_by_data(c, size)), spread.call)
+    if call is not None and _compares(call, size):
+        return found
     if call is not None and _told_by_data(call, size):
         found.append(
             Finding(
@@ -95,6 +97,19 @@ def batch_leak(e: Examination) -> list[Finding]:
         )
     )  # fmt: skip
     return found
+
+
+def _compares(call: Call, size: int) -> bool:
+    """Whether the output is a table of all pairs of samples, which is what a contrastive loss compares."""
+    if not call.outputs or call.outputs[0].shape != (size, size) or sum(v.data for v in call.inputs) < 2:
+        return False
+    value = call.outputs[0]
+    while value.consumers and value.consumers[0].name in _SCALED:
+        value = value.consumers[0].outputs[0]
+    return not value.consumers  # nothing in the model reads it
+
+
+_SCALED = MOVEMENT | {"mul", "div", "neg", "pow", "square", "exp", "add", "sub"}
 
 
 def _told_by_data(call: Call, size: int) -> bool:
@@ -261,7 +276,15 @@ def _spread(
         and any(seen.get(v, False) for v in c.inputs)
     ]
     # What is read twice is reached by way of both readers; one that works row by row is not what mixes.
-    calls = [c for c in mixing if c.name not in _ROW_BY_ROW] or mixing[:1]
+    calls = [c for c in mixing if c.name not in _ROW_BY_ROW]
+    if not calls:  # rows went into another shape and came back from it: gathered along edges, added up at nodes
+        calls = [
+            c
+            for c in reversed(tape.calls)
+            if any(o in seen and not seen[o] for o in c.outputs)
+            and any(v.differentiable and v.data and not comparable(v) for v in c.inputs)
+        ]
+    calls = calls or mixing[:1]
     call = calls[0] if calls else None
     if call is None:  # the first that takes mixed rows into another shape
         call = next(

@@ -65,7 +65,7 @@ class Examination:
         """The values that a gradient of the loss reaches."""
         if not self.seen.loss.differentiable:
             return {}
-        return above([self.seen.loss], lambda call, source: source.differentiable)
+        return above([self.seen.loss], lambda call, source: source.differentiable and call.name != "Parameter")
 
     @cached_property
     def layers(self) -> list[Layer]:
@@ -101,15 +101,22 @@ class Examination:
     def other_batch(self) -> Any:
         """A batch of the same kind: rows mixed, numbers of the same mean and spread, targets moved on by one."""
         generator = torch.Generator().manual_seed(0)
-        targets = {id(t) for t in tensors_in(self.subject.target)}
+        fed = {id(t) for t in self.subject.input_tensors.values()}
+        targets = {id(t) for t in tensors_in(self.subject.target)} - fed
+        made: dict[int, torch.Tensor] = {}
 
         def changed(t: torch.Tensor) -> torch.Tensor:
+            if id(t) not in made:
+                made[id(t)] = new(t)
+            return made[id(t)]
+
+        def new(t: torch.Tensor) -> torch.Tensor:
             if not t.numel() or t.is_sparse:
                 return t
             if id(t) in targets:
                 return t.roll(1, 0) if t.dim() else t
             if t.requires_grad:  # an input that something is differentiated by
-                return changed(t.detach()).requires_grad_()
+                return new(t.detach()).requires_grad_()
             if t.is_floating_point() and t.dim() >= 2 and t.shape[0] > 1:
                 order = torch.randperm(t.shape[0], generator=generator).to(t.device)
                 weight = torch.rand((t.shape[0], *(1,) * (t.dim() - 1)), generator=generator).to(t)

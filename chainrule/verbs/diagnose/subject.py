@@ -39,6 +39,7 @@ class Observed:
     inputs: Mapping[str, Value]
     gradients: Mapping[str, torch.Tensor | None]
     loss_number: float
+    alike: bool = False  # whether what the model returns is the same for every sample
 
 
 @dataclass(eq=False)
@@ -118,8 +119,15 @@ class Subject:
     @property
     def input_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of the batch that go into the model."""
-        targets = {id(t) for t in tensors_in(self.target)}
-        return {n: t for n, t in self.batch_tensors.items() if id(t) not in targets}
+        target = self.target
+        if target is None:
+            return self.batch_tensors
+        fed = {id(t) for t in tensors_in(self.case.batch[0])}
+        found: dict[int, tuple[str, torch.Tensor]] = {}
+        for n, t in self.batch_tensors.items():  # an autoencoder's input is its target too
+            if id(t) in fed:
+                found.setdefault(id(t), (n, t))
+        return dict(found.values())
 
     # ---- running -------------------------------------------------------------------------------------------
     def loss_of(self, batch: Any = None) -> tuple[torch.Tensor, Any]:
@@ -172,16 +180,24 @@ class Subject:
             tensors = (
                 self.batch_tensors if batch is None else dict(zip(self.batch_tensors, tensors_in(given), strict=False))
             )
-            inputs = {n: tape.declare(t, f"batch {n}", data=True) for n, t in tensors.items()}
+            once: dict[int, Value] = {}
+            for n, t in tensors.items():
+                if id(t) not in once:
+                    once[id(t)] = tape.declare(t, f"batch {n}", data=True)
+            inputs = {n: once[id(t)] for n, t in tensors.items()}
             if self.rng is not None:
                 restore_generators(self.rng)
-            with tape.recording():
-                loss, output = self.loss_of(given)
+            try:
+                with tape.recording():
+                    loss, output = self.loss_of(given)
+            except ModelError as error:
+                error.module = tape.path  # type: ignore[attr-defined]
+                raise
             found = tape.of(loss)
             if found is None:
                 found = tape.declare(loss, "the loss")
             outputs = tuple(v for t in tensors_in(output) if (v := tape.of(t)) is not None)
-            number = float(loss.detach())
+            number, alike = float(loss.detach()), _alike(output)
             if loss.requires_grad:
                 try:
                     (loss if boost == 1.0 else loss * boost).backward()
@@ -193,7 +209,7 @@ class Subject:
                 values[n].backward = None
                 p.grad = None
         values |= {n: v for n, v in tape.adopted.items() if n in values}
-        return Observed(tape.settle(), found, outputs, values, inputs, grads, number)
+        return Observed(tape.settle(), found, outputs, values, inputs, grads, number, alike)
 
     def gradients(self, batch: Any = None) -> tuple[float, dict[str, torch.Tensor | None]]:
         """Loss and gradients of one plain pass, at the parameters as they are now. Call inside of ``safely``."""
@@ -227,6 +243,17 @@ class Subject:
     def optimized(self) -> set[int]:
         """Identities of the tensors in the optimizer."""
         return {id(p) for p in parameters_of(self.optimizer)}
+
+
+def _alike(output: Any) -> bool:
+    """Whether the first tensor of numbers in an output is the same along dimension 0."""
+    first = next((t for t in tensors_in(output) if t.is_floating_point() and t.dim()), None)
+    if first is None or first.shape[0] < 2 or not first.numel() or is_sharded(first):
+        return False
+    rows = first.detach()
+    if not bool((rows[0] == rows[1]).all()):  # nearly always
+        return False
+    return bool((rows == rows[:1]).all())
 
 
 def original(model: Any) -> Any:

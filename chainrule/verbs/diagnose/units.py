@@ -179,7 +179,7 @@ def dead(e: Examination) -> list[Finding]:
         (c, x)
         for c, x in activations(e)
         if c.name not in GATES
-        and ACTIVATIONS[c.name].dies
+        and (ACTIVATIONS[c.name].dies or not ACTIVATIONS[c.name].bounded)
         and c.liveness is not None
         and float(c.liveness.dead.float().mean()) > 0.9
     ]
@@ -420,18 +420,3 @@ def _bent(e: Examination, first: Layer, second: Layer) -> Patch | None:
     owners = [x.parameter.rpartition(".")[0] for x in e.layers if not x.last]
     code = [f"model.set_submodule({m!r}, nn.Sequential({submodule(m)}, nn.ReLU()))" for m in dict.fromkeys(owners) if m]
     return Patch("\n".join(code)) if code else None
-
-
-# ---- no signal -----------------------------------------------------------------------------------------------
-def no_signal(e: Examination) -> list[Finding]:
-    """A loss that does not depend on the inputs at all."""
-    floats = [v for n, v in e.seen.inputs.items() if n in e.subject.input_tensors]
-    if not floats or any(v in e.ancestors for v in floats) or not e.path:
-        return []
-    return [
-        Finding(
-            "no_signal", "error", "the model", "the loss does not depend on the inputs: nothing reads them",
-            measured=f"loss {e.seen.loss_number:.4g}", expected="an output that depends on its input",
-            fix="use the argument of forward",
-        )
-    ]  # fmt: skip
