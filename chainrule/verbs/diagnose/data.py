@@ -154,7 +154,12 @@ def _copes(e: Examination) -> bool:
     if trial is None:
         return False
     losses = trial.losses
-    return all(map(math.isfinite, losses)) and losses[-1] < 0.7 * losses[0] and losses[-1] <= min(losses) * 1.5
+    return (
+        all(map(math.isfinite, losses))
+        and losses[-1] < 0.7 * losses[0]
+        and max(losses) < 10 * losses[0]
+        and (losses[-1] <= min(losses) * 1.5)
+    )
 
 
 def _normalised(e: Examination, name: str) -> bool:

@@ -17,7 +17,7 @@ from chainrule.errors import ChainruleError
 from chainrule.frontends.torch import batch as convention
 from chainrule.verbs.diagnose.examination import Examination, replaced
 from chainrule.verbs.diagnose.tape import Tape
-from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, MOVEMENT, RECURRENT
+from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, LOSSES, MOVEMENT, RECURRENT
 from chainrule.verbs.diagnose.values import Call, Value, above, tensors_in
 from chainrule.verbs.kinds import Finding
 
@@ -169,7 +169,8 @@ def future_leak(e: Examination) -> list[Finding]:
     def comparable(v: Value) -> bool:
         return _dimension(v.shape, along, length) is not None
 
-    spread = _spread(e, lambda out: out.select(along, at), outside, comparable, along, length, read)
+    place = along if not _classes_second(e) else 2
+    spread = _spread(e, lambda out: out.select(place, at), outside, comparable, along, length, read)
     if spread is None:
         return []
     call = spread.call
@@ -200,12 +201,21 @@ def _predicts_next(e: Examination) -> tuple[torch.Tensor, int, int] | None:
             y = target.detach().reshape(x.shape)  # labels are often flat
             for along in (1, 0):
                 length = x.shape[along]
-                if length < 4 or outputs[0][:2] != tuple(x.shape[:2]):
+                shape = outputs[0] if not _classes_second(e) else (outputs[0][0], outputs[0][2])
+                if length < 4 or shape[:2] != tuple(x.shape[:2]):
                     continue
                 later, now = x.narrow(along, 1, length - 1), x.narrow(along, 0, length - 1)
                 if bool((later == y.narrow(along, 0, length - 1)).all()) and bool((later != now).any()):
                     return x, along, int(length)
     return None
+
+
+def _classes_second(e: Examination) -> bool:
+    """Whether the output is (N, K, T), as cross-entropy takes it, with the positions last."""
+    first = next((v for v in e.seen.outputs if v.shape), None)
+    if first is None or len(first.shape) != 3:
+        return False
+    return any(c.name in LOSSES and LOSSES[c.name].classes and c.inputs[0] is first for c in e.seen.tape.calls)
 
 
 def _dimension(shape: Sequence[int], along: int, size: int) -> int | None:

@@ -304,7 +304,12 @@ def _viewed(call: Call) -> Patch | None:
 def _subtracted(e: Examination) -> list[Finding]:
     """(N, 1) - (N,), squared and averaged by hand; (N,) * log of (N, 1)."""
     for call in e.seen.tape.calls:
-        if call.name not in ("sub", "mul") or call.module or len(call.inputs) != 2 or not any(o in e.path for o in call.outputs):
+        if (
+            call.name not in ("sub", "mul")
+            or call.module
+            or len(call.inputs) != 2
+            or not any(o in e.path for o in call.outputs)
+        ):
             continue
         a, b = call.inputs
         learned, target = (a, b) if a.learned else (b, a)

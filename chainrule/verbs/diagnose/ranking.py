@@ -31,9 +31,10 @@ EXPLAINS: Mapping[str, frozenset[str]] = {
     "no_signal": frozenset({"output_unused", "unused", *_SMALL, *_TRAINING}),
     "symmetric": frozenset({*_SMALL, *_TRAINING, "exploding", "duplicate", "linear_stack"}),
     "zero_derivative": frozenset({*_SMALL, *_TRAINING}),
-    "loss_pairing": frozenset({*_SMALL, *_TRAINING, "loss_axis", "batch_leak", "sign", "symmetric", "target_range",
-                               "target_scale"}),
-    "loss_axis": frozenset({"batch_leak", *_TRAINING, "loss_pairing"}),
+    "loss_pairing": frozenset(
+        {*_SMALL, *_TRAINING, "loss_axis", "batch_leak", "sign", "symmetric", "target_range", "target_scale"}
+    ),
+    "loss_axis": frozenset({"batch_leak", "future_leak", *_TRAINING, "loss_pairing"}),
     "broadcast": frozenset({*_TRAINING, "batch_leak"}),
     "sign": frozenset({*_TRAINING}),
     "exploding": frozenset({"saturated", "dead", "nonfinite", "target_scale", *_TRAINING}),
@@ -69,6 +70,8 @@ def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _explains(cause: Finding, finding: Finding) -> bool:
+    if finding.kind == "lr_too_high" and cause.kind == "input_scale" and "reduction" in finding.fix:
+        return False  # a sum over the batch stays one whatever the inputs' scale
     if (cause.kind, finding.kind) == ("input_scale", "init_loss"):
         return True  # and where training copes with the scale, it copes with the first loss
     return cause.severity != "info" and finding.kind in EXPLAINS.get(cause.kind, frozenset())

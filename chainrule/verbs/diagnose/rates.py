@@ -17,6 +17,7 @@ from chainrule.verbs.diagnose.patches import Patch
 from chainrule.verbs.diagnose.torch_ops import LOSSES
 from chainrule.verbs.kinds import Finding
 
+_SPIKE = 10.0  # times the first loss
 _FALL, _CHANGE = 1e-6, 1e-6  # relative fall of the loss, and relative change of the weights, per step
 
 
@@ -30,7 +31,13 @@ def learning_rate(e: Examination, trial: Trial) -> list[Finding]:
         return [_low(e, trial, lr, "the learning rate is 0")] if not warming else []
     blown = not all(map(math.isfinite, losses))
     wild = is_adaptive(optimizer) and _median_change(trial) > 1 and max(losses) > 3 * abs(first)
-    risen = blown or wild or (min(losses[-4:]) > first + 0.02 * abs(first) and losses[-1] > first + 0.05 * abs(first))
+    spiked = not is_adaptive(optimizer) and max(losses) > _SPIKE * abs(first)  # one batch is soon fitted all the same
+    risen = (
+        blown
+        or wild
+        or spiked
+        or (min(losses[-4:]) > first + 0.02 * abs(first) and losses[-1] > first + 0.05 * abs(first))
+    )
     if risen and len(losses) > 2:
         return _high(e, trial, lr)
     fall = lr * trial.squared / abs(first) if first else math.inf
@@ -101,6 +108,9 @@ def _high(e: Examination, trial: Trial, lr: float) -> list[Finding]:
             # The batch's noise, or a saddle, is no fault of the learning rate.
             if math.isfinite(losses[-1]) and losses[-1] < 10 * abs(losses[0]) + 1:
                 return []
+        peak = max(filter(math.isfinite, losses))
+        if math.isfinite(losses[-1]) and peak > _SPIKE * abs(losses[-1]):
+            ended = f"{peak:.3g} -> {ended}"
         safe = 1 / top if top else lr / 100
         summed = _summed(e)
         return [
@@ -136,11 +146,18 @@ def _high(e: Examination, trial: Trial, lr: float) -> list[Finding]:
 
 
 def _summed(e: Examination) -> int:
-    """How many samples a loss with reduction='sum' adds up; 0 if it does not."""
+    """How many samples a loss adds up, as a loss of torch with reduction='sum' or by hand; 0 if it does not."""
+    rows = {t.shape[0] for t in e.subject.input_tensors.values() if t.dim()}
     for call in e.seen.tape.calls:
         if call.name in LOSSES and call.argument(3 if LOSSES[call.name].classes else 2, "reduction", 1) in (2, "sum"):
             return call.inputs[0].shape[0] if call.inputs[0].shape else 0
-    return 0
+    value = e.seen.loss
+    while value.producer is not None and value.producer.name in ("neg", "mul", "add") and value.producer.inputs:
+        value = max(value.producer.inputs, key=lambda v: v in e.path)
+    call = value.producer
+    if call is None or call.name != "sum" or not call.inputs[0].shape or call.inputs[0].shape[0] not in rows:
+        return 0
+    return call.inputs[0].shape[0]
 
 
 def _low(e: Examination, trial: Trial, lr: float, why: str) -> Finding:
