@@ -67,16 +67,21 @@ def flow(e: Examination) -> list[Finding]:
         slope = _per_layer(layers)
         if slope >= math.log10(FACTOR):
             return [_finding(e, layers, slope, by_scale=True)]
-    if all(x.gain > LARGE for x in layers):
+    if all(x.gain > FACTOR for x in layers):
         slope = _per_layer(layers)
-        short = slope <= -math.log10(FACTOR) and all(x.gain > FACTOR for x in layers)
-        grown = max(layers[-1].forward / (layers[0].forward or 1.0), layers[0].backward / layers[-1].backward)
-        if short or (slope <= -math.log10(LARGE) and grown > 1e3):
+        if slope <= -math.log10(FACTOR):
             return [_finding(e, layers, slope, by_scale=True)]
     # A layer with signal zero says nothing about a trend: a zero head, a branch that is off, dead units.
     alive = [x for x in layers if x.backward > 0]
     slope, steady = trend([x.backward for x in alive])
-    return [_finding(e, alive, slope, by_scale=False)] if steady else []
+    if steady:
+        return [_finding(e, alive, slope, by_scale=False)]
+    if len(alive) == len(layers) and all(x.gain > LARGE for x in layers):
+        slope = _per_layer(layers)
+        grown = max(layers[-1].forward / (layers[0].forward or 1.0), layers[0].backward / layers[-1].backward)
+        if slope <= -math.log10(LARGE) and grown > 1e3:
+            return [_finding(e, layers, slope, by_scale=True)]
+    return []
 
 
 def through_time(e: Examination) -> list[Finding]:

@@ -14,6 +14,7 @@ from chainrule.verbs.diagnose.optimizers import of_groups
 from chainrule.verbs.diagnose.patches import Patch
 from chainrule.verbs.diagnose.penalties import penalty
 from chainrule.verbs.diagnose.rates import learning_rate, warming_up
+from chainrule.verbs.diagnose.wide import inner, norm
 from chainrule.verbs.kinds import Finding
 
 
@@ -45,7 +46,7 @@ def regularizer(e: Examination) -> list[Finding]:
             g = e.seen.gradients.get(names.get(id(p), ""))
             if g is None or g.is_sparse or p.dim() < 2:
                 continue
-            weight, slope = float(p.detach().double().norm()), float(g.double().norm())
+            weight, slope = norm(p), norm(g)
             if decoupled:
                 if lr * decay > 0.02:
                     strong.append((names[id(p)], decay, lr * decay))
@@ -136,7 +137,7 @@ def _shared(own: Mapping[str, torch.Tensor | None], other: Mapping[str, torch.Te
 
 
 def _norm(gradients: Mapping[str, torch.Tensor | None], names: list[str]) -> float:
-    return math.sqrt(sum(float((g.double() ** 2).sum()) for n in names if (g := gradients[n]) is not None))
+    return math.sqrt(sum(norm(g) ** 2 for n in names if (g := gradients[n]) is not None))
 
 
 def accumulating(
@@ -195,7 +196,7 @@ def foreign(
 
 
 def _cosine(a: Mapping[str, torch.Tensor | None], b: Mapping[str, torch.Tensor | None], names: list[str]) -> float:
-    dot = sum(float((a[n].double() * b[n].double()).sum()) for n in names)  # type: ignore[union-attr]
+    dot = sum(inner(a[n], b[n]) for n in names)  # type: ignore[union-attr]
     return dot / max(_norm(a, names) * _norm(b, names), 1e-300)
 
 

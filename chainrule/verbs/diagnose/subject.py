@@ -20,11 +20,13 @@ from chainrule.frontends.torch import batch as convention
 from chainrule.frontends.torch import restore_generators
 from chainrule.frontends.torch.places import of_traceback
 from chainrule.verbs.case import Case
+from chainrule.verbs.diagnose.heap import bytes_of, give_back
 from chainrule.verbs.diagnose.keeping import kept, parameters_of
 from chainrule.verbs.diagnose.sharding import is_sharded, whole
 from chainrule.verbs.diagnose.tape import Tape
 from chainrule.verbs.diagnose.values import Value, tensors_in
 
+_LARGE = 16e6  # bytes
 Watch = Callable[[Value, torch.Tensor], torch.Tensor | None]  # what it returns takes the gradient's place
 
 
@@ -58,6 +60,7 @@ class Subject:
     notes: list[str] = field(default_factory=list)
     ignored: frozenset[int] = frozenset()
     rng: list[torch.Tensor] | None = None
+    made: int = 0  # bytes of all values of a recorded pass
 
     # ---- parts ---------------------------------------------------------------------------------------------
     @cached_property
@@ -154,10 +157,23 @@ class Subject:
             raise failure(error, given) from error
 
     @contextmanager
-    def safely(self) -> Iterator[None]:
-        """Everything of the user's is put back when the block ends."""
-        with kept(self.roots.values(), self.optimizer, self._strangers()), torch.enable_grad():
-            yield
+    def safely(self) -> Iterator[dict[int, torch.Tensor]]:
+        """Everything of the user's is put back when the block ends; gives the parameters' bytes by identity."""
+        try:
+            with kept(self.roots.values(), self.optimizer, self._strangers()) as before, torch.enable_grad():
+                yield before
+        finally:
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Gives memory back that a pass has left behind, where passes are large enough to be worth the time."""
+        if self.heavy:
+            give_back()
+
+    @cached_property
+    def heavy(self) -> bool:
+        """Whether parameters are of some size, or what the first recorded pass made."""
+        return bytes_of(self.parameters.values()) > _LARGE or self.made > _LARGE
 
     def _strangers(self) -> Iterator[torch.Tensor]:
         yield from self.strange_tensors
@@ -193,6 +209,7 @@ class Subject:
             except ModelError as error:
                 error.module = tape.path  # type: ignore[attr-defined]
                 raise
+            self.made = self.made or sum(tape.bytes_made())
             found = tape.of(loss)
             if found is None:
                 found = tape.declare(loss, "the loss")

@@ -325,6 +325,12 @@ class Tape(ProxyTorchDispatchMode):
             seen += 1
         return len(value.shape) - 1
 
+    def bytes_made(self) -> Iterator[int]:
+        """Bytes of each value that was made."""
+        for call in self.calls:
+            for v in call.outputs:
+                yield math.prod(v.shape) * v.dtype.itemsize if call.name not in MOVEMENT else 0
+
     # ---- what is no op of the dispatcher -------------------------------------------------------------------
     def custom(self, cls: Any, apply_: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A call of a custom autograd.Function, as one call."""

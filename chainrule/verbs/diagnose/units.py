@@ -25,6 +25,7 @@ from chainrule.verbs.diagnose.torch_ops import (
     RECURRENT,
 )
 from chainrule.verbs.diagnose.values import Call, Value
+from chainrule.verbs.diagnose.wide import row_sums
 from chainrule.verbs.kinds import Finding
 
 FRESH = Patch("for m in model.modules():\n    if hasattr(m, 'reset_parameters'):\n        m.reset_parameters()")
@@ -105,7 +106,7 @@ def different_units(
     with_bias = own == "weight" and bias in parameters and parameters[bias].shape == weight.shape[:1]
     rows = weight.flatten(1)
     # Most nets end here: rows with equal sums are rare unless rows are equal.
-    sums = rows.to(torch.float64).sum(1) + (parameters[bias].detach().to(torch.float64) if with_bias else 0.0)
+    sums = row_sums(rows) + (parameters[bias].detach().to(torch.float64) if with_bias else 0.0)
     ordered = sums.sort().values
     if not bool((ordered[1:] == ordered[:-1]).any()):
         return 0
