@@ -57,6 +57,12 @@ CASES: dict[str, Callable[[], Built]] = {
 }
 
 
+def weight(built: Built) -> int:
+    """Bytes of a model and its batch."""
+    net, batch, _ = built
+    return sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers(), *batch))
+
+
 def steps(built: Built, optimizer: torch.optim.Optimizer | None) -> None:
     """Three steps; without an optimizer, passes."""
     net, (x, y), loss = built
@@ -103,12 +109,14 @@ def main() -> None:
     device = "cuda" if parser.parse_args().cuda else "cpu"
     torch.set_num_threads(1)
     print(machine())
-    print(f"{'':32}{'steps':>12}{'diagnose':>12}{'ratio':>8}   (MB above model and batch)")
+    print(f"{'':38}{'model':>6}{'steps':>12}{'diagnose':>12}{'ratio':>8}{'all':>8}")
+    print("MB: model and batch; what is above them at the peak; its ratio, and that of all together")
     for name, make in CASES.items():
         for adam in (False, True):
             plain, looked = peak(make, False, adam, device), peak(make, True, adam, device)
-            what = f"{name}{', Adam' if adam else ''}"
-            print(f"{what:38}{plain / 1e6:6.0f}{looked / 1e6:12.0f}{looked / plain:8.2f}")
+            what, own = f"{name}{', Adam' if adam else ''}", weight(make())
+            print(f"{what:38}{own / 1e6:6.0f}{plain / 1e6:12.0f}{looked / 1e6:12.0f}{looked / plain:8.2f}"
+                  f"{(looked + own) / (plain + own):8.2f}")  # fmt: skip
 
 
 if __name__ == "__main__":

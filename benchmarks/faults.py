@@ -1,12 +1,13 @@
 """Faults found, layers named, fixes that work, and false alarms: diagnose on the table of ``fault_cases``.
 
-    python -m benchmarks.faults [--seeds 3] [--only F01,H07] [--quick] [--peer /path/to/python]
+    python -m benchmarks.faults [--seeds 3] [--only F01,H07] [--quick] [--questions] [--peer /path/to/python]
 
 Each fault is built at several seeds and sizes (as it is; twice as deep; four times as wide), asserted to manifest in
 training itself, and diagnosed. kind: the first finding has the right kind, and no second cause is claimed; place: it
 names the layer or op; fix: the fix as code is applied to a fresh copy (statements run, edits made in the source and the
 module loaded again) and the fault no longer manifests; by hand: the fix is for the training loop or the loader, and is
-applied as its sentence says. ``--peer``: an interpreter with torchtest2, which is then run on the same cases.
+applied as its sentence says. ``--questions``: programs of people who asked why their network does not train, in
+place of the tables. ``--peer``: an interpreter with torchtest2, which is then run on the same cases.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import torch
 
 import chainrule as cr
 from benchmarks.fault_cases.by_hand import BY_HAND
+from benchmarks.fault_cases.questions import NUMBERED, named
+from benchmarks.fault_cases.questions import TABLE as QUESTIONS
 from benchmarks.fault_cases.sound import TABLE
 from benchmarks.fault_cases.table import Fault, Setup, Size
 
@@ -145,6 +148,28 @@ def healthy(names: list[str], every: list[Size]) -> int:
     return alarms
 
 
+def questions(every: list[Size]) -> None:
+    """Programs of people who asked: whether the cause that the answers name is named."""
+    print(f"\n{'question':14}{'what':92}{'cases':>6}{'kind':>6}{'place':>6}  {'found'}")
+    right = numbered = 0
+    for name, row in QUESTIONS.faults.items():
+        kinds = places = 0
+        found: Counter[str] = Counter()
+        for size in every:
+            if not row.manifests(row.build(size)):
+                print(f"       {name} at {size} does not manifest")
+                continue
+            result = examined(row.build(size))
+            kind, place = named(row, result)
+            kinds, places = kinds + kind, places + place
+            found.update(f.kind for f in result.worst("warning"))
+        if name in NUMBERED:
+            numbered += 1
+            right += kinds == places == len(every)
+        print(f"{name:14}{row.what[:90]:92}{len(every):6}{kinds:6}{places:6}  {', '.join(found)}")
+    print(f"questions: cause and place named at every seed in {right} of {numbered}")
+
+
 def scripts() -> None:
     """The ten training scripts, run as they are by the command line, with what is planted and without."""
     print(f"\n{'script':16}{'planted':20}{'found':52}{'without it':12}")
@@ -191,6 +216,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="rows, separated by commas")
     parser.add_argument("--quick", action="store_true", help="no deeper or wider copies")
+    parser.add_argument("--questions", action="store_true", help="programs of people who asked, in place of the tables")
     parser.add_argument("--peer", default="", help="a Python that has torchtest2")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -200,6 +226,9 @@ def main() -> None:
     sound = [n for n in TABLE.sound if not only or n in only]
     every = sizes(given.seeds, given.quick)
     print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, {len(every)} builds of each")
+    if given.questions:
+        questions(sizes(given.seeds, quick=True))
+        return
     counts = faults(names, every)
     wide = [s for s in every if s.deep == 1]
     alarms = healthy(sound, wide)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,8 @@ def named_batch(model: Callable[..., Any], batch: Any, mode: str) -> Named:
             required="inputs as a tensor, a tuple of tensors or a dict of tensors",
             instead="torch.as_tensor(...) of it",
         )
-    return found + list(leaves(target, "y"))
+    taken = any(re.match(r"y\b", name) for name, _ in found)
+    return found + list(leaves(target, "target" if taken else "y"))
 
 
 def call_model(model: Callable[..., Any], inputs: Any) -> Any:

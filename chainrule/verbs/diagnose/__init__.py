@@ -20,6 +20,7 @@ from chainrule.verbs.diagnose.data import bad_leaves, data
 from chainrule.verbs.diagnose.dependence import dependence
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.flow import flow
+from chainrule.verbs.diagnose.influence import no_signal, same_for_all
 from chainrule.verbs.diagnose.losses import losses, masked_labels
 from chainrule.verbs.diagnose.numbers import nonfinite
 from chainrule.verbs.diagnose.ranking import ranked
@@ -32,7 +33,7 @@ from chainrule.verbs.diagnose.sharding import first_batch
 from chainrule.verbs.diagnose.stepping import stepping
 from chainrule.verbs.diagnose.subject import Subject
 from chainrule.verbs.diagnose.training_step import stepped_gradients
-from chainrule.verbs.diagnose.units import dead, linear_stack, no_signal, noise, saturated, symmetric
+from chainrule.verbs.diagnose.units import dead, linear_stack, noise, saturated, symmetric
 from chainrule.verbs.diagnose.verification import verified
 from chainrule.verbs.kinds import Finding as Finding
 
@@ -129,6 +130,8 @@ def examine(
     findings += bad
     for family in _FAMILIES if not bad and not any(f.severity == "error" for f in findings) else (connections,):
         findings += family(e)
+    if not any(f.severity == "error" for f in findings):
+        findings += same_for_all(e)
     roots = ranked(findings)
     if verify and not bad:
         roots = verified(e, roots)

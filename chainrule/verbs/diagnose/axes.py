@@ -16,6 +16,8 @@ SCALINGS = frozenset({"div", "mul"})  # a temperature
 def axis(e: Examination, call: Call) -> Finding | None:
     """A softmax over another dimension than the one that a loss takes for classes."""
     made = origin(call.inputs[0], TRANSPARENT).producer
+    if made is not None and made.name == "linear":
+        return _classes_last(e, call)
     if made is None or made.name not in SOFTMAXES | LOG_SOFTMAXES:
         return None
     dim, shape = made.argument(1, "dim"), made.outputs[0].shape
@@ -31,6 +33,28 @@ def axis(e: Examination, call: Call) -> Finding | None:
     if module is not None and getattr(module, "dim", None) == dim:
         patch = Patch(f"{submodule(made.module)}.dim = 1")
     return _wrong_axis(made, shape, dim, patch)
+
+
+_SAME = DROPOUTS | {"view", "reshape", "contiguous", "to", "_to_copy", "clone", "alias", "float"}
+
+
+def _classes_last(e: Examination, call: Call) -> Finding | None:
+    """Logits (N, T, K) as a linear layer gives them, where the loss takes (N, K, T): silent where T equals K."""
+    value, shape = call.inputs[0], call.inputs[0].shape
+    if len(shape) < 3 or not LOSSES[call.name].classes or shape[1] != shape[-1]:
+        return None
+    while value.producer is not None and value.producer.name in _SAME and value.producer.inputs[0].shape == shape:
+        value = value.producer.inputs[0]
+    if value.producer is None or value.producer.name != "linear":
+        return None
+    return Finding(
+        "loss_axis", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
+        f"{call.name} takes dimension 1 for the classes, and the last layer gives them along the last: it compares "
+        f"positions, which are as many ({shape[1]})",
+        measured=f"logits {shape} straight from a linear layer", expected="(N, K, T), or one dimension of positions",
+        fix="logits.flatten(0, 1) and target.flatten(), or logits.transpose(1, 2)",
+        source=call.place.text or value.producer.place.text,
+    )  # fmt: skip
 
 
 def over_the_batch(e: Examination) -> list[Finding]:

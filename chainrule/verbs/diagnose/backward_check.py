@@ -50,10 +50,10 @@ def wrong_backward(e: Examination) -> list[Finding]:
 def _check(e: Examination, function: Any, call: Call, arguments: Any) -> Finding | None:
     with e.subject.safely():
         try:
-            pairs, local = _compare(function, call, arguments, torch.float64)
+            pairs, local, staircase = _compare(function, call, arguments, torch.float64)
             dtype = torch.float64
         except RuntimeError:
-            pairs, local = _compare(function, call, arguments, torch.float32)
+            pairs, local, staircase = _compare(function, call, arguments, torch.float32)
             dtype = torch.float32
     if not pairs:
         return None
@@ -64,7 +64,7 @@ def _check(e: Examination, function: Any, call: Call, arguments: Any) -> Finding
     off = [abs(a - n) for a, n, _ in pairs]
     if max(off) <= _TOLERANCE[dtype] * scale:
         return None
-    flat = all(abs(n) <= 1e-6 * max(abs(a), 1e-30) for a, n, _ in pairs)
+    flat = all(abs(n) <= 1e-6 * max(abs(a), 1e-30) for a, n, _ in pairs) or staircase
     same = all(s for _, _, s in pairs)
     where = f"{call.module + ' ' if call.module else ''}{name}"
     if flat or same:
@@ -120,8 +120,8 @@ def _scaled(function: Any, advice: str) -> Patch | None:
 
 def _compare(
     function: Any, call: Call, arguments: Any, dtype: torch.dtype
-) -> tuple[list[tuple[float, float, bool]], float | None]:
-    """(by backward, by differences, forward is the identity) in random directions; the ratio entry by entry."""
+) -> tuple[list[tuple[float, float, bool]], float | None, bool]:
+    """(by backward, by differences, forward is the identity) in random directions; the ratio entry by entry; steps."""
     held = iter(call.held)
     generator = torch.Generator().manual_seed(0)
 
@@ -140,7 +140,7 @@ def _compare(
     needing = [t for t, original in zip(tensors_in(given), tensors_in(arguments), strict=True)
                if t.is_floating_point() and original.requires_grad]  # fmt: skip
     if not needing:
-        return [], None
+        return [], None, False
     del inputs
 
     def run(shift: list[torch.Tensor] | None) -> list[torch.Tensor]:
@@ -158,7 +158,7 @@ def _compare(
     cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
     taped = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
     if not taped:
-        return [], None
+        return [], None, False
     grads = torch.autograd.grad([o for o, _ in taped], leaves, [c for _, c in taped], allow_unused=True)
     same = len(outputs) == len(needing) == 1 and outputs[0].shape == needing[0].shape and torch.allclose(
         outputs[0].detach(), needing[0]
@@ -179,7 +179,16 @@ def _compare(
             )
             if math.isfinite(numeric) and math.isfinite(analytic):
                 pairs.append((analytic, numeric, same))
-    return pairs, _ratio(run, needing, outputs, cotangents, grads, dtype)
+    return pairs, _ratio(run, needing, outputs, cotangents, grads, dtype), _staircase(run, needing)
+
+
+def _staircase(run: Callable[..., Any], needing: Any) -> bool:
+    """Whether next to no entry of what comes out moves when what goes in moves a little: flat, with jumps between."""
+    with torch.no_grad():
+        here = run([t.clone() for t in needing])
+        there = run([t * (1 + 1e-5) + 1e-5 * float(t.abs().mean()) for t in needing])
+    moved = sum(int((a != b).sum()) for a, b in zip(here, there, strict=True))
+    return moved <= 0.02 * sum(a.numel() for a in here)
 
 
 def _ratio(

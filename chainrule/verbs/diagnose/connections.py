@@ -18,7 +18,7 @@ from chainrule.verbs.diagnose.patches import Patch, submodule
 from chainrule.verbs.diagnose.registration import frozen, unregistered
 from chainrule.verbs.diagnose.tape import Tape
 from chainrule.verbs.diagnose.torch_ops import FLAT
-from chainrule.verbs.diagnose.values import Call, Value, below
+from chainrule.verbs.diagnose.values import Call, Value, above, below
 from chainrule.verbs.kinds import Finding
 
 
@@ -62,7 +62,8 @@ def cut_of(e: Examination, value: Value) -> Call | None:
 
 
 def _cuts(call: Call, used: list[Value]) -> bool:
-    return any(v.differentiable for v in call.inputs) and not any(o.differentiable for o in used)
+    ends = call.name == "Parameter" or not any(o.differentiable for o in used)
+    return ends and any(v.differentiable for v in call.inputs)
 
 
 def _no_grad(call: Call) -> bool:
@@ -101,7 +102,7 @@ def _cut(e: Examination, call: Call, names: list[str], missing: int) -> Finding:
 
 def _at_the_end(e: Examination, call: Call) -> bool:
     """Whether the cut is behind the model: in the loss."""
-    return not call.module and any(v in e.seen.outputs for v in call.inputs)
+    return not call.module and not above(call.inputs).keys().isdisjoint(e.seen.outputs)
 
 
 _SPELLING = {"gt": "> (gt)", "ge": ">= (ge)", "lt": "< (lt)", "le": "<= (le)", "eq": "== (eq)", "ne": "!= (ne)",
@@ -126,6 +127,8 @@ def _reason(call: Call) -> tuple[str, str]:
     if call.name in ("detach", "detach_", "data"):
         word = ".data" if call.name == "data" else f".{call.name}()"
         return f"{word} gives the same numbers without their history", f"remove {word}"
+    if call.name == "Parameter":
+        return "nn.Parameter(h) is a new leaf with the numbers of h and without their history", "h itself"
     if call.name == "custom":
         return f"{call.function.__name__} marks its output as not differentiable", "give it a backward"
     if all(o.dtype.is_floating_point for o in call.outputs):

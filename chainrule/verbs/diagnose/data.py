@@ -12,11 +12,12 @@ from chainrule.verbs.diagnose.layers import rms
 from chainrule.verbs.diagnose.patches import Patch
 from chainrule.verbs.diagnose.sharding import own_part
 from chainrule.verbs.diagnose.subject import Subject
-from chainrule.verbs.diagnose.torch_ops import BATCH_STATISTICS, LOSSES, NORMALIZATIONS
-from chainrule.verbs.diagnose.values import above
+from chainrule.verbs.diagnose.torch_ops import BATCH_STATISTICS, LOSSES, MOVEMENT, NORMALIZATIONS, TABLES
+from chainrule.verbs.diagnose.values import Value, above, origin
 from chainrule.verbs.kinds import Finding
 
 SMALL, LARGE = 0.02, 20.0  # largest entry, and root mean square, of inputs that are worth a word
+UNRESOLVED = 1e6  # of this size float32 resolves steps of a tenth, and every layer's first products are as large
 
 
 STANDARD = "({x} - {x}.mean(0)) / ({x}.std(0) + 1e-12)"
@@ -84,14 +85,19 @@ def data(e: Examination) -> list[Finding]:
 def _used(e: Examination) -> set[str]:
     """Inputs that a weight layer, or a table, works on: what only the loss reads is a target."""
     read = above([v for x in e.layers for v in x.call.inputs if v.data])
-    tables = {v for c in e.seen.tape.calls if c.name == "embedding" for v in c.inputs}
+    tables = _looked_up(e)
     return {n for n, v in e.seen.inputs.items() if v in e.ancestors and (v in read or v in tables or not e.layers)}
 
 
 def _main(e: Examination, name: str) -> bool:
     """Whether a tensor of whole numbers is looked up in a table: masks and positions may well be equal."""
-    return any(c.name == "embedding" for c in e.seen.inputs[name].consumers) and name not in (
-        "position_ids", "token_type_ids", "attention_mask")  # fmt: skip
+    ids = name not in ("position_ids", "token_type_ids", "attention_mask")
+    return ids and e.seen.inputs[name] in _looked_up(e)
+
+
+def _looked_up(e: Examination) -> set[Value]:
+    """What is looked up in tables, before it was reshaped for them."""
+    return {origin(v, MOVEMENT) for c in e.seen.tape.calls if c.name in TABLES for v in c.inputs}
 
 
 def _constant(name: str, t: torch.Tensor) -> list[Finding]:
@@ -126,7 +132,7 @@ def _scale(e: Examination, name: str, t: torch.Tensor) -> list[Finding]:
             )
         ]  # fmt: skip
     if size > LARGE:
-        copes = _copes(e)
+        copes = size < UNRESOLVED and _copes(e)
         return [
             Finding(
                 "input_scale", "info" if copes else "warning", f"batch {name}",
@@ -148,7 +154,12 @@ def _copes(e: Examination) -> bool:
     if trial is None:
         return False
     losses = trial.losses
-    return all(map(math.isfinite, losses)) and losses[-1] < 0.7 * losses[0] and losses[-1] <= min(losses) * 1.5
+    return (
+        all(map(math.isfinite, losses))
+        and losses[-1] < 0.7 * losses[0]
+        and max(losses) < 10 * losses[0]
+        and (losses[-1] <= min(losses) * 1.5)
+    )
 
 
 def _normalised(e: Examination, name: str) -> bool:

@@ -17,7 +17,7 @@ from chainrule.errors import ChainruleError
 from chainrule.frontends.torch import batch as convention
 from chainrule.verbs.diagnose.examination import Examination, replaced
 from chainrule.verbs.diagnose.tape import Tape
-from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, MOVEMENT, RECURRENT
+from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, LOSSES, MOVEMENT, RECURRENT
 from chainrule.verbs.diagnose.values import Call, Value, above, tensors_in
 from chainrule.verbs.kinds import Finding
 
@@ -71,6 +71,8 @@ def batch_leak(e: Examination) -> list[Finding]:
     if spread is None:
         return found
     call = next((c for c in spread.calls if not _told_by_data(c, size)), spread.call)
+    if call is not None and _compares(call, size):
+        return found
     if call is not None and _told_by_data(call, size):
         found.append(
             Finding(
@@ -95,6 +97,19 @@ def batch_leak(e: Examination) -> list[Finding]:
         )
     )  # fmt: skip
     return found
+
+
+def _compares(call: Call, size: int) -> bool:
+    """Whether the output is a table of all pairs of samples, which is what a contrastive loss compares."""
+    if not call.outputs or call.outputs[0].shape != (size, size) or sum(v.data for v in call.inputs) < 2:
+        return False
+    value = call.outputs[0]
+    while value.consumers and value.consumers[0].name in _SCALED:
+        value = value.consumers[0].outputs[0]
+    return not value.consumers  # nothing in the model reads it
+
+
+_SCALED = MOVEMENT | {"mul", "div", "neg", "pow", "square", "exp", "add", "sub"}
 
 
 def _told_by_data(call: Call, size: int) -> bool:
@@ -154,7 +169,8 @@ def future_leak(e: Examination) -> list[Finding]:
     def comparable(v: Value) -> bool:
         return _dimension(v.shape, along, length) is not None
 
-    spread = _spread(e, lambda out: out.select(along, at), outside, comparable, along, length, read)
+    place = along if not _classes_second(e) else 2
+    spread = _spread(e, lambda out: out.select(place, at), outside, comparable, along, length, read)
     if spread is None:
         return []
     call = spread.call
@@ -185,12 +201,21 @@ def _predicts_next(e: Examination) -> tuple[torch.Tensor, int, int] | None:
             y = target.detach().reshape(x.shape)  # labels are often flat
             for along in (1, 0):
                 length = x.shape[along]
-                if length < 4 or outputs[0][:2] != tuple(x.shape[:2]):
+                shape = outputs[0] if not _classes_second(e) else (outputs[0][0], outputs[0][2])
+                if length < 4 or shape[:2] != tuple(x.shape[:2]):
                     continue
                 later, now = x.narrow(along, 1, length - 1), x.narrow(along, 0, length - 1)
                 if bool((later == y.narrow(along, 0, length - 1)).all()) and bool((later != now).any()):
                     return x, along, int(length)
     return None
+
+
+def _classes_second(e: Examination) -> bool:
+    """Whether the output is (N, K, T), as cross-entropy takes it, with the positions last."""
+    first = next((v for v in e.seen.outputs if v.shape), None)
+    if first is None or len(first.shape) != 3:
+        return False
+    return any(c.name in LOSSES and LOSSES[c.name].classes and c.inputs[0] is first for c in e.seen.tape.calls)
 
 
 def _dimension(shape: Sequence[int], along: int, size: int) -> int | None:
@@ -261,7 +286,15 @@ def _spread(
         and any(seen.get(v, False) for v in c.inputs)
     ]
     # What is read twice is reached by way of both readers; one that works row by row is not what mixes.
-    calls = [c for c in mixing if c.name not in _ROW_BY_ROW] or mixing[:1]
+    calls = [c for c in mixing if c.name not in _ROW_BY_ROW]
+    if not calls:  # rows went into another shape and came back from it: gathered along edges, added up at nodes
+        calls = [
+            c
+            for c in reversed(tape.calls)
+            if any(o in seen and not seen[o] for o in c.outputs)
+            and any(v.differentiable and v.data and not comparable(v) for v in c.inputs)
+        ]
+    calls = calls or mixing[:1]
     call = calls[0] if calls else None
     if call is None:  # the first that takes mixed rows into another shape
         call = next(
@@ -283,9 +316,12 @@ def _spread(
 
 def _leaks(
     e: Examination, part: Callable[[torch.Tensor], torch.Tensor], outside: Callable[[torch.Tensor], bool],
-    read: torch.Tensor | None,
+    read: torch.Tensor | None, alone: bool = True,
 ) -> bool:  # fmt: skip
-    """The same without a record, which costs a plain pass: whether there is anything to look for."""
+    """The same without a record, which costs a plain pass: whether there is anything to look for.
+
+    ``alone``: only the gradients of what goes in are made, those of the parameters take memory.
+    """
     subject = e.subject
     inputs = subject.case.batch if subject.case.loss == "model" else convention.split(subject.case.batch)[0]
     rows: list[torch.Tensor] = []
@@ -310,11 +346,16 @@ def _leaks(
             if first is None or not first.requires_grad:
                 return False
             chosen = part(first)
-            (chosen * torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0)).to(chosen)).sum().backward()
+            chosen = (chosen * torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0)).to(chosen)).sum()
             floats = [t for k, t in fresh.items() if read is None or k == id(read)]
-            reached = [t.grad for t in (*floats, *rows) if t.grad is not None]
-            return any(outside(g) for g in reached)
+            into = [t for t in (*floats, *rows) if t.requires_grad]
+            if not into:
+                return False
+            chosen.backward(inputs=into if alone else None)
+            return any(outside(t.grad) for t in into if t.grad is not None)
     except Exception as error:
+        if alone and "heckpoint" in str(error):  # the reentrant kind makes all gradients or none
+            return _leaks(e, part, outside, read, alone=False)
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         subject.notes.append(f"dependence between samples not checked: {said}")
         return False

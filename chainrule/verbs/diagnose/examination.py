@@ -11,8 +11,10 @@ import torch
 
 from chainrule.errors import ModelError
 from chainrule.verbs.diagnose.layers import Layer, layers_of
+from chainrule.verbs.diagnose.sharding import own_part
 from chainrule.verbs.diagnose.subject import Observed, Subject
 from chainrule.verbs.diagnose.values import Value, above, tensors_in
+from chainrule.verbs.diagnose.wide import moved, norm
 
 DESCENT = 60  # steps of descent, at most, to see what can ever move
 
@@ -65,7 +67,7 @@ class Examination:
         """The values that a gradient of the loss reaches."""
         if not self.seen.loss.differentiable:
             return {}
-        return above([self.seen.loss], lambda call, source: source.differentiable)
+        return above([self.seen.loss], lambda call, source: source.differentiable and call.name != "Parameter")
 
     @cached_property
     def layers(self) -> list[Layer]:
@@ -101,15 +103,22 @@ class Examination:
     def other_batch(self) -> Any:
         """A batch of the same kind: rows mixed, numbers of the same mean and spread, targets moved on by one."""
         generator = torch.Generator().manual_seed(0)
-        targets = {id(t) for t in tensors_in(self.subject.target)}
+        fed = {id(t) for t in self.subject.input_tensors.values()}
+        targets = {id(t) for t in tensors_in(self.subject.target)} - fed
+        made: dict[int, torch.Tensor] = {}
 
         def changed(t: torch.Tensor) -> torch.Tensor:
+            if id(t) not in made:
+                made[id(t)] = new(t)
+            return made[id(t)]
+
+        def new(t: torch.Tensor) -> torch.Tensor:
             if not t.numel() or t.is_sparse:
                 return t
             if id(t) in targets:
                 return t.roll(1, 0) if t.dim() else t
             if t.requires_grad:  # an input that something is differentiated by
-                return changed(t.detach()).requires_grad_()
+                return new(t.detach()).requires_grad_()
             if t.is_floating_point() and t.dim() >= 2 and t.shape[0] > 1:
                 order = torch.randperm(t.shape[0], generator=generator).to(t.device)
                 weight = torch.rand((t.shape[0], *(1,) * (t.dim() - 1)), generator=generator).to(t)
@@ -176,25 +185,25 @@ class Examination:
         if subject.sharded:
             subject.notes.append("weights are sharded: no trial steps were made")
             return None
-        with subject.safely():
-            before = {n: p.detach().clone() for n, p in subject.trainable.items()}
+        with subject.safely() as before:
             try:
                 loss, grads = subject.gradients()
-                live = {n: g for n in before if (g := grads[n]) is not None and not g.is_sparse}
-                squared = sum(float((g.double() ** 2).sum()) for g in live.values())
+                live = {n: g for n in subject.trainable if (g := grads[n]) is not None and not g.is_sparse}
+                squared = sum(norm(g) ** 2 for g in live.values())
                 optimizer.step()
             except TypeError:
                 subject.notes.append("the optimizer needs a closure: its steps were not tried")
                 return None
             updates, unmoved, predicted = {}, {}, 0.0
             for n, g in live.items():
-                change = subject.trainable[n].detach().double() - before[n].double()
-                scale = float(before[n].double().square().mean().sqrt())
-                updates[n] = float(change.square().mean().sqrt()) / scale if scale else float("inf")
-                predicted -= float((g.double() * change).sum())
-                touched = g != 0
-                if bool(touched.any()) and id(subject.trainable[n]) in subject.optimized:
-                    unmoved[n] = float(((change == 0) & touched).sum() / touched.sum())
+                p, old = subject.trainable[n], before[id(subject.trainable[n])]
+                change, along, still = moved(own_part(p), own_part(old), own_part(g))
+                size = norm(old)
+                updates[n] = change / size if size else float("inf")
+                predicted -= along
+                if id(p) in subject.optimized and bool((g != 0).any()):
+                    unmoved[n] = still
+            del grads, live
             losses = [loss, *subject.steps(STEPS)]
         return Trial(tuple(losses), squared, updates, unmoved, predicted)
 

@@ -25,6 +25,7 @@ from chainrule.verbs.kinds import Finding
 DECADES, FIT = 4.0, 0.9  # range of log10 rms over depth, and R^2 of the line, of a faulty signal
 SERIOUS = 6.0  # decades that no optimizer copes with: below, networks were seen to train with Adam
 FACTOR = 100.0  # per layer, of short nets; and of every weight against 1 / sqrt(fan_in)
+LARGE = 5.0  # of every weight, where the layers together make a thousand and more of it
 _HUGE = 1e18  # the square overflows float32
 
 
@@ -73,7 +74,14 @@ def flow(e: Examination) -> list[Finding]:
     # A layer with signal zero says nothing about a trend: a zero head, a branch that is off, dead units.
     alive = [x for x in layers if x.backward > 0]
     slope, steady = trend([x.backward for x in alive])
-    return [_finding(e, alive, slope, by_scale=False)] if steady else []
+    if steady:
+        return [_finding(e, alive, slope, by_scale=False)]
+    if len(alive) == len(layers) and all(x.gain > LARGE for x in layers):
+        slope = _per_layer(layers)
+        grown = max(layers[-1].forward / (layers[0].forward or 1.0), layers[0].backward / layers[-1].backward)
+        if slope <= -math.log10(LARGE) and grown > 1e3:
+            return [_finding(e, layers, slope, by_scale=True)]
+    return []
 
 
 def through_time(e: Examination) -> list[Finding]:

@@ -22,8 +22,8 @@ from chainrule.verbs.diagnose.sharding import own_part
 @contextmanager
 def kept(
     modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer | None = None, extra: Iterable[torch.Tensor] = ()
-) -> Iterator[None]:
-    """Everything is as it was when the block ends, however it ends.
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Everything is as it was when the block ends, however it ends; gives the bytes that are kept, by id of the tensor.
 
     Args:
         modules: whose parameters, buffers and attributes to keep. optimizer: whose state and groups, and parameters.
@@ -45,7 +45,7 @@ def kept(
         with untouched(modules):
             for t, *_ in held:
                 t.grad = None
-            yield
+            yield {id(t): bytes_ for t, bytes_, _, _ in held}
     finally:
         with torch.no_grad():
             for t, bytes_, _, requires_grad in held:

@@ -14,6 +14,7 @@ import torch
 from chainrule.verbs.diagnose.sharding import whole
 from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, CONVOLUTIONS, MOVEMENT, PRODUCTS, RECURRENT
 from chainrule.verbs.diagnose.values import Call, Value
+from chainrule.verbs.diagnose.wide import norm
 
 _KEEPS = MOVEMENT | {"mul", "div", "add", "dropout", "neg"}
 
@@ -153,7 +154,7 @@ def activation_of(value: Value) -> Call | None:
 def rms(tensor: torch.Tensor) -> float:
     """Root mean square, in float64."""
     t = whole(tensor.detach())
-    return float(torch.linalg.vector_norm(t, dtype=torch.float64)) / max(t.numel(), 1) ** 0.5 if t.numel() else 0.0
+    return norm(t) / max(t.numel(), 1) ** 0.5
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -25,7 +25,7 @@ from chainrule.verbs.diagnose.torch_ops import (
     TRANSPARENT,
     UNBOUNDED_ABOVE,
 )
-from chainrule.verbs.diagnose.values import Call, Value, origin
+from chainrule.verbs.diagnose.values import Call, Value, above, origin, tensors_in
 from chainrule.verbs.kinds import Finding
 
 
@@ -61,9 +61,9 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
         return None
     name, classes = made.name, classes_of(call)
     if expects == "logits":
+        if classes == 1:
+            return _one_class(call, made)
         if name in SOFTMAXES or name == "sigmoid":
-            if classes < 2:
-                return None  # a softmax of one entry is said apart
             return _paired(
                 e, call, made, "error",
                 f"{call.name} takes logits and applies log-softmax itself; of probabilities in [0, 1] it cannot fall "
@@ -101,6 +101,15 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
                    else "which falls without bound"),
                 "log_softmax",
             )  # fmt: skip
+    elif expects == "probabilities" and name == "sigmoid":
+        inner = origin(made.inputs[0], TRANSPARENT).producer
+        if inner is not None and (inner.name in SOFTMAXES or inner.name in ("sigmoid", "relu", "tanh")):
+            low, high = _SQUASHED.get(inner.name, _SQUASHED["sigmoid"])
+            return _paired(
+                e, call, inner, "error" if inner.name in SOFTMAXES or inner.name == "sigmoid" else "warning",
+                f"the {inner.name} goes into a sigmoid: the probability stays between {low:.3g} and {high:.3g}",
+                "the model's last product into one sigmoid",
+            )  # fmt: skip
     elif expects == "binary_logits" and (name in SOFTMAXES or name == "sigmoid"):
         low, high = math.log1p(math.exp(-1)), math.log(2)
         return _paired(
@@ -125,8 +134,24 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
     return None
 
 
+_SQUASHED = {"sigmoid": (0.5, 0.731), "relu": (0.5, 1.0), "tanh": (0.269, 0.731)}  # what a sigmoid makes of them
+
+
 def _above_zero(call: Call) -> bool:
     return bool(call.held) and bool((call.held[0] > 0).any())
+
+
+def _one_class(call: Call, made: Call) -> Finding:
+    where = made.module if made.module and made.name in PRODUCTS else ""
+    return Finding(
+        "loss_pairing", "error", f"{call.name} behind {where}" if where else call.where,
+        f"{call.name} over one class: the log-softmax of one number is 0 whatever the number, so the loss is constant, "
+        "its gradient 0, and nothing is trained",
+        measured=f"outputs of shape {call.inputs[0].shape}: one class",
+        expected="one output with BCEWithLogits, or an output per class",
+        fix="binary_cross_entropy_with_logits(output, target.float()), or a last layer with an output per class",
+        source=call.place.text or made.place.text,
+    )  # fmt: skip
 
 
 def _paired(e: Examination, call: Call, made: Call, severity: str, cause: str, expected: str) -> Finding:
@@ -277,17 +302,34 @@ def _viewed(call: Call) -> Patch | None:
 
 
 def _subtracted(e: Examination) -> list[Finding]:
-    """(N, 1) - (N,), squared and averaged by hand."""
+    """(N, 1) - (N,), squared and averaged by hand; (N,) * log of (N, 1)."""
     for call in e.seen.tape.calls:
-        if call.name != "sub" or call.module or len(call.inputs) != 2 or not any(o in e.path for o in call.outputs):
+        if (
+            call.name not in ("sub", "mul")
+            or call.module
+            or len(call.inputs) != 2
+            or not any(o in e.path for o in call.outputs)
+        ):
             continue
         a, b = call.inputs
         learned, target = (a, b) if a.learned else (b, a)
         if learned.learned and not target.learned and target.data:
-            found = _broadcast(call, learned, target, "sub")
+            if call.name == "mul" and not _labels(e, target):
+                continue  # weights of samples, a mask
+            found = _broadcast(call, learned, target, call.name)
             if found is not None:
                 return [found]
     return []
+
+
+def _labels(e: Examination, value: Value) -> bool:
+    """Whether a value is the target, or one minus it."""
+    targets = {id(t) for t in tensors_in(e.subject.target)}
+    for v in above([value]):
+        tensor = v.tensor()
+        if v.data and v.producer is None and tensor is not None and id(tensor) in targets:
+            return True
+    return False
 
 
 def masked_labels(e: Examination) -> list[Finding]:

@@ -23,7 +23,7 @@ def nonfinite(e: Examination) -> list[Finding]:
         return [_forward(e, call)] if call is not None else [_unknown(e)]
     bad = [n for n, g in e.seen.gradients.items() if g is not None and not _finite(g)]
     if not bad:
-        return []
+        return _swallowed(e)
     call = backward_producer(e)
     grown = overflow(e, f"nonfinite: the gradient of {bad[0]} overflows")
     if grown is not None:
@@ -31,6 +31,31 @@ def nonfinite(e: Examination) -> list[Finding]:
     if call is None:
         return [_unknown(e, f"the gradient of {bad[0]}")]
     return [_backward(e, call, bad)]
+
+
+_ARITHMETIC = frozenset("mul pow square exp sum mean add sub matmul mm bmm linear addmm baddbmm cumsum prod".split())
+
+
+def _swallowed(e: Examination) -> list[Finding]:
+    """float16 that overflows on the gradient's way, and a division or a squashing that hides it."""
+    for call in e.seen.tape.calls:
+        if call.name not in _ARITHMETIC or not all(v.finite for v in call.inputs):
+            continue
+        lost = [o for o in call.outputs if o.dtype == torch.float16 and o in e.path and not o.finite]
+        if not lost:
+            continue
+        spelled = f"{call.module + ' ' if call.module else ''}{call.name}"
+        return [
+            Finding(
+                "nonfinite", "error", spelled,
+                f"{call.name} overflows float16, which ends at 65504; what comes after makes a finite number of inf, "
+                "and no gradient comes back through it",
+                measured=_ranges(call), expected="numbers below 65504",
+                fix="this part in float32 or bfloat16, or scaled before it is squared or summed",
+                source=call.place.text,
+            )
+        ]  # fmt: skip
+    return []
 
 
 def _finite(g: torch.Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Penalties that the loss itself adds: terms of parameters alone, against what the data say.
+"""Penalties that the loss itself adds, against what the data say: terms of parameters alone, and sums over the batch.
 
 The gradient of the penalty is taken out in one more pass, by gradient hooks at the places where such a term joins what
 depends on the batch; what is left is the gradient of the data.
@@ -13,7 +13,8 @@ import torch
 from chainrule.errors import ModelError
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.naming import listed, modules_of
-from chainrule.verbs.diagnose.values import Call, Value
+from chainrule.verbs.diagnose.torch_ops import LOSSES
+from chainrule.verbs.diagnose.values import Call, Value, above
 from chainrule.verbs.kinds import Finding
 
 _LIMIT = 10.0  # times the gradient of the data
@@ -34,6 +35,10 @@ def joins(e: Examination) -> list[tuple[Call, Value]]:
 
 def penalty(e: Examination) -> list[Finding]:
     """regularizer: a penalty whose gradient is many times that of the data."""
+    return _of_parameters(e) or _of_activations(e)
+
+
+def _of_parameters(e: Examination) -> list[Finding]:
     terms = joins(e)
     if not terms:
         return []
@@ -65,6 +70,105 @@ def penalty(e: Examination) -> list[Finding]:
             fix=f"a factor {min(1.0, 0.1 / ratio):.1g} of what it is", source=call.place.text,
         )
     ]  # fmt: skip
+
+
+# ---- a sum over the batch beside a mean over it ---------------------------------------------------------------
+def _of_activations(e: Examination) -> list[Finding]:
+    """A term that is summed over samples and meets no target, beside an error that is averaged: the KL of a VAE."""
+    parts = _terms(e)
+    if len(parts) < 2:
+        return []
+    errors = [v for v in parts if _meets_target(e, v)]
+    summed = {v: rows for v in parts if v not in errors and (rows := _summed_over(e, v)) > 1}
+    if not summed or not errors or not all(_averaged(v) for v in errors):
+        return []
+    whole = {n: g for n, g in e.seen.gradients.items() if g is not None and n in e.trainable and g.dim() >= 2}
+    silenced = _silenced(e, {v.producer.index for v in summed if v.producer is not None})
+    if silenced is None:
+        return []
+    ratios = []
+    for n, g in whole.items():
+        own = silenced.get(n)
+        if g.is_sparse or own is None:
+            continue
+        rest, data = float((g.double() - own.double()).norm()), float(own.double().norm())
+        if rest > 0 and data > 0:
+            ratios.append((rest / data, n))
+    shared = [(r, n) for r, n in ratios if r > 1e-6]
+    if not shared or sorted(shared)[len(shared) // 2][0] <= _LIMIT:
+        return []
+    ratio, name = max(shared)
+    term, rows = next(iter(summed.items()))
+    made = term.producer
+    assert made is not None
+    return [
+        Finding(
+            "regularizer", "warning", f"{made.name} in the loss",
+            f"one term of the loss is a sum over {rows} samples and the error beside it a mean: the term is as many "
+            "times too heavy, and what it weighs on collapses to where it is least (a VAE's code to the prior)",
+            measured=f"at {name} its gradient is {ratio:.3g} times that of the error; the term is {term.scale:.3g} of "
+            f"a loss of {e.seen.loss_number:.3g}",
+            expected="both summed over features and averaged over samples",
+            fix=f"the same reduction for both: .sum(1).mean(), or the term divided by {rows}", source=made.place.text,
+        )
+    ]  # fmt: skip
+
+
+def _terms(e: Examination) -> list[Value]:
+    """The scalars that the loss is a sum of, before the factors that they are weighed with."""
+    found: list[Value] = []
+    stack = [e.seen.loss]
+    while stack and len(found) < 16:
+        value = stack.pop()
+        call = value.producer
+        scalars = [v for v in call.inputs if math.prod(v.shape) == 1 and v in e.path] if call is not None else []
+        if call is not None and call.name in _WEIGHED and scalars:
+            stack += scalars
+        elif value in e.path:
+            found.append(value)
+    return found
+
+
+_WEIGHED = frozenset({"add", "sub", "mul", "div", "neg", "stack", "sum", "mean", "view", "squeeze", "clone"})
+
+
+def _meets_target(e: Examination, value: Value) -> bool:
+    """Whether a term compares something learned with something given: an error."""
+    for v in above([value]):
+        call = v.producer
+        if call is None or len(call.inputs) < 2 or call.module:
+            continue
+        if call.name in LOSSES or call.name in ("sub", "mul", "gather", "nll_loss"):
+            kinds = {u.learned for u in call.inputs[:2] if u.data and len(u.shape)}
+            if kinds == {True, False}:
+                return True
+    return False
+
+
+def _summed_over(e: Examination, value: Value) -> int:
+    """How many samples a term is the plain sum over; 0 if it is none, or is divided by their number."""
+    rows = {t.shape[0] for t in e.subject.input_tensors.values() if t.dim()}
+    call = value.producer
+    if call is None or call.name != "sum" or not call.inputs[0].shape:
+        return 0
+    first = call.inputs[0].shape[0]
+    if first not in rows:
+        return 0
+    reader = next((c for c in value.consumers if c.outputs), None)
+    while reader is not None and reader.name in ("mul", "div", "neg"):  # by what it is multiplied on its way
+        factor = reader.outputs[0].scale / value.scale if value.scale else 1.0
+        if factor < 2.0 / first:
+            return 0
+        reader = next((c for c in reader.outputs[0].consumers if c.outputs), None)
+    return first
+
+
+def _averaged(value: Value) -> bool:
+    call = value.producer
+    if call is None:
+        return False
+    mean = call.name in LOSSES and call.argument(3 if LOSSES[call.name].classes else 2, "reduction", 1) in (1, "mean")
+    return call.name == "mean" or mean
 
 
 def _silenced(e: Examination, producers: set[int]) -> dict[str, torch.Tensor | None] | None:

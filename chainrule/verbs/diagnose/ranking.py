@@ -11,9 +11,9 @@ from chainrule.verbs.kinds import Finding
 ORDER = tuple(
     "masked_labels nonfinite loss_detached cut unregistered not_in_optimizer wrong_backward input_constant "
     "no_signal symmetric zero_derivative loss_pairing loss_axis broadcast sign batch_leak future_leak input_scale "
-    "exploding vanishing dead saturated target_range target_scale batch_too_small noise accumulating clipping "
-    "underflow "
-    "lr_too_high lr_too_low rounding regularizer init_loss linear_stack duplicate unused output_unused frozen".split()
+    "underflow exploding vanishing dead saturated target_range target_scale batch_too_small noise accumulating "
+    "clipping lr_too_high lr_too_low rounding regularizer init_loss linear_stack duplicate unused output_unused "
+    "frozen".split()
 )
 
 _SMALL = "vanishing dead saturated no_signal lr_too_low rounding init_loss zero_derivative".split()
@@ -31,8 +31,10 @@ EXPLAINS: Mapping[str, frozenset[str]] = {
     "no_signal": frozenset({"output_unused", "unused", *_SMALL, *_TRAINING}),
     "symmetric": frozenset({*_SMALL, *_TRAINING, "exploding", "duplicate", "linear_stack"}),
     "zero_derivative": frozenset({*_SMALL, *_TRAINING}),
-    "loss_pairing": frozenset({*_SMALL, *_TRAINING, "loss_axis", "batch_leak", "sign", "symmetric"}),
-    "loss_axis": frozenset({"batch_leak", *_TRAINING, "loss_pairing"}),
+    "loss_pairing": frozenset(
+        {*_SMALL, *_TRAINING, "loss_axis", "batch_leak", "sign", "symmetric", "target_range", "target_scale"}
+    ),
+    "loss_axis": frozenset({"batch_leak", "future_leak", *_TRAINING, "loss_pairing"}),
     "broadcast": frozenset({*_TRAINING, "batch_leak"}),
     "sign": frozenset({*_TRAINING}),
     "exploding": frozenset({"saturated", "dead", "nonfinite", "target_scale", *_TRAINING}),
@@ -43,7 +45,7 @@ EXPLAINS: Mapping[str, frozenset[str]] = {
     "target_scale": frozenset(_TRAINING),
     "noise": frozenset(_TRAINING),
     "accumulating": frozenset({"clipping", "lr_too_high"}),
-    "underflow": frozenset({"rounding"}),
+    "underflow": frozenset({"rounding", "lr_too_low", "vanishing"}),
     "lr_too_low": frozenset({"rounding"}),
     "lr_too_high": frozenset({"init_loss"}),
     "regularizer": frozenset({"lr_too_high"}),
@@ -68,6 +70,8 @@ def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _explains(cause: Finding, finding: Finding) -> bool:
+    if finding.kind == "lr_too_high" and cause.kind == "input_scale" and "reduction" in finding.fix:
+        return False  # a sum over the batch stays one whatever the inputs' scale
     if (cause.kind, finding.kind) == ("input_scale", "init_loss"):
         return True  # and where training copes with the scale, it copes with the first loss
     return cause.severity != "info" and finding.kind in EXPLAINS.get(cause.kind, frozenset())

@@ -64,7 +64,7 @@ def over_time(call: Call) -> list[float]:
     x, rest, first = again.args[0], again.args[1:], bool(again.args[8])
     if x.dim() != 3:
         return []
-    rest = [*rest[:6], False, *rest[7:]] if len(rest) >= 8 else rest  # without dropout
+    rest = [*rest[:5], False, *rest[6:]] if len(rest) >= 8 else rest  # without dropout
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
         leaf = x.detach().clone().requires_grad_()
         detached = [_detached(a) for a in rest]

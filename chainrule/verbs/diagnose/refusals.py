@@ -40,8 +40,9 @@ def as_finding(error: ModelError) -> Finding | None:
     for pattern, kind, cause, fix in _KNOWN:
         if re.search(pattern, said):
             place: Any = getattr(error, "place", None)
+            where = getattr(error, "module", "") or ("the loss" if kind != "batch_too_small" else "the model")
             return Finding(
-                kind, "error", "the loss" if kind != "batch_too_small" else "the model", cause,
+                kind, "error", where, cause,
                 measured=said.split("\n")[0], expected=error.required, fix=fix,
                 source=place.text if place is not None else "",
             )  # fmt: skip

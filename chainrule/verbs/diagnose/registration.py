@@ -64,8 +64,13 @@ def unregistered(e: Examination) -> list[Finding]:
     leaves = [v for v in e.seen.tape.leaves if not v.name and v.learned and v in e.path]
     tensors = [(v, t) for v in leaves if (t := v.tensor()) is not None]
     places: dict[str, list[torch.Tensor]] = {}
+    # A discriminator, a perceptual loss: what only the loss runs has another optimizer, or none.
+    apart = {id(p): type(m).__name__ for m in e.seen.tape.apart for p in m.parameters()}
+    judges = list(dict.fromkeys(apart[id(t)] for _, t in tensors if id(t) in apart))
+    if judges and not any(id(t) in e.subject.optimized for _, t in tensors if id(t) in apart):
+        e.subject.notes.append(f"the loss runs {', '.join(judges)}, which the optimizer does not train")
     for _, tensor in tensors:
-        if id(tensor) in e.subject.optimized:
+        if id(tensor) in e.subject.optimized or id(tensor) in apart:
             continue
         path = attribute_of(e.subject.model, tensor) or _stranger_of(e, tensor)
         if path is not None:

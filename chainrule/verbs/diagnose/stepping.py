@@ -1,8 +1,4 @@
-"""The optimizer's step: learning rate against curvature, weight decay, clipping, accumulation, rounding, underflow.
-
-A learning rate is called too high only if trial steps of the user's own optimizer raise the loss and the curvature
-says why; too low only if both the predicted fall of the loss and the change of the weights are negligible.
-"""
+"""The optimizer's step: weight decay, clipping, accumulation, rounding, underflow; its rate is in ``rates``."""
 
 from __future__ import annotations
 
@@ -11,17 +7,15 @@ from collections.abc import Mapping
 
 import torch
 
-from chainrule.verbs.diagnose.curvature import largest_eigenvalue
 from chainrule.verbs.diagnose.examination import Examination, Trial
 from chainrule.verbs.diagnose.layers import name_of
 from chainrule.verbs.diagnose.naming import listed, modules_of
-from chainrule.verbs.diagnose.optimizers import is_adaptive, of_groups, rate_of
+from chainrule.verbs.diagnose.optimizers import of_groups
 from chainrule.verbs.diagnose.patches import Patch
 from chainrule.verbs.diagnose.penalties import penalty
-from chainrule.verbs.diagnose.torch_ops import LOSSES
+from chainrule.verbs.diagnose.rates import learning_rate, warming_up
+from chainrule.verbs.diagnose.wide import inner, norm
 from chainrule.verbs.kinds import Finding
-
-_FALL, _CHANGE = 1e-6, 1e-6  # relative fall of the loss, and relative change of the weights, per step
 
 
 def stepping(e: Examination) -> list[Finding]:
@@ -31,108 +25,6 @@ def stepping(e: Examination) -> list[Finding]:
     if trial is None:
         return found
     return found + learning_rate(e, trial) + regularizer(e) + rounding(e, trial)
-
-
-def learning_rate(e: Examination, trial: Trial) -> list[Finding]:
-    """Too high or too low."""
-    optimizer, losses = e.optimizer, trial.losses
-    assert optimizer is not None
-    lr, first = rate_of(optimizer), losses[0]
-    if lr == 0.0:
-        return [_low(e, trial, lr, "the learning rate is 0")] if not _scheduled(optimizer) else []
-    blown = not all(map(math.isfinite, losses))
-    wild = is_adaptive(optimizer) and _median_change(trial) > 1 and max(losses) > 3 * abs(first)
-    risen = blown or wild or (min(losses[-4:]) > first + 0.02 * abs(first) and losses[-1] > first + 0.05 * abs(first))
-    if risen and len(losses) > 2:
-        return _high(e, trial, lr)
-    fall = lr * trial.squared / abs(first) if first else math.inf
-    if is_adaptive(optimizer):
-        fall = abs(trial.predicted) / abs(first) if first else math.inf
-    changes = [u for u in trial.updates.values() if math.isfinite(u)]
-    if changes and fall < _FALL and max(changes) < _CHANGE and trial.squared > 0 and not _scheduled(optimizer):
-        return [_low(e, trial, lr, f"a step lowers the loss by {fall:.1e} of itself")]
-    return []
-
-
-def _median_change(trial: Trial) -> float:
-    changes = [u for u in trial.updates.values() if math.isfinite(u)]
-    return sorted(changes)[len(changes) // 2] if changes else math.inf
-
-
-def _scheduled(optimizer: torch.optim.Optimizer) -> bool:
-    return any("initial_lr" in g for g in optimizer.param_groups)
-
-
-def _high(e: Examination, trial: Trial, lr: float) -> list[Finding]:
-    optimizer = e.optimizer
-    assert optimizer is not None
-    top = largest_eigenvalue(e)
-    beta = max(of_groups(optimizer, "momentum"))
-    losses = trial.losses
-    ended = f"{losses[-1]:.3g}" if math.isfinite(losses[-1]) else str(losses[-1])
-    adaptive = is_adaptive(optimizer)
-    limit = 2 * (1 + beta)
-    if not adaptive:
-        if top is None or lr * top <= limit:
-            # The batch's noise, or a saddle, is no fault of the learning rate.
-            if math.isfinite(losses[-1]) and losses[-1] < 10 * abs(losses[0]) + 1:
-                return []
-        safe = 1 / top if top else lr / 100
-        summed = _summed(e)
-        return [
-            Finding(
-                "lr_too_high", "error", "the optimizer",
-                f"the loss rises: lr * lambda_max = {lr * (top or math.nan):.3g} is beyond {limit:g}, where steps "
-                f"along the "
-                "steepest direction overshoot by more than they gain"
-                + (f"; the loss is a sum over {summed} samples, so its curvature is {summed} times that of the mean"
-                   if summed else ""),
-                measured=f"loss {losses[0]:.3g} -> {ended} in {len(losses) - 1} trial steps; lr {lr:g}, largest "
-                f"eigenvalue of the Hessian {top or math.nan:.3g}",
-                expected=f"lr below {limit:g} / lambda_max = {limit / top if top else math.nan:.2g}",
-                fix=('reduction="mean", or ' if summed else "") + f"lr={safe:.2g}",
-                patch=Patch(f"for g in optimizer.param_groups:\n    g['lr'] = {safe:.2g}"),
-            )
-        ]  # fmt: skip
-    change = _median_change(trial)
-    if math.isfinite(losses[-1]) and change < 0.1 and losses[-1] < 10 * abs(losses[0]) + 1:
-        return []
-    safe = lr * min(0.1, 1e-3 / change if change and math.isfinite(change) else 0.1)
-    return [
-        Finding(
-            "lr_too_high", "error", "the optimizer",
-            "the loss rises: each step changes the weights by a large part of their own size",
-            measured=f"loss {losses[0]:.3g} -> {ended} in {len(losses) - 1} trial steps, up to "
-            f"{max(filter(math.isfinite, losses)):.3g}; lr {lr:g}; the first step "
-            f"changes the median weight tensor by {change:.0%}",
-            expected="updates of about a thousandth of the weights", fix=f"lr={safe:.2g}",
-            patch=Patch(f"for g in optimizer.param_groups:\n    g['lr'] = {safe:.2g}"),
-        )
-    ]  # fmt: skip
-
-
-def _summed(e: Examination) -> int:
-    """How many samples a loss with reduction='sum' adds up; 0 if it does not."""
-    for call in e.seen.tape.calls:
-        if call.name in LOSSES and call.argument(3 if LOSSES[call.name].classes else 2, "reduction", 1) in (2, "sum"):
-            return call.inputs[0].shape[0] if call.inputs[0].shape else 0
-    return 0
-
-
-def _low(e: Examination, trial: Trial, lr: float, why: str) -> Finding:
-    changes = [u for u in trial.updates.values() if math.isfinite(u)]
-    adaptive = e.optimizer is not None and is_adaptive(e.optimizer)
-    top = None if adaptive else largest_eigenvalue(e)
-    better = 1e-3 if adaptive else (1 / top if top else 0.1)
-    better = min(better, 1e3)
-    return Finding(
-        "lr_too_low", "error", "the optimizer", f"{why}: training takes millions of steps",
-        measured=f"lr {lr:g}; largest relative change of a weight tensor per step "
-        f"{max(changes) if changes else 0.0:.1e}"
-        + (f"; largest eigenvalue of the Hessian {top:.3g}" if top else ""),
-        expected="relative changes of about 1e-3 per step", fix=f"lr={better:.2g}",
-        patch=Patch(f"for g in optimizer.param_groups:\n    g['lr'] = {better:.2g}"),
-    )  # fmt: skip
 
 
 # ---- weight decay --------------------------------------------------------------------------------------------
@@ -154,7 +46,7 @@ def regularizer(e: Examination) -> list[Finding]:
             g = e.seen.gradients.get(names.get(id(p), ""))
             if g is None or g.is_sparse or p.dim() < 2:
                 continue
-            weight, slope = float(p.detach().double().norm()), float(g.double().norm())
+            weight, slope = norm(p), norm(g)
             if decoupled:
                 if lr * decay > 0.02:
                     strong.append((names[id(p)], decay, lr * decay))
@@ -181,7 +73,8 @@ def rounding(e: Examination, trial: Trial) -> list[Finding]:
     lost = {n: s for n, s in trial.unmoved.items() if s > 0.5 and e.subject.trainable[n].numel() > 1}
     if len(lost) < max(1, len(trial.unmoved) // 2) or not lost:
         return []
-    if max(of_groups(e.optimizer, "lr")) == 0.0:  # type: ignore[arg-type]
+    assert e.optimizer is not None
+    if max(of_groups(e.optimizer, "lr")) == 0.0 or warming_up(e.optimizer):
         return []
     name = max(lost, key=lambda n: lost[n])
     dtype = e.subject.trainable[name].dtype
@@ -244,7 +137,7 @@ def _shared(own: Mapping[str, torch.Tensor | None], other: Mapping[str, torch.Te
 
 
 def _norm(gradients: Mapping[str, torch.Tensor | None], names: list[str]) -> float:
-    return math.sqrt(sum(float((g.double() ** 2).sum()) for n in names if (g := gradients[n]) is not None))
+    return math.sqrt(sum(norm(g) ** 2 for n in names if (g := gradients[n]) is not None))
 
 
 def accumulating(
@@ -303,7 +196,7 @@ def foreign(
 
 
 def _cosine(a: Mapping[str, torch.Tensor | None], b: Mapping[str, torch.Tensor | None], names: list[str]) -> float:
-    dot = sum(float((a[n].double() * b[n].double()).sum()) for n in names)  # type: ignore[union-attr]
+    dot = sum(inner(a[n], b[n]) for n in names)  # type: ignore[union-attr]
     return dot / max(_norm(a, names) * _norm(b, names), 1e-300)
 
 

@@ -20,11 +20,13 @@ from chainrule.frontends.torch import batch as convention
 from chainrule.frontends.torch import restore_generators
 from chainrule.frontends.torch.places import of_traceback
 from chainrule.verbs.case import Case
+from chainrule.verbs.diagnose.heap import bytes_of, give_back
 from chainrule.verbs.diagnose.keeping import kept, parameters_of
 from chainrule.verbs.diagnose.sharding import is_sharded, whole
 from chainrule.verbs.diagnose.tape import Tape
 from chainrule.verbs.diagnose.values import Value, tensors_in
 
+_LARGE = 16e6  # bytes
 Watch = Callable[[Value, torch.Tensor], torch.Tensor | None]  # what it returns takes the gradient's place
 
 
@@ -39,6 +41,7 @@ class Observed:
     inputs: Mapping[str, Value]
     gradients: Mapping[str, torch.Tensor | None]
     loss_number: float
+    alike: bool = False  # whether what the model returns is the same for every sample
 
 
 @dataclass(eq=False)
@@ -57,6 +60,7 @@ class Subject:
     notes: list[str] = field(default_factory=list)
     ignored: frozenset[int] = frozenset()
     rng: list[torch.Tensor] | None = None
+    made: int = 0  # bytes of all values of a recorded pass
 
     # ---- parts ---------------------------------------------------------------------------------------------
     @cached_property
@@ -118,8 +122,15 @@ class Subject:
     @property
     def input_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of the batch that go into the model."""
-        targets = {id(t) for t in tensors_in(self.target)}
-        return {n: t for n, t in self.batch_tensors.items() if id(t) not in targets}
+        target = self.target
+        if target is None:
+            return self.batch_tensors
+        fed = {id(t) for t in tensors_in(self.case.batch[0])}
+        found: dict[int, tuple[str, torch.Tensor]] = {}
+        for n, t in self.batch_tensors.items():  # an autoencoder's input is its target too
+            if id(t) in fed:
+                found.setdefault(id(t), (n, t))
+        return dict(found.values())
 
     # ---- running -------------------------------------------------------------------------------------------
     def loss_of(self, batch: Any = None) -> tuple[torch.Tensor, Any]:
@@ -146,10 +157,23 @@ class Subject:
             raise failure(error, given) from error
 
     @contextmanager
-    def safely(self) -> Iterator[None]:
-        """Everything of the user's is put back when the block ends."""
-        with kept(self.roots.values(), self.optimizer, self._strangers()), torch.enable_grad():
-            yield
+    def safely(self) -> Iterator[dict[int, torch.Tensor]]:
+        """Everything of the user's is put back when the block ends; gives the parameters' bytes by identity."""
+        try:
+            with kept(self.roots.values(), self.optimizer, self._strangers()) as before, torch.enable_grad():
+                yield before
+        finally:
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Gives memory back that a pass has left behind, where passes are large enough to be worth the time."""
+        if self.heavy:
+            give_back()
+
+    @cached_property
+    def heavy(self) -> bool:
+        """Whether parameters are of some size, or what the first recorded pass made."""
+        return bytes_of(self.parameters.values()) > _LARGE or self.made > _LARGE
 
     def _strangers(self) -> Iterator[torch.Tensor]:
         yield from self.strange_tensors
@@ -172,16 +196,25 @@ class Subject:
             tensors = (
                 self.batch_tensors if batch is None else dict(zip(self.batch_tensors, tensors_in(given), strict=False))
             )
-            inputs = {n: tape.declare(t, f"batch {n}", data=True) for n, t in tensors.items()}
+            once: dict[int, Value] = {}
+            for n, t in tensors.items():
+                if id(t) not in once:
+                    once[id(t)] = tape.declare(t, f"batch {n}", data=True)
+            inputs = {n: once[id(t)] for n, t in tensors.items()}
             if self.rng is not None:
                 restore_generators(self.rng)
-            with tape.recording():
-                loss, output = self.loss_of(given)
+            try:
+                with tape.recording():
+                    loss, output = self.loss_of(given)
+            except ModelError as error:
+                error.module = tape.path  # type: ignore[attr-defined]
+                raise
+            self.made = self.made or sum(tape.bytes_made())
             found = tape.of(loss)
             if found is None:
                 found = tape.declare(loss, "the loss")
             outputs = tuple(v for t in tensors_in(output) if (v := tape.of(t)) is not None)
-            number = float(loss.detach())
+            number, alike = float(loss.detach()), _alike(output)
             if loss.requires_grad:
                 try:
                     (loss if boost == 1.0 else loss * boost).backward()
@@ -193,7 +226,7 @@ class Subject:
                 values[n].backward = None
                 p.grad = None
         values |= {n: v for n, v in tape.adopted.items() if n in values}
-        return Observed(tape.settle(), found, outputs, values, inputs, grads, number)
+        return Observed(tape.settle(), found, outputs, values, inputs, grads, number, alike)
 
     def gradients(self, batch: Any = None) -> tuple[float, dict[str, torch.Tensor | None]]:
         """Loss and gradients of one plain pass, at the parameters as they are now. Call inside of ``safely``."""
@@ -227,6 +260,17 @@ class Subject:
     def optimized(self) -> set[int]:
         """Identities of the tensors in the optimizer."""
         return {id(p) for p in parameters_of(self.optimizer)}
+
+
+def _alike(output: Any) -> bool:
+    """Whether the first tensor of numbers in an output is the same along dimension 0."""
+    first = next((t for t in tensors_in(output) if t.is_floating_point() and t.dim()), None)
+    if first is None or first.shape[0] < 2 or not first.numel() or is_sharded(first):
+        return False
+    rows = first.detach()
+    if not bool((rows[0] == rows[1]).all()):  # nearly always
+        return False
+    return bool((rows == rows[:1]).all())
 
 
 def original(model: Any) -> Any:

@@ -60,6 +60,7 @@ class Tape(ProxyTorchDispatchMode):
         self.leaves: list[Value] = []
         self.runs: list[ModuleRun] = []
         self.strangers: dict[str, nn.Module] = {}  # modules that ran and are no submodules, by where they ran
+        self.apart: list[nn.Module] = []  # those of them that ran in no module: in the loss
         self.functions: dict[Any, tuple[Call, Any]] = {}  # custom autograd.Function -> its first call and arguments
         self.adopted: dict[str, Value] = {}
         self.no_grad_at = Place()
@@ -108,10 +109,25 @@ class Tape(ProxyTorchDispatchMode):
         if found is None:
             found = self._value(tensor, None)
             if tensor.requires_grad and tensor.is_leaf:
+                source = self._same_numbers(tensor)
+                if source is not None:  # nn.Parameter(h): the numbers of a value, without its history
+                    call = self._record("Parameter", (source,), {}, (source,), (), here(), torch.is_grad_enabled())
+                    found.producer, call.outputs = call, (found,)
+                    found.data, found.forward = source.data, source.forward
                 found.learned = True
                 found.name = self._adopted(tensor, found)
                 self.leaves.append(found)
         return found
+
+    def _same_numbers(self, leaf: torch.Tensor) -> Value | None:
+        """The value that a new leaf lies on, if it has a history."""
+        at = leaf.data_ptr() if leaf.layout == torch.strided and leaf.numel() else 0
+        for reference, value in reversed(list(self._values.values()) if at else []):
+            tensor = reference()
+            if tensor is not None and tensor is not leaf and value.differentiable and value.producer is not None:
+                if tensor.shape == leaf.shape and tensor.layout == torch.strided and tensor.data_ptr() == at:
+                    return value
+        return None
 
     def _adopted(self, tensor: torch.Tensor, value: Value) -> str:
         """The name of a tensor that sits in the running module in place of its parameter: sharding gathers it so."""
@@ -142,6 +158,8 @@ class Tape(ProxyTorchDispatchMode):
             path = self.path
             if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
                 self.strangers.setdefault(f"{path}|{id(module)}", module)
+                if not self._running:
+                    self.apart.append(module)
         self._running.append((module, path, tuple(self._tensors_known(args))))
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -226,6 +244,8 @@ class Tape(ProxyTorchDispatchMode):
         for tensor in tensors_in(out):
             value = self._value(tensor, call)
             value.learned, value.data = learned, data
+            if name == "broadcast_tensors" and len(outputs) < len(inputs):  # each output is its own input
+                value.learned, value.data = inputs[len(outputs)].learned, inputs[len(outputs)].data
             outputs.append(value)
             if tensor.is_floating_point() and tensor.numel():
                 self._measure(tensor, value, moved=name in MOVEMENT and len(inputs) > 0)
@@ -286,7 +306,7 @@ class Tape(ProxyTorchDispatchMode):
         units = size.transpose(0, axis).flatten(1) if axis else size.flatten(1)
         return Liveness(
             units=units.mean(1) / known.top,
-            dead=units.amax(1) == 0,
+            dead=units.amax(1) <= 1e-7 * known.top,  # exactly 0 of ReLU; of GELU, SiLU, ELU far out on the left
             squashed=float((size < 1e-3 * known.top).to(torch.float32).mean()),
             second=float(size.square().mean()),
         )
@@ -304,6 +324,12 @@ class Tape(ProxyTorchDispatchMode):
             current = current.producer.inputs[0] if current.producer.inputs else None
             seen += 1
         return len(value.shape) - 1
+
+    def bytes_made(self) -> Iterator[int]:
+        """Bytes of each value that was made."""
+        for call in self.calls:
+            for v in call.outputs:
+                yield math.prod(v.shape) * v.dtype.itemsize if call.name not in MOVEMENT else 0
 
     # ---- what is no op of the dispatcher -------------------------------------------------------------------
     def custom(self, cls: Any, apply_: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -50,7 +50,7 @@ def _unreachable(call: Call, output: Value, target: torch.Tensor) -> Finding | N
         return None
     return _out_of_range(
         call, float(target.min()), float(target.max()), f"[{low:g}, {high:g}], what {made.name} can give",
-        f"no {made.name} at the end, or targets scaled to its range", f"; {outside:.0%} are outside",
+        f"no {made.name} at the end, or targets scaled to its range", f"; {outside:.0%} are outside", made,
     )  # fmt: skip
 
 
@@ -97,9 +97,14 @@ def smoothed(e: Examination) -> list[Finding]:
     return []
 
 
-def _out_of_range(call: Call, low: float, high: float, expected: str, fix: str, more: str = "") -> Finding:
+def _out_of_range(
+    call: Call, low: float, high: float, expected: str, fix: str, more: str = "", last: Call | None = None
+) -> Finding:
+    where = f"{call.module + ' ' if call.module else ''}{call.name}"
+    if last is not None:
+        where = f"{last.module + ' ' if last.module else ''}{last.name} before {where}"
     return Finding(
-        "target_range", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
+        "target_range", "error", where,
         "the targets are outside of what the loss or the last layer can reach",
         measured=f"targets between {low:.4g} and {high:.4g}{more}", expected=expected, fix=fix,
         source=call.place.text,

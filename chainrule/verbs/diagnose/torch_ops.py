@@ -28,6 +28,7 @@ PRODUCTS: Mapping[str, tuple[int, int]] = {
 }  # fmt: skip
 CONVOLUTIONS = frozenset(n for n in PRODUCTS if "conv" in n)
 RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split())
+TABLES = frozenset({"embedding", "embedding_bag", "_embedding_bag", "embedding_bag_forward_only"})
 NORMALIZATIONS = frozenset(
     "batch_norm _native_batch_norm_legit native_batch_norm layer_norm native_layer_norm group_norm native_group_norm "
     "instance_norm rms_norm _fused_rms_norm".split()

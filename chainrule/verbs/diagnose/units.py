@@ -25,6 +25,7 @@ from chainrule.verbs.diagnose.torch_ops import (
     RECURRENT,
 )
 from chainrule.verbs.diagnose.values import Call, Value
+from chainrule.verbs.diagnose.wide import row_sums
 from chainrule.verbs.kinds import Finding
 
 FRESH = Patch("for m in model.modules():\n    if hasattr(m, 'reset_parameters'):\n        m.reset_parameters()")
@@ -105,7 +106,7 @@ def different_units(
     with_bias = own == "weight" and bias in parameters and parameters[bias].shape == weight.shape[:1]
     rows = weight.flatten(1)
     # Most nets end here: rows with equal sums are rare unless rows are equal.
-    sums = rows.to(torch.float64).sum(1) + (parameters[bias].detach().to(torch.float64) if with_bias else 0.0)
+    sums = row_sums(rows) + (parameters[bias].detach().to(torch.float64) if with_bias else 0.0)
     ordered = sums.sort().values
     if not bool((ordered[1:] == ordered[:-1]).any()):
         return 0
@@ -179,7 +180,7 @@ def dead(e: Examination) -> list[Finding]:
         (c, x)
         for c, x in activations(e)
         if c.name not in GATES
-        and ACTIVATIONS[c.name].dies
+        and (ACTIVATIONS[c.name].dies or not ACTIVATIONS[c.name].bounded)
         and c.liveness is not None
         and float(c.liveness.dead.float().mean()) > 0.9
     ]
@@ -420,18 +421,3 @@ def _bent(e: Examination, first: Layer, second: Layer) -> Patch | None:
     owners = [x.parameter.rpartition(".")[0] for x in e.layers if not x.last]
     code = [f"model.set_submodule({m!r}, nn.Sequential({submodule(m)}, nn.ReLU()))" for m in dict.fromkeys(owners) if m]
     return Patch("\n".join(code)) if code else None
-
-
-# ---- no signal -----------------------------------------------------------------------------------------------
-def no_signal(e: Examination) -> list[Finding]:
-    """A loss that does not depend on the inputs at all."""
-    floats = [v for n, v in e.seen.inputs.items() if n in e.subject.input_tensors]
-    if not floats or any(v in e.ancestors for v in floats) or not e.path:
-        return []
-    return [
-        Finding(
-            "no_signal", "error", "the model", "the loss does not depend on the inputs: nothing reads them",
-            measured=f"loss {e.seen.loss_number:.4g}", expected="an output that depends on its input",
-            fix="use the argument of forward",
-        )
-    ]  # fmt: skip

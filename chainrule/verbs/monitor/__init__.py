@@ -88,6 +88,7 @@ class monitor:
         self._recorder: Recorder | None = None
         self._before: Any = None
         self._previous: list[torch.Tensor | None] = []
+        self._replaced = True  # whether gradients are new tensors in every step
         self._stack = contextlib.ExitStack()
         if original(model) is not model:
             self.notes.append("a compiled model runs without hooks: layers are not measured, gradients and updates are")
@@ -99,6 +100,9 @@ class monitor:
         self._names = [names.get(id(p), f"parameter {k}") for k, p in enumerate(self._parameters)]
         self._full = self._record is not None  # then no step may pass unseen
         self._witness = self._smallest()
+        small = self._witness is not None and self._witness.numel() <= 64 and self._witness.device.type == "cpu"
+        plain = small and self._witness.dim() == 1 and not hasattr(self._witness, "to_local")  # type: ignore[union-attr]
+        self._total = (lambda g: sum(g.tolist())) if plain else (lambda g: own_part(g).sum().item())
         self._modules = leaf_modules(original(self.model))
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before_step),
@@ -151,21 +155,19 @@ class monitor:
     def _with_gradients(self) -> None:
         witness = self._witness
         if not self._full and self._measurement is None:
-            if (
-                witness is not None
-                and witness.grad is not None
-                and not math.isfinite(own_part(witness.grad).sum().item())
-            ):
+            grad = witness.grad if witness is not None else None
+            if grad is not None and not math.isfinite(self._total(grad)):
                 self._not_finite()
             if (self.step + 1) % self.every == 0:  # the next one is measured
                 self._previous = self._gradients()
             self._next()
             return
         with torch.no_grad():
-            if not finite(self._parameters):
+            if self._measurement is not None:
+                self._measurement.at_step(self._earlier())
+            if not self._measured_finite() and not finite(self._parameters):
                 self._not_finite()
             if self._measurement is not None:
-                self._measurement.at_step(self._previous)
                 self._measurement.remove()  # a closure may be run again in the same step
                 self._previous = self._gradients() if self.every == 1 else []
                 self._before = _foreach_mul([own_part(p.detach()) for p in self._parameters], 1.0)
@@ -175,6 +177,12 @@ class monitor:
         if self._recorder is not None:
             self._recorder.forget()
         self._next()
+
+    def _measured_finite(self) -> bool:
+        """Whether the norms that a measurement has taken say that all gradients are finite."""
+        norms = self._measurement.norms if self._measurement is not None else ()
+        whole = len(norms) == sum(p.grad is not None for p in self._parameters)  # no sparse ones
+        return bool(norms) and whole and math.isfinite(float(torch.stack(tuple(norms)).sum()))
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._before is None or self._measurement is None:
@@ -191,8 +199,23 @@ class monitor:
         self._next()
 
     def _gradients(self) -> list[torch.Tensor | None]:
-        return [own_part(p.grad).detach().clone() if p.grad is not None and not p.grad.is_sparse else None
-                for p in self._parameters]  # fmt: skip
+        """The gradients of this step, for the next: themselves where zero_grad() will put others in their place."""
+        dense = [p.grad if p.grad is not None and not p.grad.is_sparse else None for p in self._parameters]
+        if self._replaced:
+            return dense
+        return [own_part(g).detach().clone() if g is not None else None for g in dense]
+
+    def _earlier(self) -> list[torch.Tensor | None]:
+        """The gradients of the step before, unless they were written over since: then copies are kept from now on."""
+        held = [own_part(g.detach()) if g is not None else None for g in self._previous]
+        if self._replaced:
+            for g, p in zip(held, self._parameters, strict=False):
+                if g is not None and p.grad is not None and p.grad.layout == torch.strided:
+                    if own_part(p.grad).data_ptr() == g.data_ptr():
+                        self._replaced = False
+                        return []
+                    break  # one tells for all
+        return held
 
     def _next(self) -> None:
         self.step += 1

@@ -39,6 +39,7 @@ class Measurement:
         self.products: Sequence[torch.Tensor] = []  # of the gradient with that of the step before
         self.earlier: Sequence[torch.Tensor] = []
         self._fresh: dict[int, torch.Tensor] = {}
+        self._clean: bool | None = None  # whether there was no gradient before the step's first backward pass
         self.left: torch.Tensor | None = None
         self._handles = [model.register_forward_pre_hook(self._start, with_kwargs=True)]
         self._weighted = {name for name, module in modules if not isinstance(module, _DYING)}
@@ -64,12 +65,13 @@ class Measurement:
     def _hook(self, name: str) -> Any:
         def dying(module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, torch.Tensor) and output.dim() > 1 and output.numel() and torch.is_grad_enabled():
-                with torch.no_grad():
-                    d = output.detach()
-                    # Channels of images are their second dimension, units of anything else the last.
-                    self.alive.append(
-                        (name, (d.amax((0, *range(2, d.dim()))) if d.dim() >= 4 else d.flatten(0, -2).amax(0)) > 0)
-                    )
+                d = output.detach()
+                # Channels of images are their second dimension, units of anything else the last.
+                if d.dim() >= 4:
+                    top = d.amax((0, *range(2, d.dim())))
+                else:
+                    top = (d.flatten(0, -2) if d.dim() > 2 else d).amax(0)
+                self.alive.append((name, top > 0))
 
         def weighted(module: nn.Module, args: Any, output: Any) -> None:
             t = output if isinstance(output, torch.Tensor) else next(tensors_in(output), None)
@@ -77,27 +79,32 @@ class Measurement:
                 return
             k = len(self.names)
             self.names.append(name)
-            with torch.no_grad():
-                self.forward.append((_size(t.detach()), t.numel()))
+            self.forward.append((_size(t.detach()), t.numel()))
             if t.requires_grad:
 
                 def gradient(grad: torch.Tensor) -> None:
-                    with torch.no_grad():
-                        self.backward[k] = (_size(grad), grad.numel())
+                    self.backward[k] = (_size(grad.detach()), grad.numel())
 
                 t.register_hook(gradient)
 
         return weighted if name in self._weighted else dying
 
     def _contribution(self, grad: torch.Tensor) -> None:
+        if self._clean is None:
+            self._clean = self._small is not None and self._small.grad is None
+        if self._clean:
+            return  # zero_grad() has taken everything away
         with torch.no_grad():
             self._fresh[0] = self._fresh[0] + grad if 0 in self._fresh else grad.detach().clone()
 
     def _accumulated(self, p: torch.Tensor) -> None:
+        if p.grad is None:
+            return
         with torch.no_grad():
-            if p.grad is not None and 0 in self._fresh and p.grad.shape == self._fresh[0].shape:
+            if 0 in self._fresh and p.grad.shape == self._fresh[0].shape:
                 self.left = (p.grad - self._fresh[0]).abs().max() / self._fresh[0].abs().max().clamp_min(1e-30)
-                self.unclipped[0] = p.grad.detach().norm()
+            if self._clean or self.left is not None:
+                self.unclipped[0] = _size(p.grad.detach())
 
     def at_step(self, previous: Sequence[torch.Tensor | None] = ()) -> None:
         """The optimizer is about to step: sizes of the gradients as it sees them, and their product with the last."""
@@ -109,7 +116,7 @@ class Measurement:
         self.norms = _foreach_norm(grads) if grads else []
         small = self._small
         if small is not None and small.grad is not None and self.unclipped:
-            self.unclipped[1] = own_part(small.grad.detach()).norm()
+            self.unclipped[1] = _size(own_part(small.grad.detach()))
 
     # ---- the entry -----------------------------------------------------------------------------------------
     def entry(
@@ -119,8 +126,8 @@ class Measurement:
         seen = range(len(self.names))
         now = [own_part(p.detach()) for p in parameters]
         old = list(before)
-        changes = _foreach_norm(_foreach_sub(now, old)) if old else []
-        sizes = _foreach_norm(old) if old else []
+        both = _foreach_norm([*_foreach_sub(now, old), *old]) if old else []
+        changes, sizes = both[: len(old)], both[len(old) :]
         zero = self.forward[0][0].new_zeros(()) if self.forward else torch.zeros(())
         rows = [
             [self.forward[k][0] for k in seen],
@@ -131,22 +138,29 @@ class Measurement:
         flat = [own_part(t) for row in rows for t in row]
         alike = len({(t.dtype, t.device) for t in flat}) == 1
         device = flat[0].device
-        packed = torch.stack(flat if alike else [t.to(device, torch.float64) for t in flat]).double()
+        packed = torch.stack(flat if alike else [t.to(device, torch.float64) for t in flat])
         # Norms of parts add up as squares; what is left of a gradient and its clipping are averaged below.
         square = len(flat) - 3 - len(self.products)
-        packed[:square] = packed[:square] ** 2
         counts = [float(self.forward[k][1]) for k in seen]
         counts += [float(self.backward[k][1]) if k in self.backward else 0.0 for k in seen] + [float(self.batch)]
-        packed = torch.cat(
-            [packed, torch.tensor(counts, dtype=torch.float64, device=device)]
-            + [mask.to(device, torch.float64) for _, mask in self.alive]
-        )
         processes = 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             processes = torch.distributed.get_world_size()
+            packed = packed.double()
+            packed[:square] = packed[:square] ** 2
+            packed = torch.cat(
+                [packed, torch.tensor(counts, dtype=torch.float64, device=device)]
+                + [mask.to(device, torch.float64) for _, mask in self.alive]
+            )
             torch.distributed.all_reduce(packed)  # the one reduction of a report
+            found = packed.tolist()
+        else:
+            masks = [mask.to(device) for _, mask in self.alive]
+            found = packed.tolist()
+            found[:square] = [n * n for n in found[:square]]
+            found += [*counts, *(torch.cat(masks).tolist() if masks else ())]
         sharded = any(hasattr(p, "to_local") for p in parameters)
-        return self._unpacked(step, names, iter(packed.tolist()), [len(r) for r in rows], processes, sharded)
+        return self._unpacked(step, names, iter(found), [len(r) for r in rows], processes, sharded)
 
     def _unpacked(
         self, step: int, names: Sequence[str], numbers: Iterator[float], lengths: Sequence[int], processes: int,

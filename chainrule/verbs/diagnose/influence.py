@@ -1,0 +1,53 @@
+"""Whether the inputs have any influence: a loss that reads none of them, and outputs that are one for all samples."""
+
+from __future__ import annotations
+
+import torch
+
+from chainrule.errors import ModelError
+from chainrule.verbs.diagnose.examination import Examination
+from chainrule.verbs.kinds import Finding
+
+
+def no_signal(e: Examination) -> list[Finding]:
+    """A loss that does not depend on the inputs at all."""
+    floats = [v for n, v in e.seen.inputs.items() if n in e.subject.input_tensors]
+    if not floats or any(v in e.ancestors for v in floats) or not e.path:
+        return []
+    return [
+        Finding(
+            "no_signal", "error", "the model", "the loss does not depend on the inputs: nothing reads them",
+            measured=f"loss {e.seen.loss_number:.4g}", expected="an output that depends on its input",
+            fix="use the argument of forward",
+        )
+    ]  # fmt: skip
+
+
+def same_for_all(e: Examination) -> list[Finding]:
+    """What the model returns is one and the same for all samples, now, on another batch and after steps of descent."""
+    subject = e.subject
+    inputs = [t for t in subject.input_tensors.values() if t.dim() and t.shape[0] > 1]
+    if not e.seen.alike or not e.path or not any(bool((t != t[:1]).any()) for t in inputs):
+        return []
+    if e.other is not None and not e.other.alike:
+        return []
+    end = e.descended[1]
+    try:
+        with subject.safely(), torch.no_grad():
+            for n, p in subject.trainable.items():
+                p.copy_(end[n])
+            later = subject.observe(sizes=False)
+    except ModelError:
+        return []
+    if not later.alike:
+        return []
+    return [
+        Finding(
+            "no_signal", "error", "the model",
+            "what the model returns is the same for every sample, and stays so when its parameters move: the inputs "
+            "have no influence",
+            measured=f"{inputs[0].shape[0]} equal outputs for samples that differ, before and after steps of descent",
+            expected="an output that depends on its input",
+            fix="look for what takes the input away: a factor of zero, a mask, an index that is the same for all",
+        )
+    ]  # fmt: skip
