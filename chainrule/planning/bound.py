@@ -9,19 +9,44 @@ price per byte p
 and the minimum is a minimum cut. So the largest right side over instants and prices is a certificate: it holds for
 schedules with any number of recomputations, whose backward tasks run in the same order. Operands and results of the
 task that runs at that instant, and gradients that are finished, are there anyway.
+
+Some lines (one per instant and price) are made at once, and bound every peak; ``sharpened`` adds those that matter at
+one peak. Small problems with a gap are bounded at several instants together (see ``windows``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from chainrule.planning.instants import Instants
 from chainrule.planning.mincut import Closure
 from chainrule.planning.problem import Problem
+from chainrule.planning.windows import windowed
 
-_INSTANTS = 8
-_PRICES = 22
+_INSTANTS, _PRICES = 24, 8
+_SOLVES, _TASKS = 8, 150_000  # cuts for one instant and peak; tasks in all cuts of one peak
+_CLOSE = 0.002  # of the step: near enough
+
+
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """A cut at a price: the bound at a peak is ``cut - price (peak - there)``."""
+
+    cut: float
+    price: float
+    there: float
+    cost: float  # of the cut's recomputations alone
+    kept: float  # bytes that it keeps
+
+    def at(self, peak: float) -> float:
+        return self.cut - self.price * (peak - self.there)
+
+    def rises(self, peak: float) -> bool:
+        """Whether a higher price bounds better."""
+        return self.kept > peak - self.there
 
 
 class Bound:
@@ -32,55 +57,70 @@ class Bound:
     ) -> None:
         """``backward``: the tasks of the backward pass that need a cotangent, in the order in which they run."""
         self.problem = problem
+        self.instants = Instants(problem, backward)
         early = problem.early
-        makers = [t for t in range(len(problem.tasks)) if t < problem.forward or t in early]
-        self._makers = [(t, problem.tasks[t], t in early) for t in makers]
-        self._made = {s for _, task, _ in self._makers for s in task.writes} - problem.resident
-        self.lines: list[tuple[float, float, float]] = []  # (cut, price, there anyway)
-        if not backward:
-            return
-        for at in self._instants(backward, instants):
-            self._add(backward, at, prices)
+        self._makers = [(t, problem.tasks[t], t in early) for t in self.instants.makers]
+        self._lines: dict[int, list[_Line]] = {}
+        self._closures: dict[int, Closure] = {}
+        self._points: list[tuple[float, float]] = []  # (peak, bound): below the peak too
+        for at in self.instants.spread(instants):
+            closure = self._closure(at)
+            if closure is None:
+                continue
+            self._closures[at] = closure
+            costs = closure.costs[np.isfinite(closure.costs)]
+            middle = float(costs.sum()) / float(closure.bytes.sum())
+            self._lines[at] = [self._line(at, middle * 10.0**e) for e in np.linspace(-2.0, 1.5, prices)]
 
     def at(self, peak: float) -> float:
         """No schedule with at most so many bytes recomputes less than this."""
-        return max(0.0, *(float(cut - price * (peak - there)) for cut, price, there in self.lines), 0.0)
+        cuts = max((line.at(peak) for lines in self._lines.values() for line in lines), default=0.0)
+        return max(0.0, cuts, *(bound for limit, bound in self._points if peak <= limit), 0.0)
 
-    def _instants(self, backward: Sequence[int], count: int) -> list[int]:
-        """Early in the backward pass most is still needed: more instants there."""
-        n = len(backward)
-        spots = {min(n - 1, round((n - 1) * (i / max(count - 1, 1)) ** 2)) for i in range(count)}
-        return sorted(spots | {0})
+    def sharpened(self, peak: float, enough: float = float("inf")) -> float:
+        """The same with more cuts where they matter at this peak, until it reaches ``enough``."""
+        close = _CLOSE * self.problem.cost
+        left = _TASKS
+        for at in sorted(self._lines, key=lambda at: -max(line.at(peak) for line in self._lines[at])):
+            if left <= 0 or self.at(peak) >= enough - close / 10:
+                break
+            left -= self._sharpen(at, peak) * len(self._makers)
+        found = self.at(peak)
+        if found < enough - close and peak not in {limit for limit, _ in self._points}:
+            self._points.append((peak, windowed(self.instants, peak)))
+        return self.at(peak)
 
-    def _add(self, backward: Sequence[int], at: int, prices: int) -> None:
-        p = self.problem
-        task = p.tasks[backward[at]]
-        operands = {s for s in task.reads if s in self._made}
-        wanted = {s for t in backward[at + 1 :] for s in p.tasks[t].reads if s in self._made}
-        there = self._late(backward, at) + task.work + sum(p.sizes[s] for s in operands - p.returned)
-        held = p.returned - p.gradients
-        there += sum(p.sizes[s] for s in held)
-        free = operands | p.returned
+    def _sharpen(self, at: int, peak: float) -> int:
+        """Cuts at the price where the two nearest ones meet, until they meet on a cut; returns how many."""
+        lines = self._lines[at]
+        for count in range(_SOLVES):
+            low = max((x for x in lines if x.rises(peak)), key=lambda x: x.price, default=None)
+            high = min((x for x in lines if not x.rises(peak)), key=lambda x: x.price, default=None)
+            if low is None or high is None or low.kept <= high.kept:
+                return count
+            price = (high.cost - low.cost) / (low.kept - high.kept)
+            if not low.price * (1 + 1e-9) < price < high.price * (1 - 1e-9):
+                return count
+            meeting = low.cost + price * (low.kept - peak + low.there)
+            lines.append(self._line(at, price))
+            if lines[-1].at(peak) >= meeting - _CLOSE / 10 * self.problem.cost:
+                return count + 1
+        return _SOLVES
+
+    def _closure(self, at: int) -> Closure | None:
+        found = self.instants
+        free = found.operands[at] | self.problem.returned
+        made = found.made
         closure = Closure(
-            self._makers, wanted - free, p.sizes, lambda s: s in self._made and s not in free, unpriced=()
+            self._makers, found.wanted(at) - free, self.problem.sizes, lambda s: s in made and s not in free, unpriced=()
         )
-        costs = closure.costs[np.isfinite(closure.costs)]
-        total, size = float(costs.sum()), float(closure.bytes.sum())
-        if not total or not size or not len(closure.wanted):
-            return
-        middle = total / size
-        for price in middle * 10.0 ** np.linspace(-2.5, 2.0, prices):
-            value, _, _ = closure.solve(float(price))
-            # Capacities are rounded to integers: what that can be worth is taken off.
-            slack = (len(closure.costs) + len(closure.bytes)) * closure.grain
-            self.lines.append((max(value - slack, 0.0), float(price), float(there)))
+        usable = len(closure.wanted) and closure.costs[np.isfinite(closure.costs)].sum() and closure.bytes.sum()
+        return closure if usable else None
 
-    def _late(self, backward: Sequence[int], at: int) -> int:
-        """Bytes of the backward pass's own storages while task ``at`` runs."""
-        p = self.problem
-        there = set(p.cotangents)
-        for t in backward[: at + 1]:
-            there.update(p.tasks[t].writes)
-        read = {s for t in backward[at:] for s in p.tasks[t].reads}
-        now = set(p.tasks[backward[at]].writes)
-        return sum(p.sizes[s] for s in there if s not in p.resident and (s in read or s in now or s in p.gradients))
+    def _line(self, at: int, price: float) -> _Line:
+        closure = self._closures[at]
+        value, kept, again = closure.solve(price)
+        # Capacities are rounded to integers: what that can be worth is taken off.
+        slack = (len(closure.costs) + len(closure.bytes)) * closure.grain
+        held = float(sum(self.problem.sizes[s] for s in kept))
+        return _Line(max(value - slack, 0.0), price, float(self.instants.there[at]), closure.cost_of(again), held)

@@ -24,8 +24,8 @@ import numpy as np
 from chainrule.planning.blocks import Block, Chain
 from chainrule.planning.options import Inside, Option, missing, options
 from chainrule.planning.problem import Problem, Schedule
+from chainrule.planning.slots import Cheapest, Table, distances, more, unit_of
 
-_SLOTS = 1000
 _TOGETHER, _TASKS_TOGETHER, _MAX_CHOICES = 6, 48, 80  # blocks taken as one
 _LABEL = 1000  # of a choice: length times this, plus the option; -d for a checkpoint d blocks on
 
@@ -42,30 +42,25 @@ class Choice:
     backward: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Cost by slots of memory, and what was chosen (see ``_LABEL``)."""
-
-    cost: np.ndarray
-    choice: np.ndarray
-
-
 class ChainPlanner:
     """Tables of a problem's chain."""
 
-    def __init__(self, problem: Problem, chain: Chain, limit: int, slots: int = _SLOTS) -> None:
-        """``limit``: bytes beyond which memory is no question."""
+    def __init__(
+        self, problem: Problem, chain: Chain, limit: int, slots: int | None = None, like: ChainPlanner | None = None
+    ) -> None:
+        """``limit``: bytes beyond which memory is no question. ``like``: a planner that knows what blocks can do."""
         self.problem, self.chain = problem, chain
         self.blocks = chain.blocks
-        self.unit = _unit(problem, limit, slots)
+        self.unit = unit_of(problem, limit, slots)
+        self.like = like
         self.slots = int(limit / self.unit) + 1
         self.change = np.array([b.change for b in self.blocks], dtype=np.int64)
         self.enters = [self._size(b.enters) for b in self.blocks]
-        self._insides: dict[tuple[int, int], Inside] = {}
+        self._insides: dict[tuple[int, int], Inside] = {} if like is None else like._insides
         self._choices: dict[int, Choice] = {}  # by the number of a run of kinds
         self._origin: dict[int, int] = {}  # the first block of the first such run
-        self._names: dict[object, int] = {}
-        self._names_of: dict[tuple[int, int], int] = {}
+        self._names: dict[object, int] = {} if like is None else like._names
+        self._names_of: dict[tuple[int, int], int] = {} if like is None else like._names_of
         self.tables: dict[tuple[int, int], Table] = {}
         self._by_kinds: dict[object, Table] = {}
         self._lengths: dict[int, list[int]] = {}
@@ -83,8 +78,12 @@ class ChainPlanner:
         """What blocks a to a + length - 1 can do as one; runs of the same kinds share it."""
         name = self._names_of[a, a + length - 1]
         if name not in self._choices:
-            self._choices[name] = self._choice(self.inside(a, length), self._parts(a, length))
-            self._origin[name] = a
+            known = None if self.like is None else self.like._choices.get(name)
+            if known is not None:
+                self._choices[name], self._origin[name] = self._in_slots(known), self.like._origin[name]  # type: ignore[union-attr]
+            else:
+                self._choices[name] = self._choice(self.inside(a, length), self._parts(a, length))
+                self._origin[name] = a
         return self._choices[name]
 
     def lengths(self, a: int) -> list[int]:
@@ -130,11 +129,17 @@ class ChainPlanner:
         nothing = min(range(len(found)), key=lambda k: (len(found[k].saved), found[k].held))
         found = [found[nothing], *(o for k, o in enumerate(found) if k != nothing)]
         cost = lambda o: sum(inside.whole.tasks[t].cost for t in inside.rerun(o.saved))  # noqa: E731
+        again, rerun = np.array([o.again for o in found]), np.array([cost(o) for o in found])
+        return self._in_slots(Choice(tuple(found), again, again, rerun, again, again))
+
+    def _in_slots(self, known: Choice) -> Choice:
+        """The same choices in slots of this planner."""
+        found = known.options
         return Choice(
-            tuple(found),
+            found,
             np.array([self.slot(o.held) for o in found]),
-            np.array([o.again for o in found]),
-            np.array([cost(o) for o in found]),
+            known.again,
+            known.rerun,
             np.array([self.slot(o.forward_peak) for o in found]),
             np.array([self.slot(o.backward_peak) for o in found]),
         )
@@ -145,6 +150,8 @@ class ChainPlanner:
             for a in range(b, -1, -1):
                 key = (self.blocks[a].kind,) if a == b else (self.blocks[a].kind, self._names_of[a + 1, b])
                 self._names_of[a, b] = self._names.setdefault(key, len(self._names))
+        self._enter_slots = [self.slot(e) for e in self.enters]
+        self._changed = np.concatenate([[0.0], np.cumsum(self.change)])  # by the first blocks
         for b in range(n):
             for a in range(b, -1, -1):
                 key = (b == n - 1, self._names_of[a, b])
@@ -152,10 +159,13 @@ class ChainPlanner:
                     self._by_kinds[key] = self._table(a, b, b == n - 1)
                 self.tables[a, b] = self._by_kinds[key]
 
+    def _grown(self, a: int, b: int) -> int:
+        """By how many slots the backward pass of blocks a to b changes what the backward pass holds."""
+        return self.slot(float(self._changed[b + 1] - self._changed[a]))
+
     def _table(self, a: int, b: int, first: bool) -> Table:
-        m = np.arange(self.slots + 1)
-        cost = np.full(self.slots + 1, np.inf)
-        choice = np.zeros(self.slots + 1, dtype=np.int32)
+        count = self.slots + 1
+        found = Cheapest(count)
         for length in self.lengths(a):
             c = a + length - 1  # the last of those taken as one
             if c > b:
@@ -163,34 +173,40 @@ class ChainPlanner:
             own = self.choices(a, length)
             label = length * _LABEL
             if c == b and not first:  # its output is not needed any more: its backward pass remakes what it reads
-                _better(cost, choice, np.where(m >= own.backward[0], own.again[0], np.inf), label)
+                found.constant(float(own.again[0]), int(own.backward[0]), label)
             elif c == b:
-                needs = np.maximum(own.forward, own.backward)
                 for k in range(len(own.options)):
-                    _better(cost, choice, np.where(m >= needs[k], own.again[k], np.inf), label + k)
+                    found.constant(float(own.again[k]), int(max(own.forward[k], own.backward[k])), label + k)
             else:
-                rest = self.tables[c + 1, b].cost
-                later = self.slot(float(self.change[c + 1 : b + 1].sum()))
-                least = np.maximum(own.forward, own.backward + later)
-                extra = own.again + (0.0 if first else own.rerun)
+                rest = self.tables[c + 1, b]
+                least = np.maximum(own.forward, own.backward + self._grown(c + 1, b))
+                extra = own.again if first else own.again + own.rerun
                 for k in range(len(own.options)):
-                    found = _shifted(rest, int(own.held[k])) + extra[k]
-                    found[: max(0, min(int(least[k]), len(found)))] = np.inf
-                    _better(cost, choice, found, label + k)
-        least_forward, extra_forward, grown = 0, 0.0, float(self.change[a : b + 1].sum())
+                    found.row(rest.shifted(int(own.held[k]), count), float(extra[k]), int(least[k]), label + k)
+        self._checkpoints(a, b, first, found)
+        cost, choice = found.result()
+        padded = np.full(2 * count, np.inf)
+        padded[count:] = cost
+        return Table(padded, padded[count:], choice)
+
+    def _checkpoints(self, a: int, b: int, first: bool, found: Cheapest) -> None:
+        """Running to a block and keeping its input alone, for some of the blocks behind ``a``."""
+        count = self.slots + 1
+        wanted = distances(b - a)
+        least, extra = 0, 0.0
         for j in range(a + 1, b + 1):
             before = self.choices(j - 1)
-            coming = 0 if j - 1 == a else self.slot(self.enters[j - 1])
-            least_forward = max(least_forward, int(before.forward[0]) + coming)
-            extra_forward += 0.0 if first else float(before.rerun[0])
-            grown -= float(self.change[j - 1])
-            right = self.tables[j, b].cost
-            left = self.tables[a, j - 1].cost
-            total = _shifted(right, self.slot(self.enters[j])) + _shifted(left, self.slot(grown)) + extra_forward
-            if least_forward > 0:
-                total[: min(least_forward, len(total))] = np.inf
-            _better(cost, choice, total, a - j)
-        return Table(cost, choice)
+            coming = 0 if j - 1 == a else self._enter_slots[j - 1]
+            least = max(least, int(before.forward[0]) + coming)
+            extra += 0.0 if first else float(before.rerun[0])
+            if j - a not in wanted:
+                continue
+            right, left = self.tables[j, b].shifted(self._enter_slots[j], count), self.tables[a, j - 1]
+            grown = self._grown(j, b)
+            if grown >= 0:
+                found.sum(right, left.shifted(grown, count), extra, least, a - j)
+            else:
+                found.sum(right, more(left.cost, -grown), extra, least, a - j)
 
     # ---- schedules -----------------------------------------------------------------------------------------
     def levels(self) -> list[int]:
@@ -220,15 +236,6 @@ class ChainPlanner:
             self._images[a, length] = corresponding(self.problem, one, other)
         image = self._images[a, length]
         return frozenset(image[s] for s in chosen)
-
-
-def _unit(problem: Problem, limit: int, slots: int) -> float:
-    """Bytes of a slot: about ``limit / slots``, such that most storages are whole numbers of slots."""
-    sizes, counts = np.unique([s for s in problem.sizes if s * slots > limit] or [1], return_counts=True)
-    units = max(limit, 1) / np.arange(slots * 0.7, slots * 1.3, max(slots / 500, 1.0))
-    parts = sizes[None, :] / units[:, None]
-    wrong = (np.abs(parts - np.rint(parts)) / parts) @ (counts * sizes)
-    return float(units[int(wrong.argmin())])
 
 
 def merged(blocks: Sequence[Block]) -> Block:
@@ -348,24 +355,3 @@ def corresponding(problem: Problem, one: Block, other: Block) -> dict[int, int]:
     if one.enters is not None and other.enters is not None:
         image[one.enters] = other.enters
     return image
-
-
-def _shifted(cost: np.ndarray, by: int) -> np.ndarray:
-    """``cost`` at ``by`` slots less."""
-    if by == 0:
-        return cost.copy()
-    out = np.full_like(cost, np.inf)
-    if by > 0:
-        if by < len(cost):
-            out[by:] = cost[:-by]
-    else:
-        by = min(-by, len(cost) - 1)
-        out[: len(cost) - by] = cost[by:]
-        out[len(cost) - by :] = cost[-1]
-    return out
-
-
-def _better(cost: np.ndarray, choice: np.ndarray, found: np.ndarray, label: int) -> None:
-    wins = found < cost - 1e-15
-    cost[wins] = found[wins]
-    choice[wins] = label

@@ -1,13 +1,14 @@
 """All plans worth having for a problem, from the unplanned step to the least memory: one search, whatever the budget.
 
-A budget then picks the cheapest plan that fits. The plans do not depend on the budget that is asked for, so a smaller
-budget never gives a higher peak, nor a cheaper plan.
+A budget then picks the cheapest plan that fits. Plans are first searched at steps of memory; where a budget falls
+between two of them, all that lie between are written, and improved. What is found there depends on the two alone, is no
+cheaper than the larger and no larger than the smaller: a smaller budget never gives a higher peak, nor a cheaper plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import TypeVar
@@ -18,16 +19,18 @@ from chainrule.errors import BudgetError
 from chainrule.planning.blocks import Chain, chain_of
 from chainrule.planning.bound import Bound
 from chainrule.planning.chain import ChainPlanner
-from chainrule.planning.improve import dropped, filled
+from chainrule.planning.improve import dropped, filled, trimmed
 from chainrule.planning.problem import Problem, Schedule, unplanned
 from chainrule.planning.simulate import Timeline, simulate
 
 T = TypeVar("T")
-_PLANS = 250
+_PLANS = 100  # of the first search
+_BETWEEN = 40  # plans between two of them
 _SMALL, _PINNED = 200, 0.02  # tasks, and share of the peak that is pinned: then the chain is a poor picture
-_DEEP, _RANGE = 8.0, 3.0  # where the least peak is so small a part of the unplanned one, up to so many times the least
-_STARTS, _STEPS = 40, 20  # of the local search there
-_FEW_STARTS, _FEW_STEPS = 60, 2  # and elsewhere
+_DEEP, _RANGE = 60, 3.0  # slots, below which the least peak is searched again with finer ones, up to so many times it
+_FINE = 1000  # slots there
+_STARTS, _STEPS = 40, 20  # of the local search where the chain is a poor picture
+_FEW_STARTS, _FEW_STEPS = 20, 2  # and elsewhere
 _WORK = 60_000  # tasks to go through there, all starts together
 
 
@@ -45,16 +48,38 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
+class Search:
+    """What a planner of the chain can write: ``levels`` are slots of memory, some of which have been written.
+
+    Attributes:
+        sampled: (index of a level, peak of its plan), in order.
+    """
+
+    planner: ChainPlanner
+    levels: tuple[int, ...]
+    sampled: tuple[tuple[int, int], ...]
+
+    def between(self, low: int, high: int) -> list[int]:
+        """Levels not written yet whose peaks may lie between."""
+        found: list[int] = []
+        for (i, one), (j, other) in pairwise(self.sampled):
+            if j > i + 1 and max(one, other) >= low and min(one, other) <= high:
+                found += self.levels[i + 1 : j]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class Frontier:
     """Plans in order: the peak falls, the cost rises.
 
     Attributes:
-        problem: what was planned. chain: its blocks. plans: from the unplanned step on.
+        problem: what was planned. chain: its blocks. plans: from the unplanned step on. searches: where more are.
     """
 
     problem: Problem
     chain: Chain
     plans: tuple[Plan, ...]
+    searches: tuple[Search, ...] = field(default=(), repr=False)
 
     def within(self, peak: float) -> Plan:
         """The cheapest plan whose peak is at most so many bytes.
@@ -62,8 +87,7 @@ class Frontier:
         Raises:
             BudgetError: none is; carries the least.
         """
-        peaks = [-p.peak for p in self.plans]
-        at = next((k for k in range(len(peaks)) if -peaks[k] <= peak), None)
+        at = next((k for k, p in enumerate(self.plans) if p.peak <= peak), None)
         if at is None:
             least = self.plans[-1].peak
             raise BudgetError(
@@ -72,7 +96,34 @@ class Frontier:
                 required=f"at least {least:,} bytes",
                 minimum_bytes=least,
             )
-        return self.plans[at]
+        return next(p for p in self.between(at) if p.peak <= peak)
+
+    def between(self, k: int) -> tuple[Plan, ...]:
+        """Plans above the k-th, up to the one before it, and itself: the peak falls, the cost rises."""
+        if k == 0:
+            return self.plans[:1]
+        if k not in self._between:
+            above, plan = self.plans[k - 1], self.plans[k]
+            fits = lambda p: plan.peak <= p.peak < above.peak and above.again <= p.again <= plan.again  # noqa: E731
+            found = [p for p in self._written(plan.peak, above.peak) if fits(p)]
+            more = [judged(self.problem, s) for p in front([*found, plan, above]) for s in self._variants(p, above)]
+            self._between[k] = front([plan, *found, *filter(fits, more)])
+        return self._between[k]
+
+    @cached_property
+    def _between(self) -> dict[int, tuple[Plan, ...]]:
+        return {}
+
+    def _written(self, low: int, high: int) -> Iterator[Plan]:
+        for search in self.searches:
+            for slots in _spread(search.between(low, high), _BETWEEN):
+                yield judged(self.problem, search.planner.schedule(slots))
+
+    def _variants(self, plan: Plan, above: Plan) -> Iterator[Schedule]:
+        """A little less memory, and what is left of the memory put to use."""
+        yield from dropped(self.problem, plan.schedule, _FEW_STEPS)
+        yield from trimmed(self.problem, plan.schedule, _FEW_STEPS)
+        yield filled(self.problem, plan.schedule, above.peak - 1)
 
     @cached_property
     def bound(self) -> Bound:
@@ -87,19 +138,27 @@ def frontier(problem: Problem) -> Frontier:
     plain = unplanned(problem)
     timeline = simulate(problem, plain)
     found = [Plan(plain, timeline.peak, 0.0)]
+    searches: list[Search] = []
     if problem.backward and problem.forward:
-        found += _by_chain(problem, chain, timeline.peak, _PLANS)
+        planner = ChainPlanner(problem, chain, timeline.peak)
+        searches.append(_searched(problem, planner, found))
         least = min(p.peak for p in found)
-        if least * _DEEP < timeline.peak:  # a slot is too much memory there: once more, with finer ones
-            found += _by_chain(problem, chain, int(_RANGE * least), _PLANS // 2)
+        if least < _DEEP * planner.unit:  # a slot is too much memory there: once more, with finer ones
+            planner = ChainPlanner(problem, chain, int(_RANGE * least), _FINE, planner)
+            searches.append(_searched(problem, planner, found))
         found += _improved(problem, chain, front(found))
-    return Frontier(problem, chain, front(found))
+    return Frontier(problem, chain, front(found), tuple(searches))
 
 
-def _by_chain(problem: Problem, chain: Chain, limit: int, count: int) -> list[Plan]:
-    """Plans of the chain up to so many bytes."""
-    planner = ChainPlanner(problem, chain, limit)
-    return [judged(problem, planner.schedule(slots)) for slots in _spread(planner.levels(), count)]
+def _searched(problem: Problem, planner: ChainPlanner, found: list[Plan]) -> Search:
+    """Writes some plans of the chain."""
+    levels = planner.levels()
+    sampled = []
+    for i in _spread(range(len(levels)), _PLANS):
+        plan = judged(problem, planner.schedule(levels[i]))
+        found.append(plan)
+        sampled.append((i, plan.peak))
+    return Search(planner, tuple(levels), tuple(sampled))
 
 
 def _improved(problem: Problem, chain: Chain, plans: Sequence[Plan]) -> list[Plan]:

@@ -41,6 +41,17 @@ def dropped(problem: Problem, schedule: Schedule, steps: int) -> Iterator[Schedu
         yield schedule
 
 
+def trimmed(problem: Problem, schedule: Schedule, steps: int) -> Iterator[Schedule]:
+    """The schedule with one, two, ... small idle storages let go: where a plan is above a budget by next to nothing."""
+    for _ in range(steps):
+        during = simulate(problem, schedule).during
+        found = _drop(problem, schedule, int(during.argmax()), 1, int(during.max() * _SMALL))
+        if found is None:
+            return
+        schedule = found
+        yield schedule
+
+
 def filled(problem: Problem, schedule: Schedule, limit: int) -> Schedule:
     """The schedule with recomputations left out as long as the peak stays within ``limit``, the dearest first."""
     refused: set[tuple[int, int]] = set()
@@ -77,14 +88,16 @@ def _lives(problem: Problem, schedule: Schedule) -> list[_Life]:
     return found
 
 
-def _drop(problem: Problem, schedule: Schedule, worst: int, least: int) -> Schedule | None:
-    """Of the storages of at least so many bytes that are idle at ``worst``, the one that is cheapest to remake."""
+def _drop(problem: Problem, schedule: Schedule, worst: int, least: int, most: float = float("inf")) -> Schedule | None:
+    """Of the storages of so many bytes that are idle at ``worst``, the one that is cheapest to remake."""
     lives = _lives(problem, schedule)
     late = set(problem.backward)
     found: list[tuple[float, int, int]] = []
     for life in lives:
         size, maker = problem.sizes[life.storage], problem.writer[life.storage]
-        if life.born >= worst or not life.reads or life.reads[-1] <= worst or size < max(least, 1) or maker in late:
+        if life.born >= worst or not life.reads or life.reads[-1] <= worst or maker in late:
+            continue
+        if not max(least, 1) <= size <= most:
             continue
         at = bisect_left(life.reads, worst)
         then = life.reads[at]

@@ -94,6 +94,10 @@ class Closure:
         kept = {s for s in needed if reached[maker[s]]}
         return flow.flow_value / scale, kept, again
 
+    def cost_of(self, again: Collection[int]) -> float:
+        """Of running these tasks again."""
+        return float(sum(self.costs[i] for i, t in enumerate(self.tasks) if t in again and np.isfinite(self.costs[i])))
+
     def sweep(self, steps: int) -> list[set[int]]:
         """What is kept at prices from nothing to everything."""
         finite = self.costs[np.isfinite(self.costs)]

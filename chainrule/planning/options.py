@@ -178,11 +178,12 @@ def options(inside: Inside, parts: Sequence[frozenset[int]] = ()) -> list[Option
 
 
 def _trimmed(inside: Inside, saved: frozenset[int]) -> frozenset[int]:
-    """Without what nobody reads when the rest is kept."""
+    """Without what nobody reads when the rest is kept, or what is made again beside something else."""
+    again = inside.closure(saved)
     read = set(inside.wanted)
-    for t in inside.closure(saved):
+    for t in again:
         read.update(inside.whole.tasks[t].reads)
-    return frozenset(s for s in saved if s in read)
+    return frozenset(s for s in saved if s in read and inside.made[s] not in set(again))
 
 
 def _all_sets(free: Sequence[int]) -> list[frozenset[int]]:

@@ -46,8 +46,8 @@ def compared(plan: Any) -> list[Offer]:
 
 
 def _ours(plan: Any, peak: int) -> float | None:
-    fitting = [p for p in plan.program.frontier.plans if p.peak <= peak]
-    return fitting[0].again / (plan.program.problem.cost or 1.0) if fitting else None
+    found = plan.program.frontier
+    return found.within(peak).again / (plan.program.problem.cost or 1.0) if peak >= found.plans[-1].peak else None
 
 
 def _step(program: Any) -> Any:

@@ -18,7 +18,7 @@ from chainrule.errors import BudgetError, ModelError
 from chainrule.frontends.torch.batch import leaves
 from chainrule.planning.by_hand import keeping
 from chainrule.planning.frontier import Plan as Judged
-from chainrule.planning.frontier import judged
+from chainrule.planning.frontier import front, judged
 from chainrule.planning.problem import Schedule
 from chainrule.planning.simulate import simulate
 from chainrule.verbs.case import Case
@@ -81,7 +81,7 @@ class Plan:
     def lower_bound(self) -> float:
         """No schedule whose peak is at most this plan's recomputes less: a fraction of the unplanned step's time."""
         problem = self.program.problem
-        return self.program.frontier.bound.at(self._judged.peak) / (problem.cost or 1.0)
+        return self.program.frontier.bound.sharpened(self._judged.peak, self._judged.again) / (problem.cost or 1.0)
 
     @property
     def limit(self) -> int:
@@ -130,10 +130,11 @@ class Plan:
         return [self.static_bytes + int(b) for b in simulate(self.program.problem, self.schedule).during]
 
     def trade_off(self) -> list[tuple[int, float, float]]:
-        """(peak bytes, recompute fraction, lower bound) of every plan worth having, the unplanned step first."""
+        """(peak bytes, recompute fraction, lower bound) of plans worth having, the unplanned step first, and of this one."""
         found, cost = self.program.frontier, self.program.problem.cost or 1.0
         bound = found.bound
-        return [(self.static_bytes + p.peak, p.again / cost, bound.at(p.peak) / cost) for p in found.plans]
+        plans = front([*found.plans, self._judged])
+        return [(self.static_bytes + p.peak, p.again / cost, bound.at(p.peak) / cost) for p in plans]
 
     def within(self, budget: int | str) -> Plan:
         """The cheapest plan of the same program within a budget of everything that is alive.
