@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
@@ -24,9 +24,10 @@ from chainrule.backends.native.gather import gather
 from chainrule.backends.native.kernels import KernelWriter
 from chainrule.backends.native.layout import choose
 from chainrule.backends.native.memory import Arena, Layout, View
-from chainrule.backends.native.plan import Kernel
+from chainrule.backends.native.plan import Kernel, Schedule
 from chainrule.backends.native.prepare import StepGraph, weight
 from chainrule.backends.native.schedule import schedule
+from chainrule.backends.native.search import Search
 from chainrule.backends.native.tiers import Improving
 from chainrule.backends.native.values import BYTES, LLVM, LoopVar, Value
 from chainrule.errors import BackendError, UnsupportedOpError
@@ -136,9 +137,17 @@ def build(
                 jit.write(key, description, code)
     engine = jit.loaded(code, target)
     made = Program(graph, layout, jit.function(engine, "call", 1), used, tuple(rates), draws, cached, engine, key)
-    if quick and text is not None:
-        made = replace(made, improving=Improving(made, text, target, description))
-    return made
+    if not quick:
+        return made
+
+    def write(**how: Any) -> tuple[str, Layout]:
+        return emit(graph, batch, rates, None, (), target, **how)[:2]
+
+    searched = fixed is not None or external or description.get("searched")
+    search = None if searched else Search(lambda: plan_of(graph, batch, None, (), target), write, target)
+    if text is None and search is None:
+        return made
+    return replace(made, improving=Improving(made, text, target, description, search))
 
 
 def _key(
@@ -204,6 +213,16 @@ def _restored(
     return layout, tuple(nodes[k] for k in description["batch"]), draws
 
 
+def plan_of(
+    graph: StepGraph, batch: Sequence[Node], fixed: Layout | None, external: Sequence[Node], target: jit.Target
+) -> tuple[Schedule, Layout]:
+    """Which loops, and which memory."""
+    plan = schedule(graph.results, graph.updates, weight)
+    batch = [b for b in batch if b in plan.stored]
+    lanes = lanes_of(graph, target)
+    return plan, choose(plan, graph.order, lanes, batch, graph.parameters, graph.results, fixed, external)
+
+
 def emit(
     graph: StepGraph,
     batch: Sequence[Node],
@@ -212,6 +231,8 @@ def emit(
     external: Sequence[Node],
     target: jit.Target,
     only: Callable[[Kernel], bool] | None = None,
+    blocks: Mapping[int, tuple[int, int]] | None = None,
+    planned: tuple[Schedule, Layout] | None = None,
 ) -> tuple[str, Layout, tuple[Node, ...], bool]:
     """(LLVM text, layout, leaves of the batch that are read, whether it draws random numbers) of a step.
 
@@ -221,12 +242,13 @@ def emit(
 
     Args:
         only: which kernels are written: to measure them one by one.
+        blocks: position of a kernel -> (rows, columns) of its blocks, in place of those that are estimated to be best.
+        planned: what :func:`plan_of` returned, where it was asked before.
     """
     lanes = lanes_of(graph, target)
-    plan = schedule(graph.results, graph.updates, weight)
+    plan, layout = planned or plan_of(graph, batch, fixed, external, target)
     order = graph.order
     batch = [b for b in batch if b in plan.stored]
-    layout = choose(plan, order, lanes, batch, graph.parameters, graph.results, fixed, external)
     draws = any(n.op.native == "draw" for n in order)
     if draws and STEP_COUNTER not in layout.views:
         layout.views[STEP_COUNTER] = layout.dense((), "i64", (), False)
@@ -257,8 +279,9 @@ def emit(
                     writer.ground = len(e.scopes) - 1
                     writer.store(rate, layout.views[leaf], ())
             copy_weights(writer, graph, external=True)
-            for kernel in plan.kernels:
+            for position, kernel in enumerate(plan.kernels):
                 if only is None or only(kernel):
+                    writer.block = (blocks or {}).get(position)
                     writer.kernel(kernel)
             if only is None:
                 copy_weights(writer, graph, external=False)

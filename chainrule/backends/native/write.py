@@ -46,6 +46,7 @@ class Writer:
         self.computing: set[Node] = set()
         self.ground = 0  # the scope of the kernel that is being written
         self.block_memory: str | None = None
+        self.block: tuple[int, int] | None = None  # rows and columns of the kernel's blocks, where they are given
 
     # ---- memory --------------------------------------------------------------------------------------------
     def base(self, view: View) -> str:

@@ -115,6 +115,12 @@ class NativeEngine:
             raise
         self._loaded = False
 
+    def settle(self) -> None:
+        """Makes the best code now, which is otherwise made beside a run that takes seconds."""
+        for program, _ in self.compiled.programs.values():
+            if program.improving is not None:
+                program.improving.settle()
+
     # ---- memory --------------------------------------------------------------------------------------------
     def _memory(self) -> np.ndarray:
         """The arena, grown when a further program needs more."""
