@@ -85,7 +85,7 @@ class Blocks(Writer):
         e, core = self.e, kernel.core
         assert core is not None
         (row_axis, m, mr), (vector, v, nr, tail) = rows, columns
-        width = accs[0].lanes
+        width = 1 if vector is None else e.lanes
         kind = accs[0].kind
         held = self.held_block()
         for k, acc in enumerate(accs):
@@ -147,6 +147,6 @@ class Blocks(Writer):
         """Stack memory for a block of accumulators, made once in a function."""
         if self.block_memory is None:
             self.block_memory = self.e.fresh()
-            size = LARGEST * self.e.lanes * max(BYTES.values())
+            size = LARGEST * self.e.lanes * self.e.replicas * max(BYTES.values())
             self.e.scopes[0].head.append(f"  {self.block_memory} = alloca [{size} x i8], align 64")
         return self.block_memory

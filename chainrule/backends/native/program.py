@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.backends.native import jit
+from chainrule.backends.native import jit, replicated
 from chainrule.backends.native.access import sizes
 from chainrule.backends.native.copies import copy_weights
 from chainrule.backends.native.draws import STEP_COUNTER, drawing
@@ -29,7 +29,7 @@ from chainrule.backends.native.prepare import StepGraph, weight
 from chainrule.backends.native.schedule import schedule
 from chainrule.backends.native.search import Search
 from chainrule.backends.native.tiers import Improving
-from chainrule.backends.native.values import BYTES, LLVM, LoopVar, Value
+from chainrule.backends.native.values import BYTES, LoopVar, Value
 from chainrule.errors import BackendError, UnsupportedOpError
 from chainrule.ir import Node, digest, toposort
 
@@ -67,14 +67,15 @@ class Program:
         else:
             self.code(arguments.ctypes.data)
 
-    def array(self, arena: np.ndarray, leaf: Node, view: View | None = None) -> np.ndarray:
+    def array(self, arena: np.ndarray, leaf: Node, view: View | None = None, replica: int = 0) -> np.ndarray:
         """The memory of a stored node, in its logical shape."""
         view = view or self.layout.views[leaf]
         kind = _NUMPY[view.kind]
         flat = arena[view.start :].view(np.uint8)
         room = (len(flat) // BYTES[view.kind]) * BYTES[view.kind]
-        typed = flat[:room].view(kind)[view.offset :]
-        strides = tuple(s * BYTES[view.kind] for s in view.strides)
+        several = self.layout.arena.replicas
+        typed = flat[:room].view(kind)[view.offset * several + replica :]
+        strides = tuple(s * several * BYTES[view.kind] for s in view.strides)
         return np.lib.stride_tricks.as_strided(typed, sizes(leaf), strides)
 
 
@@ -97,6 +98,7 @@ def build(
     target: jit.Target | None = None,
     longest: int | None = None,
     quick: bool = False,
+    replicas: int = 1,
 ) -> Program:
     """The program of a step graph, from the cache where it is there.
 
@@ -105,17 +107,18 @@ def build(
         fixed: the layout of the same step for another batch size, whose leaves and arena it shares.
         external: nodes whose memory is torch's, in the order of their addresses at a call.
         longest: characters of LLVM text that may be compiled; it takes about a second per million.
+        replicas: trainings side by side, see ``emit``; never with ``quick``.
         quick: compiled in a hurry where it is not in the cache; ``Program.run`` then sees to better code.
     Raises:
         BackendError: the text is longer.
         UnsupportedOpError: a dtype or op without a native form.
     """
     target = target or jit.host()
-    key = _key(graph, batch, rates, fixed, external, target)
+    key = _key(graph, batch, rates, fixed, external, target, replicas)
     entry = jit.read(key)
     text: str | None = None
     if entry is None:
-        text, layout, used, draws = emit(graph, batch, rates, fixed, external, target)
+        text, layout, used, draws = emit(graph, batch, rates, fixed, external, target, replicas=replicas)
         if longest is not None and len(text) > longest:
             raise BackendError(
                 f"{len(text):,} characters of code take long to compile", required=f"at most {longest:,}"
@@ -128,7 +131,7 @@ def build(
         description, code = entry
         packed = description.pop("text", 0)
         code, packed = code[: len(code) - packed], code[len(code) - packed :]
-        layout, used, draws = _restored(graph, description, fixed)
+        layout, used, draws = _restored(graph, description, fixed, replicas)
         cached = True
         if packed:
             text = zlib.decompress(packed).decode()
@@ -157,12 +160,13 @@ def _key(
     fixed: Layout | None,
     external: Sequence[Node],
     target: jit.Target,
+    replicas: int,
 ) -> str:
     state = hashlib.blake2b(digest_size=20)
     updates = [digest(n) for pair in graph.updates.items() for n in pair]
     for part in (
         jit.version().encode(),
-        repr(target).encode(),
+        repr((target, replicas)).encode(),
         *(digest(n) for n in graph.results),
         *updates,
         b"/",
@@ -195,7 +199,7 @@ def _described(graph: StepGraph, layout: Layout, batch: Sequence[Node], draws: b
 
 
 def _restored(
-    graph: StepGraph, description: dict[str, Any], fixed: Layout | None
+    graph: StepGraph, description: dict[str, Any], fixed: Layout | None, replicas: int = 1
 ) -> tuple[Layout, tuple[Node, ...], bool]:
     nodes = list(_numbered(graph))
 
@@ -203,7 +207,7 @@ def _restored(
         start, kind, offset, strides, innermost, room = held
         return View(start, kind, offset, tuple(strides), innermost, room)
 
-    layout = Layout(description["lanes"], fixed.arena if fixed is not None else Arena())
+    layout = Layout(description["lanes"], fixed.arena if fixed is not None else Arena(replicas=replicas))
     layout.arena.size = description["size"]
     layout.views = {nodes[int(k)]: view(v) for k, v in description["views"].items()}
     layout.copies = {nodes[int(k)]: {int(a): view(v) for a, v in c.items()} for k, c in description["copies"].items()}
@@ -214,13 +218,18 @@ def _restored(
 
 
 def plan_of(
-    graph: StepGraph, batch: Sequence[Node], fixed: Layout | None, external: Sequence[Node], target: jit.Target
+    graph: StepGraph,
+    batch: Sequence[Node],
+    fixed: Layout | None,
+    external: Sequence[Node],
+    target: jit.Target,
+    replicas: int = 1,
 ) -> tuple[Schedule, Layout]:
     """Which loops, and which memory."""
     plan = schedule(graph.results, graph.updates, weight)
     batch = [b for b in batch if b in plan.stored]
-    lanes = lanes_of(graph, target)
-    return plan, choose(plan, graph.order, lanes, batch, graph.parameters, graph.results, fixed, external)
+    lanes = lanes_of(graph, target) if replicas == 1 else 1
+    return plan, choose(plan, graph.order, lanes, batch, graph.parameters, graph.results, fixed, external, replicas)
 
 
 def emit(
@@ -233,6 +242,7 @@ def emit(
     only: Callable[[Kernel], bool] | None = None,
     blocks: Mapping[int, tuple[int, int]] | None = None,
     planned: tuple[Schedule, Layout] | None = None,
+    replicas: int = 1,
 ) -> tuple[str, Layout, tuple[Node, ...], bool]:
     """(LLVM text, layout, leaves of the batch that are read, whether it draws random numbers) of a step.
 
@@ -244,9 +254,9 @@ def emit(
         only: which kernels are written: to measure them one by one.
         blocks: position of a kernel -> (rows, columns) of its blocks, in place of those that are estimated to be best.
         planned: what :func:`plan_of` returned, where it was asked before.
+        replicas: trainings side by side; sample numbers, rates and losses have a last dimension for them.
     """
-    lanes = lanes_of(graph, target)
-    plan, layout = planned or plan_of(graph, batch, fixed, external, target)
+    plan, layout = planned or plan_of(graph, batch, fixed, external, target, replicas)
     order = graph.order
     batch = [b for b in batch if b in plan.stored]
     draws = any(n.op.native == "draw" for n in order)
@@ -255,7 +265,9 @@ def emit(
     for leaf in rates:
         if leaf not in layout.views:
             layout.views[leaf] = layout.dense((), "f64", (), False)
-    e = Emitter(lanes)
+    if replicas > 1:
+        replicated.refuse(order)
+    e = Emitter(layout.lanes) if replicas == 1 else replicated.Replicated(replicas)
 
     def body() -> None:
         sources = []
@@ -267,6 +279,9 @@ def emit(
             writer = KernelWriter(e, plan, layout, "%arena", target.registers)
             writer.draw = drawing(writer)
             for k, leaf in enumerate(batch):
+                if replicas > 1:
+                    replicated.gather(writer, leaf, sources[k], s.ssa)
+                    continue
                 size = sizes(leaf)[0]
                 position = e.let(f"mul nuw nsw i64 {s.ssa}, {size}")
                 gather(writer, leaf, sources[k], position)
@@ -274,8 +289,9 @@ def emit(
                 if leaf in plan.stored:
                     at = e.let(f"mul nuw nsw i64 {s.ssa}, {len(rates)}")
                     at = e.let(f"add nuw nsw i64 {at}, {g}")
-                    slot = e.let(f"getelementptr inbounds double, ptr %rates, i64 {at}")
-                    rate = Value(e, "f64", 1, e.let(f"load double, ptr {slot}, align 8"))
+                    slot = e.let(f"getelementptr inbounds {_several('double', replicas)}, ptr %rates, i64 {at}")
+                    text = e.let(f"load {_several('double', replicas)}, ptr {slot}, align 8")
+                    rate = Value(e, "f64", replicas, text)
                     writer.ground = len(e.scopes) - 1
                     writer.store(rate, layout.views[leaf], ())
             copy_weights(writer, graph, external=True)
@@ -291,8 +307,8 @@ def emit(
                 view = layout.views[graph.loss]
                 kind = view.kind if external else "f64"
                 loss = e.convert(e.load(writer.base(view), view.kind, view.address(())), kind)
-                slot = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr %losses, i64 {s.ssa}")
-                e.line(f"store {LLVM[kind]} {loss.text}, ptr {slot}, align {BYTES[kind]}")
+                slot = e.let(f"getelementptr inbounds {loss.type}, ptr %losses, i64 {s.ssa}")
+                e.line(f"store {loss.type} {loss.text}, ptr {slot}, align {BYTES[kind]}")
             if draws:
                 view = layout.views[STEP_COUNTER]
                 count = e.load(writer.base(view), "i64", view.address(()))
@@ -314,6 +330,10 @@ def emit(
 
     e.function("call", "ptr %arguments", call)
     return e.module(), layout, tuple(batch), draws
+
+
+def _several(kind: str, count: int) -> str:
+    return kind if count == 1 else f"<{count} x {kind}>"
 
 
 _ARGUMENTS = {
