@@ -60,6 +60,7 @@ class NativeEngine:
         self.case = None if self.first.cached else self._case  # not held against torch so far
         if self.case is not None and replicas == 1:
             self._verify(self.case)
+            self.case = None
         self._case = None
         self.reason = self._reason(self.size)
 
