@@ -31,7 +31,7 @@ class Accumulating(Blocks):
         assert core is not None
         found = access.accumulation(core)
         assert found is not None
-        choice = vector_axis(core, self.plan, self.layout)
+        choice = vector_axis(core, self.plan, self.layout) if self.e.replicas == 1 else None
         if choice is not None and choice[0] == "extra":
             self._reduce_lanes(kernel, found, choice[1])
         else:

@@ -19,6 +19,7 @@ from chainrule.ir import Node
 
 _PANEL = 16 * 1024  # bytes: half of the first cache
 _BUDGET = 16  # accumulators of a block
+LARGEST = 32  # of one whose shape is given
 LONG = 10  # instructions after a sum, from which on they are written once, in a loop over the block
 MANY_TOTALS = 8  # sums over lanes, from which on they are a loop
 _AS_FAST = 1.02  # a block that takes this much longer, and leaves fewer others, is less code
@@ -33,6 +34,8 @@ class Blocks(Writer):
         A block streams ``terms`` x ``columns`` vectors; where they do not fit into half of the first cache, each load
         of one takes longer.
         """
+        if self.block is not None:
+            return min(rows, self.block[0]), min(vectors, self.block[1])
         budget = 10 if self.registers <= 16 else _BUDGET
         if operands == 1:
             budget = 4
@@ -82,7 +85,7 @@ class Blocks(Writer):
         e, core = self.e, kernel.core
         assert core is not None
         (row_axis, m, mr), (vector, v, nr, tail) = rows, columns
-        width = accs[0].lanes
+        width = 1 if vector is None else e.lanes
         kind = accs[0].kind
         held = self.held_block()
         for k, acc in enumerate(accs):
@@ -144,6 +147,6 @@ class Blocks(Writer):
         """Stack memory for a block of accumulators, made once in a function."""
         if self.block_memory is None:
             self.block_memory = self.e.fresh()
-            size = _BUDGET * self.e.lanes * max(BYTES.values())
+            size = LARGEST * self.e.lanes * self.e.replicas * max(BYTES.values())
             self.e.scopes[0].head.append(f"  {self.block_memory} = alloca [{size} x i8], align 64")
         return self.block_memory

@@ -36,6 +36,7 @@ def choose(
     outputs: Iterable[Node] = (),
     fixed: Layout | None = None,
     external: Sequence[Node] = (),
+    replicas: int = 1,
 ) -> Layout:
     """Views for everything stored.
 
@@ -43,9 +44,9 @@ def choose(
         batch: leaves whose first dimension runs over samples. weights: leaves that are trained. outputs: what is read
             after a step.
         fixed: a layout of the same program for another batch size: its leaves stay where they are.
-        external: nodes whose memory is torch's, contiguous.
+        external: nodes whose memory is torch's, contiguous. replicas: numbers in the place of one.
     """
-    layout = Layout(lanes, fixed.arena if fixed is not None else Arena())
+    layout = Layout(lanes, fixed.arena if fixed is not None else Arena(replicas=replicas))
     mark = layout.arena.size
     classes = axis_classes(order)
     batch, weights = list(batch), list(weights)

@@ -47,11 +47,12 @@ class Arena:
 
     size: int = _ALIGN * 4
     zero_from: int = 0
+    replicas: int = 1
 
     def take(self, count: int, kind: str) -> int:
         """The byte offset of room for ``count`` elements, with a vector to spare behind."""
         start = self.size
-        self.size += -(-(count * BYTES[kind] + _ALIGN) // _ALIGN) * _ALIGN
+        self.size += -(-(count * self.replicas * BYTES[kind] + _ALIGN) // _ALIGN) * _ALIGN
         return start
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from chainrule.backends.native import jit
+from chainrule.backends.native import jit, replicated
 from chainrule.backends.native.access import sizes
 from chainrule.backends.native.copies import copy_weights
 from chainrule.backends.native.draws import STEP_COUNTER, drawing
@@ -24,11 +24,12 @@ from chainrule.backends.native.gather import gather
 from chainrule.backends.native.kernels import KernelWriter
 from chainrule.backends.native.layout import choose
 from chainrule.backends.native.memory import Arena, Layout, View
-from chainrule.backends.native.plan import Kernel
+from chainrule.backends.native.plan import Kernel, Schedule
 from chainrule.backends.native.prepare import StepGraph, weight
 from chainrule.backends.native.schedule import schedule
+from chainrule.backends.native.search import Search
 from chainrule.backends.native.tiers import Improving
-from chainrule.backends.native.values import BYTES, LLVM, LoopVar, Value
+from chainrule.backends.native.values import BYTES, LoopVar, Value
 from chainrule.errors import BackendError, UnsupportedOpError
 from chainrule.ir import Node, digest, toposort
 
@@ -66,14 +67,15 @@ class Program:
         else:
             self.code(arguments.ctypes.data)
 
-    def array(self, arena: np.ndarray, leaf: Node, view: View | None = None) -> np.ndarray:
+    def array(self, arena: np.ndarray, leaf: Node, view: View | None = None, replica: int = 0) -> np.ndarray:
         """The memory of a stored node, in its logical shape."""
         view = view or self.layout.views[leaf]
         kind = _NUMPY[view.kind]
         flat = arena[view.start :].view(np.uint8)
         room = (len(flat) // BYTES[view.kind]) * BYTES[view.kind]
-        typed = flat[:room].view(kind)[view.offset :]
-        strides = tuple(s * BYTES[view.kind] for s in view.strides)
+        several = self.layout.arena.replicas
+        typed = flat[:room].view(kind)[view.offset * several + replica :]
+        strides = tuple(s * several * BYTES[view.kind] for s in view.strides)
         return np.lib.stride_tricks.as_strided(typed, sizes(leaf), strides)
 
 
@@ -96,6 +98,7 @@ def build(
     target: jit.Target | None = None,
     longest: int | None = None,
     quick: bool = False,
+    replicas: int = 1,
 ) -> Program:
     """The program of a step graph, from the cache where it is there.
 
@@ -104,17 +107,18 @@ def build(
         fixed: the layout of the same step for another batch size, whose leaves and arena it shares.
         external: nodes whose memory is torch's, in the order of their addresses at a call.
         longest: characters of LLVM text that may be compiled; it takes about a second per million.
+        replicas: trainings side by side, see ``emit``; never with ``quick``.
         quick: compiled in a hurry where it is not in the cache; ``Program.run`` then sees to better code.
     Raises:
         BackendError: the text is longer.
         UnsupportedOpError: a dtype or op without a native form.
     """
     target = target or jit.host()
-    key = _key(graph, batch, rates, fixed, external, target)
+    key = _key(graph, batch, rates, fixed, external, target, replicas)
     entry = jit.read(key)
     text: str | None = None
     if entry is None:
-        text, layout, used, draws = emit(graph, batch, rates, fixed, external, target)
+        text, layout, used, draws = emit(graph, batch, rates, fixed, external, target, replicas=replicas)
         if longest is not None and len(text) > longest:
             raise BackendError(
                 f"{len(text):,} characters of code take long to compile", required=f"at most {longest:,}"
@@ -127,7 +131,7 @@ def build(
         description, code = entry
         packed = description.pop("text", 0)
         code, packed = code[: len(code) - packed], code[len(code) - packed :]
-        layout, used, draws = _restored(graph, description, fixed)
+        layout, used, draws = _restored(graph, description, fixed, replicas)
         cached = True
         if packed:
             text = zlib.decompress(packed).decode()
@@ -136,9 +140,17 @@ def build(
                 jit.write(key, description, code)
     engine = jit.loaded(code, target)
     made = Program(graph, layout, jit.function(engine, "call", 1), used, tuple(rates), draws, cached, engine, key)
-    if quick and text is not None:
-        made = replace(made, improving=Improving(made, text, target, description))
-    return made
+    if not quick:
+        return made
+
+    def write(**how: Any) -> tuple[str, Layout]:
+        return emit(graph, batch, rates, None, (), target, **how)[:2]
+
+    searched = fixed is not None or external or description.get("searched")
+    search = None if searched else Search(lambda: plan_of(graph, batch, None, (), target), write, target)
+    if text is None and search is None:
+        return made
+    return replace(made, improving=Improving(made, text, target, description, search))
 
 
 def _key(
@@ -148,12 +160,13 @@ def _key(
     fixed: Layout | None,
     external: Sequence[Node],
     target: jit.Target,
+    replicas: int,
 ) -> str:
     state = hashlib.blake2b(digest_size=20)
     updates = [digest(n) for pair in graph.updates.items() for n in pair]
     for part in (
         jit.version().encode(),
-        repr(target).encode(),
+        repr((target, replicas)).encode(),
         *(digest(n) for n in graph.results),
         *updates,
         b"/",
@@ -186,7 +199,7 @@ def _described(graph: StepGraph, layout: Layout, batch: Sequence[Node], draws: b
 
 
 def _restored(
-    graph: StepGraph, description: dict[str, Any], fixed: Layout | None
+    graph: StepGraph, description: dict[str, Any], fixed: Layout | None, replicas: int = 1
 ) -> tuple[Layout, tuple[Node, ...], bool]:
     nodes = list(_numbered(graph))
 
@@ -194,7 +207,7 @@ def _restored(
         start, kind, offset, strides, innermost, room = held
         return View(start, kind, offset, tuple(strides), innermost, room)
 
-    layout = Layout(description["lanes"], fixed.arena if fixed is not None else Arena())
+    layout = Layout(description["lanes"], fixed.arena if fixed is not None else Arena(replicas=replicas))
     layout.arena.size = description["size"]
     layout.views = {nodes[int(k)]: view(v) for k, v in description["views"].items()}
     layout.copies = {nodes[int(k)]: {int(a): view(v) for a, v in c.items()} for k, c in description["copies"].items()}
@@ -202,6 +215,21 @@ def _restored(
     if draws:
         layout.views[STEP_COUNTER] = view(description["counter"])
     return layout, tuple(nodes[k] for k in description["batch"]), draws
+
+
+def plan_of(
+    graph: StepGraph,
+    batch: Sequence[Node],
+    fixed: Layout | None,
+    external: Sequence[Node],
+    target: jit.Target,
+    replicas: int = 1,
+) -> tuple[Schedule, Layout]:
+    """Which loops, and which memory."""
+    plan = schedule(graph.results, graph.updates, weight)
+    batch = [b for b in batch if b in plan.stored]
+    lanes = lanes_of(graph, target) if replicas == 1 else 1
+    return plan, choose(plan, graph.order, lanes, batch, graph.parameters, graph.results, fixed, external, replicas)
 
 
 def emit(
@@ -212,6 +240,9 @@ def emit(
     external: Sequence[Node],
     target: jit.Target,
     only: Callable[[Kernel], bool] | None = None,
+    blocks: Mapping[int, tuple[int, int]] | None = None,
+    planned: tuple[Schedule, Layout] | None = None,
+    replicas: int = 1,
 ) -> tuple[str, Layout, tuple[Node, ...], bool]:
     """(LLVM text, layout, leaves of the batch that are read, whether it draws random numbers) of a step.
 
@@ -221,19 +252,22 @@ def emit(
 
     Args:
         only: which kernels are written: to measure them one by one.
+        blocks: position of a kernel -> (rows, columns) of its blocks, in place of those that are estimated to be best.
+        planned: what :func:`plan_of` returned, where it was asked before.
+        replicas: trainings side by side; sample numbers, rates and losses have a last dimension for them.
     """
-    lanes = lanes_of(graph, target)
-    plan = schedule(graph.results, graph.updates, weight)
+    plan, layout = planned or plan_of(graph, batch, fixed, external, target, replicas)
     order = graph.order
     batch = [b for b in batch if b in plan.stored]
-    layout = choose(plan, order, lanes, batch, graph.parameters, graph.results, fixed, external)
     draws = any(n.op.native == "draw" for n in order)
     if draws and STEP_COUNTER not in layout.views:
         layout.views[STEP_COUNTER] = layout.dense((), "i64", (), False)
     for leaf in rates:
         if leaf not in layout.views:
             layout.views[leaf] = layout.dense((), "f64", (), False)
-    e = Emitter(lanes)
+    if replicas > 1:
+        replicated.refuse(order)
+    e = Emitter(layout.lanes) if replicas == 1 else replicated.Replicated(replicas)
 
     def body() -> None:
         sources = []
@@ -245,6 +279,9 @@ def emit(
             writer = KernelWriter(e, plan, layout, "%arena", target.registers)
             writer.draw = drawing(writer)
             for k, leaf in enumerate(batch):
+                if replicas > 1:
+                    replicated.gather(writer, leaf, sources[k], s.ssa)
+                    continue
                 size = sizes(leaf)[0]
                 position = e.let(f"mul nuw nsw i64 {s.ssa}, {size}")
                 gather(writer, leaf, sources[k], position)
@@ -252,13 +289,15 @@ def emit(
                 if leaf in plan.stored:
                     at = e.let(f"mul nuw nsw i64 {s.ssa}, {len(rates)}")
                     at = e.let(f"add nuw nsw i64 {at}, {g}")
-                    slot = e.let(f"getelementptr inbounds double, ptr %rates, i64 {at}")
-                    rate = Value(e, "f64", 1, e.let(f"load double, ptr {slot}, align 8"))
+                    slot = e.let(f"getelementptr inbounds {_several('double', replicas)}, ptr %rates, i64 {at}")
+                    text = e.let(f"load {_several('double', replicas)}, ptr {slot}, align 8")
+                    rate = Value(e, "f64", replicas, text)
                     writer.ground = len(e.scopes) - 1
                     writer.store(rate, layout.views[leaf], ())
             copy_weights(writer, graph, external=True)
-            for kernel in plan.kernels:
+            for position, kernel in enumerate(plan.kernels):
                 if only is None or only(kernel):
+                    writer.block = (blocks or {}).get(position)
                     writer.kernel(kernel)
             if only is None:
                 copy_weights(writer, graph, external=False)
@@ -268,8 +307,8 @@ def emit(
                 view = layout.views[graph.loss]
                 kind = view.kind if external else "f64"
                 loss = e.convert(e.load(writer.base(view), view.kind, view.address(())), kind)
-                slot = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr %losses, i64 {s.ssa}")
-                e.line(f"store {LLVM[kind]} {loss.text}, ptr {slot}, align {BYTES[kind]}")
+                slot = e.let(f"getelementptr inbounds {loss.type}, ptr %losses, i64 {s.ssa}")
+                e.line(f"store {loss.type} {loss.text}, ptr {slot}, align {BYTES[kind]}")
             if draws:
                 view = layout.views[STEP_COUNTER]
                 count = e.load(writer.base(view), "i64", view.address(()))
@@ -291,6 +330,10 @@ def emit(
 
     e.function("call", "ptr %arguments", call)
     return e.module(), layout, tuple(batch), draws
+
+
+def _several(kind: str, count: int) -> str:
+    return kind if count == 1 else f"<{count} x {kind}>"
 
 
 _ARGUMENTS = {

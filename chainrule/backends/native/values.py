@@ -160,6 +160,7 @@ class Arithmetic:
         self.count = 0
         self.scopes: list[Scope] = []
         self.valid = lanes  # lanes that count in the block being written
+        self.replicas = 1  # trainings side by side, see ``replicated``
 
     # ---- text ----------------------------------------------------------------------------------------------
     def fresh(self) -> str:

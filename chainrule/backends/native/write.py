@@ -46,6 +46,7 @@ class Writer:
         self.computing: set[Node] = set()
         self.ground = 0  # the scope of the kernel that is being written
         self.block_memory: str | None = None
+        self.block: tuple[int, int] | None = None  # rows and columns of the kernel's blocks, where they are given
 
     # ---- memory --------------------------------------------------------------------------------------------
     def base(self, view: View) -> str:
@@ -313,7 +314,7 @@ class Writer:
         view = self.destination(roots[0])
         axes = [a for a, n in enumerate(shape) if n > 1]
         unit = [a for a in axes if view.strides[a] == 1]
-        vector = unit[-1] if unit else None
+        vector = unit[-1] if unit and self.e.replicas == 1 else None
         order = sorted((a for a in axes if a != vector), key=lambda a: -view.strides[a])
         index: list[Affine] = [ZERO] * len(shape)
 

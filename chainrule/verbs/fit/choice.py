@@ -53,7 +53,8 @@ class Choice:
         rebuilt = self.source.rebuilt if isinstance(self.source, Arrays) else tuple
         return TorchEngine(self.model, self.loss, self.objective, self.optimizers, rebuilt, reason)
 
-    def _native(self, batch: Any) -> Engine:
+    def check(self) -> torch.optim.Optimizer:
+        """The one optimizer; raises BackendError where native code cannot do what is wanted around a step."""
         if self.schedule.moves_more_than_rates:
             raise BackendError("the schedule changes momentum too", instead="cycle_momentum=False")
         if len(self.optimizers) != 1:
@@ -68,6 +69,10 @@ class Choice:
             raise BackendError(
                 "the optimizer trains tensors that are not parameters of the model", instead='backend="torch"'
             )
+        return optimizer
+
+    def _native(self, batch: Any) -> Engine:
+        optimizer = self.check()
         # llvmlite is loaded where it is needed, and may be missing where there is no wheel of it
         try:
             from chainrule.verbs.native import native_engine

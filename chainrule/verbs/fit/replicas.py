@@ -17,6 +17,7 @@ from chainrule.errors import ModelError
 from chainrule.verbs.fit.data import Arrays, Source
 from chainrule.verbs.fit.result import FitResult
 
+Part = tuple[Any, Any, Any, Any]  # (model, optimizers, schedulers, source)
 Train = Callable[[Any, Any, Any, Any], FitResult]  # (model, optimizers, schedulers, source) -> what training did
 
 
@@ -27,11 +28,13 @@ def replicas(
     schedulers: Sequence[Any],
     source: Source,
     seeds: Sequence[int],
+    beside: Callable[[list[Part]], list[FitResult] | None] | None = None,
 ) -> FitResult:
     """Trains a copy per seed; the model, its optimizers and their schedules stay as they are.
 
     A copy's parameters are drawn by ``reset_parameters`` of its modules under ``torch.manual_seed(seed)``, which also
-    decides the order of its samples. Replica k is what training alone from seed k gives.
+    decides the order of its samples. Replica k is what training alone from seed k gives; up to rounding where
+    ``beside`` trains them in one loop, which it may decline to (None).
 
     Raises:
         ModelError: no seeds, or a module with parameters that cannot be drawn anew.
@@ -46,18 +49,10 @@ def replicas(
                 required="modules that know how they are initialised",
                 instead="def reset_parameters(self): ... in it",
             )
-    parts = []
-    for seed in seeds:
-        own_model, own_optimizers, own_schedulers = copy.deepcopy((model, list(optimizers), list(schedulers)))
-        for optimizer in own_optimizers:
-            optimizer.state.clear()
-            _known_to_schedulers(optimizer)
-        with torch.random.fork_rng():
-            torch.manual_seed(int(seed))
-            for module in own_model.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()  # type: ignore[operator]
-        parts.append((own_model, own_optimizers, own_schedulers, _seeded(source, int(seed))))
+    together = beside(_parts(model, optimizers, schedulers, source, seeds)) if beside is not None else None
+    if together is not None:
+        return _summary(together)
+    parts = _parts(model, optimizers, schedulers, source, seeds)
 
     def one(part: Any) -> FitResult:
         with torch.random.fork_rng():
@@ -77,6 +72,29 @@ def replicas(
                 torch.manual_seed(int(seed))
                 results.append(one(part))
     return _summary(results)
+
+
+def _parts(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    schedulers: Sequence[Any],
+    source: Source,
+    seeds: Sequence[int],
+) -> list[Part]:
+    """What each replica is trained with: copies, drawn anew."""
+    parts: list[Part] = []
+    for seed in seeds:
+        own_model, own_optimizers, own_schedulers = copy.deepcopy((model, list(optimizers), list(schedulers)))
+        for optimizer in own_optimizers:
+            optimizer.state.clear()
+            _known_to_schedulers(optimizer)
+        with torch.random.fork_rng():
+            torch.manual_seed(int(seed))
+            for module in own_model.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()  # type: ignore[operator]
+        parts.append((own_model, own_optimizers, own_schedulers, _seeded(source, int(seed))))
+    return parts
 
 
 def _known_to_schedulers(optimizer: torch.optim.Optimizer) -> None:

@@ -23,6 +23,7 @@ from chainrule.verbs.fit.result import FitResult
 from chainrule.verbs.fit.saving import Saver
 from chainrule.verbs.fit.schedule import Schedule
 from chainrule.verbs.fit.several import as_one
+from chainrule.verbs.fit.side_by_side import is_tiny, side_by_side
 from chainrule.verbs.fit.stopping import Best
 
 
@@ -163,9 +164,13 @@ def fit(
             raise ModelError("seeds and several modules are for one process", instead="one module, under torchrun")
         return _distributed(accelerator, train, model, optimizers, schedulers, source, backend, epochs, progress)
     if seeds is not None:
+        seeds = list(seeds)
         silent = Progress(epochs, shown=False)
         run = lambda m, o, s, d: train(m, o, s, d, silent)  # noqa: E731
-        return replicas(run, model, optimizers, schedulers, source, list(seeds))
+        looked_at = held is not None or patience is not None or best_weights
+        alone = looked_at or not is_tiny(model, optimizers, source, backend, len(seeds))
+        beside = None if alone else lambda parts: side_by_side(parts, loss, objective, backend, epochs, scheduler_every)
+        return replicas(run, model, optimizers, schedulers, source, seeds, beside)
     return train(model, optimizers, schedulers, source, Progress(epochs, progress))
 
 

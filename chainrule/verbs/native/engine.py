@@ -23,7 +23,7 @@ from chainrule.frontends.torch import batch as convention
 from chainrule.ir import Node
 from chainrule.verbs.native import architecture, verify
 from chainrule.verbs.native.closure import ClosureEngine
-from chainrule.verbs.native.shared import Checked, shared
+from chainrule.verbs.native.shared import Checked, Compiled, shared
 from chainrule.verbs.native.traced import Traced, traced_step
 
 
@@ -41,6 +41,7 @@ class NativeEngine:
         example: Any,
         seed: int,
         small: bool = False,
+        beside: tuple[int, Compiled | None] | None = None,
     ) -> None:
         self.model, self.loss, self.objective, self.optimizer = model, loss, objective, optimizer
         self.example, self.seed, self.small = example, seed, small
@@ -51,11 +52,15 @@ class NativeEngine:
         self._filled: set[int] = set()
         self._checked = Checked()
         self.size = _batch_size(example)
-        self.compiled = shared(self._key(), self.size)
+        replicas, known = beside or (1, None)
+        self.replica = 0  # which of those that are trained side by side
+        self.compiled = known or shared(self._key(), self.size, replicas)
         self._case: Trace | None = None
         self.first, self.traced = self._program(self.size)
-        if self._case is not None and not self.first.cached:
-            self._verify(self._case)
+        self.case = None if self.first.cached else self._case  # not held against torch so far
+        if self.case is not None and replicas == 1:
+            self._verify(self.case)
+            self.case = None
         self._case = None
         self.reason = self._reason(self.size)
 
@@ -115,6 +120,12 @@ class NativeEngine:
             raise
         self._loaded = False
 
+    def settle(self) -> None:
+        """Makes the best code now, which is otherwise made beside a run that takes seconds."""
+        for program, _ in self.compiled.programs.values():
+            if program.improving is not None:
+                program.improving.settle()
+
     # ---- memory --------------------------------------------------------------------------------------------
     def _memory(self) -> np.ndarray:
         """The arena, grown when a further program needs more."""
@@ -130,8 +141,11 @@ class NativeEngine:
 
     def load(self) -> None:
         """Parameters, buffers and optimizer state from the torch objects into private memory."""
-        arena = self._memory()
-        arena[:] = 0
+        self._memory()[:] = 0
+        self.load_leaves()
+
+    def load_leaves(self) -> None:
+        """As ``load``, into memory that is zero so far."""
         program, traced = self.first, self.traced
         named = dict(self.model.named_parameters(remove_duplicate=False))
         for leaf, path in traced.parameters.items():
@@ -168,9 +182,8 @@ class NativeEngine:
             return
         arena = self._memory()
         array = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        program.array(arena, leaf)[...] = array
-        for view in program.layout.copies.get(leaf, {}).values():
-            program.array(arena, leaf, view)[...] = array
+        for view in (program.layout.views[leaf], *program.layout.copies.get(leaf, {}).values()):
+            program.array(arena, leaf, view, self.replica)[...] = array
 
     def store(self) -> None:
         """Writes parameters, buffers and optimizer state back into the torch objects."""
@@ -201,7 +214,8 @@ class NativeEngine:
                     self.optimizer.state[named[path]]["step"] = torch.tensor(float(count), dtype=torch.float32)
 
     def _read(self, leaf: Node) -> torch.Tensor:
-        return torch.from_numpy(np.array(self.first.array(self._memory(), leaf), order="C"))
+        held = self.first.array(self._memory(), leaf, replica=self.replica)
+        return torch.from_numpy(np.array(held, order="C"))
 
     # ---- training ------------------------------------------------------------------------------------------
     def run(self, arrays: tuple, order: np.ndarray | None, batch_size: int, learning_rates: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -45,8 +46,8 @@ class Checked:
 class Compiled:
     """The programs of one architecture, by batch size. Holds no tensor of a model, so that models share it."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, replicas: int = 1) -> None:
+        self.size, self.replicas = size, replicas
         self.programs: dict[int, tuple[Program, Traced]] = {}
         self.lock = threading.RLock()
 
@@ -64,7 +65,8 @@ class Compiled:
     def _made(self, traced: Traced, longest: int | None) -> tuple[Program, Traced]:
         fixed = self.programs[self.size][0].layout if self.programs else None
         rates = traced.rule.rates if traced.rule is not None else ()
-        return build(traced.graph, traced.batch, rates, fixed, longest=longest, quick=True), traced
+        how: dict[str, Any] = {"quick": True} if self.replicas == 1 else {"replicas": self.replicas}
+        return build(traced.graph, traced.batch, rates, fixed, longest=longest, **how), traced
 
 
 @contextmanager
@@ -84,12 +86,13 @@ _COMPILED: OrderedDict[Hashable, Compiled] = OrderedDict()
 _LOCK = threading.Lock()
 
 
-def shared(key: Hashable | None, size: int) -> Compiled:
+def shared(key: Hashable | None, size: int, replicas: int = 1) -> Compiled:
     """What was compiled for this architecture in this process; a new one where there is no key."""
     if key is None:
-        return Compiled(size)
+        return Compiled(size, replicas)
+    key = (key, replicas)
     with _LOCK:
-        found = _COMPILED.pop(key, None) or Compiled(size)
+        found = _COMPILED.pop(key, None) or Compiled(size, replicas)
         _COMPILED[key] = found
         while len(_COMPILED) > _KEPT:
             _COMPILED.popitem(last=False)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from chainrule.backends.native import jit, tiers
+from chainrule.backends.native import jit, search, tiers
 from chainrule.backends.native.program import Program
 from chainrule.errors import BackendError
 from chainrule.verbs.native import native_engine, shared
@@ -91,8 +91,30 @@ def test_what_was_compiled_in_a_hurry_is_kept_with_its_text(monkeypatch: pytest.
     assert not description.get("text")
     again.compiled.programs.clear()
     last, _ = engine_of(41)
-    assert last.first.cached and last.first.improving is None
+    assert last.first.cached and last.first.improving.text is None
     assert np.array_equal(trained(first, data, 1)[0], trained(last, data, 1)[0])
+
+
+def test_blocks_are_searched_for_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))
+    engine, data = engine_of(43)
+    first = trained(engine, data, 2)
+    asked: list[float] = []
+    measured = search._measured
+
+    def times(*given: Any) -> float:
+        asked.append(measured(*given))
+        return asked[-1] / len(asked)  # each later shape seems to be faster
+
+    monkeypatch.setattr(search, "_measured", times)
+    engine.settle()
+    assert engine.first.improving.better is not None and len(asked) > 4
+    engine.load()
+    assert all(np.array_equal(a, b) for a, b in zip(first, trained(engine, data, 2), strict=True))
+    engine.compiled.programs.clear()
+    again, _ = engine_of(43)
+    assert again.first.cached and again.first.improving is None
+    assert np.array_equal(first[0], trained(again, data, 1)[0])
 
 
 def check(case: dict[str, Any]) -> None:
@@ -104,6 +126,10 @@ def check(case: dict[str, Any]) -> None:
     assert program.improving is not None
     program.improving.improve()
     assert program.improving.error is None
+    shape = [(1, 1), (6, 4), (3, 5), (12, 2), (2, 8), (5, 5)][case["seed"] % 6]
+    text, _ = program.improving.search.write(blocks={position: shape for position in range(200)})
+    program.improving._take_over(text)
+    assert program.improving.error is None, shape
 
 
 @settings(max_examples=6, **SETTINGS)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from chainrule.backends.engine import Engine
-from chainrule.backends.native.draws import drawn
 from chainrule.backends.native.prepare import Limit
 from chainrule.errors import BackendError, ModelError, UnsupportedOpError
 from chainrule.ir import TensorType, variable
@@ -311,6 +310,7 @@ def test_the_first_step_with_dropout_is_held_against_torch(images: bool, monkeyp
     make = lambda seed: native_engine(model, batch, nn.MSELoss(), momentum(model.parameters()), seed=seed)  # noqa: E731
     assert not make(3).first.cached
     monkeypatch.setattr(shared, "_COMPILED", OrderedDict())
+    drawn = verify.drawn
     monkeypatch.setattr(verify, "drawn", lambda node, step: drawn(node, step + 1))
     with pytest.raises(BackendError, match="something else than torch"):
         make(3)

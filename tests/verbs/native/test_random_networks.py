@@ -44,7 +44,8 @@ class Network(nn.Module):
         self.extras, width = extras, sizes[0]
         for size, extra in zip(sizes[1:], extras, strict=True):
             self.layers.append(nn.Linear(width, size, bias=bias))
-            self.norms.append(nn.LayerNorm(size) if extra == 1 and size > 1 else nn.Identity())
+            # Two numbers are normalised to -1 and 1 whatever they are: their gradients are rounding alone.
+            self.norms.append(nn.LayerNorm(size) if extra == 1 and size > 2 else nn.Identity())
             width = size + (width if extra == 3 else 0)
         self.activations = nn.ModuleList([ACTIVATIONS[a]() for a in activations])
 
