@@ -15,6 +15,7 @@ import logging
 import statistics
 import time
 import warnings
+from typing import Any
 
 import torch
 
@@ -49,6 +50,7 @@ def of_atlas(name: str, optimizer: bool):
             case.model(**case.batch).loss.backward()
         else:
             inputs, target = case.batch
+            assert callable(case.loss)
             case.loss(case.model(*inputs) if isinstance(inputs, tuple) else case.model(inputs), target).backward()
         seconds = time.perf_counter() - start
         case.model.zero_grad(set_to_none=True)
@@ -104,8 +106,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    models = {**families(), **(variants() if given.variants else {})}
-    models.update({n: None for n in ARCHITECTURES} if given.atlas else {})
+    models: dict[str, Any] = {**families(), **(variants() if given.variants else {})}
+    models |= {n: None for n in ARCHITECTURES} if given.atlas else {}
     only = given.only.split(",") if given.only else list(models)
     ratios, passes, seconds, found, failed = [], [], [], 0, 0
     small = torch.nn.Linear(3, 2)  # the first diagnosis of a process imports what all of them need

@@ -118,7 +118,7 @@ def examine(
     try:
         e = Examination(subject, subject.observe())
     except ModelError as error:
-        finding = as_finding(error)
+        finding = as_finding(error, subject.case)
         if finding is None:
             raise
         return _result(subject, None, [finding])

@@ -82,6 +82,8 @@ def _cut(e: Examination, call: Call, names: list[str], missing: int) -> Finding:
     else:
         where = f"{call.module + ' ' if call.module else ''}{_spelled(call)}"
         cause, fix = _reason(call) if call.outputs else ("", "")
+        if call.outputs and _at_the_end(e, call) and not call.outputs[0].dtype.is_floating_point:
+            fix = "train on a loss that has a derivative (cross_entropy on the outputs); read this one beside it"
         patch = _rewritten(call) if call.outputs else None
     if not call.outputs:
         cause = f".{call.name}() takes the numbers out of torch, and no gradient comes back"
@@ -119,7 +121,12 @@ def _reason(call: Call) -> tuple[str, str]:
             "a comparison gives truth values, through which no derivative passes",
             "sigmoid for a smooth step; or a straight-through estimator: hard + soft - soft.detach()",
         )
-    if call.name in ("argmax", "argmin", "argsort", "one_hot", "multinomial", "bernoulli"):
+    if call.name == "argmin":
+        return (
+            "argmin gives whole numbers, through which no derivative passes",
+            "straight through to what was compared: z + (nearest - z).detach(), with a loss that draws nearest to z",
+        )
+    if call.name in ("argmax", "argsort", "one_hot", "multinomial", "bernoulli"):
         return (
             f"{call.name} gives whole numbers, through which no derivative passes",
             "softmax(z) @ table.weight, or F.gumbel_softmax(z, hard=True) @ table.weight",
