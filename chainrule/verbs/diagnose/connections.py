@@ -76,9 +76,13 @@ def _cut(e: Examination, call: Call, names: list[str], missing: int) -> Finding:
     place, patch = call.place, None
     if _no_grad(call):
         cause = "these layers run inside of torch.no_grad(), so autograd records nothing of them"
+        inside = call.index in e.seen.tape.reentrant
         where, fix = common(modules), "take the layers out of the no_grad block"
         place = call.no_grad if call.no_grad.code is not None else place
         patch = _without_no_grad(place)
+        if inside:
+            cause = "a reentrant checkpoint makes gradients only if one of its inputs requires one, and none does"
+            fix, patch, place = "checkpoint(..., use_reentrant=False)", None, place
     else:
         where = f"{call.module + ' ' if call.module else ''}{_spelled(call)}"
         cause, fix = _reason(call) if call.outputs else ("", "")
@@ -260,7 +264,8 @@ def rolled_up(findings: list[Finding]) -> list[Finding]:
             merged += same
             continue
         first = same[0]
-        code = "\n".join(f.patch.code for f in same if f.patch is not None)
+        # From the last on: what follows a deleted entry of a Sequential moves up.
+        code = "\n".join(f.patch.code for f in reversed(same) if f.patch is not None)
         merged.append(
             Finding(
                 first.kind, first.severity, listed([f.where for f in same], 6), first.cause,

@@ -6,6 +6,8 @@ import torch
 
 from chainrule.errors import ModelError
 from chainrule.verbs.diagnose.examination import Examination
+from chainrule.verbs.diagnose.naming import listed, modules_of
+from chainrule.verbs.diagnose.values import above
 from chainrule.verbs.kinds import Finding
 
 
@@ -51,3 +53,28 @@ def same_for_all(e: Examination) -> list[Finding]:
             fix="look for what takes the input away: a factor of zero, a mask, an index that is the same for all",
         )
     ]  # fmt: skip
+
+
+def silenced(e: Examination) -> list[Finding]:
+    """Parameters whose gradient is zero now, on another batch and after steps, and the op behind which it is lost."""
+    lost = e.forever_zero
+    for call in reversed(e.seen.tape.calls) if lost else ():
+        if not call.outputs or call.outputs[0] not in e.path or not call.outputs[0].slope > 0:
+            continue
+        ended = [v for v in call.inputs if v in e.path and v.differentiable and v.backward is not None and not v.slope]
+        behind = above(ended)
+        names = [n for n in lost if e.seen.parameters[n] in behind]
+        if not names or not all(call.outputs[0].shape):
+            continue
+        return [
+            Finding(
+                "zero_derivative", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
+                f"{call.name} passes no gradient on to one of its inputs: what is before it is multiplied by zero",
+                measured=f"{len(names)} of {len(e.trainable)} parameters have gradient 0, now, on another batch and "
+                f"after steps: {listed(names)}",
+                expected="a gradient that is not zero for ever",
+                fix="look for a factor, a mask or a weight of the loss that is zero", source=call.place.text,
+                consequences=(f"{listed(modules_of(names))} will not be trained",),
+            )
+        ]  # fmt: skip
+    return []

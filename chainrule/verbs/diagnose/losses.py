@@ -16,6 +16,7 @@ from chainrule.verbs.diagnose.axes import axis, over_the_batch, weights_of_an_av
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.loss_calls import classes_of, is_output, losses_of
 from chainrule.verbs.diagnose.naming import container
+from chainrule.verbs.diagnose.optimizers import maximizes
 from chainrule.verbs.diagnose.patches import Patch, around_loss, submodule
 from chainrule.verbs.diagnose.removal import without
 from chainrule.verbs.diagnose.targets import smoothed, targets, targets_by_hand
@@ -40,7 +41,9 @@ def losses(e: Examination) -> list[Finding]:
             if finding is not None:
                 found.append(finding)
                 break
-    found += _softmax_of_softmax(e) + _constant_softmax(e) + _sign(e) + _picked_sign(e)
+    found += _softmax_of_softmax(e) + _constant_softmax(e)
+    if not maximizes(e.optimizer):
+        found += _sign(e) + _picked_sign(e)
     found += over_the_batch(e) + weights_of_an_average(e) + targets_by_hand(e) + smoothed(e)
     if not any(f.kind == "broadcast" for f in found):
         found += _subtracted(e)
