@@ -11,7 +11,7 @@ from chainrule.verbs.kinds import Finding
 ORDER = tuple(
     "masked_labels nonfinite loss_detached cut unregistered not_in_optimizer wrong_backward input_constant "
     "no_signal symmetric zero_derivative loss_pairing loss_axis broadcast sign batch_leak future_leak input_scale "
-    "underflow target_range exploding vanishing dead saturated target_scale batch_too_small noise accumulating "
+    "underflow exploding vanishing target_range dead saturated target_scale batch_too_small noise accumulating "
     "clipping lr_too_high lr_too_low rounding regularizer init_loss linear_stack duplicate unused output_unused "
     "frozen".split()
 )
