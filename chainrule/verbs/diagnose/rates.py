@@ -115,7 +115,7 @@ def swinging(e: Examination) -> list[Finding]:
         losses = e.subject.steps(_LONG)
     low = min(losses)
     after = losses[losses.index(low) :]
-    if math.isfinite(max(after)) and max(after) <= max(losses[0], 10 * abs(low)) + 0.02 * abs(losses[0]):
+    if math.isfinite(max(after)) and max(after) <= max(0.5 * losses[0], 3 * abs(low)) + 0.02 * abs(losses[0]):
         return []
     return [
         Finding(
