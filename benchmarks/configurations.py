@@ -197,7 +197,7 @@ def _encoders(masked: Mapping[str, Any], classes: Mapping[str, Any], four: Mappi
         "bert-choice": _made(
             "BertForMultipleChoice",
             bert,
-            {"input_ids": IDS[None].expand(2, -1, -1).clone(), "labels": torch.tensor([0, 1])},
+            {"input_ids": torch.stack([IDS, IDS.flip(1)]), "labels": torch.tensor([0, 1])},
             **_BERT,
         ),
         "bert-pretraining": _made(

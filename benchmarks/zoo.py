@@ -1,9 +1,10 @@
 """Freshly initialised models of the libraries: findings above info, passes and time of diagnose.
 
-    python -m benchmarks.zoo [--variants] [--only NAME,...] [--optimizer]
+    python -m benchmarks.zoo [--variants] [--atlas] [--only NAME,...] [--optimizer]
 
 Each model is built by its own library from a configuration and diagnosed on a small batch. A finding above info is
-printed with its sentence; ``docs/zoo-findings.md`` says why each is right. passes: forward and backward passes
+printed with its sentence; ``docs/zoo-findings.md`` says why each is right. ``--atlas``: the networks of
+``benchmarks.moments`` as well. passes: forward and backward passes
 made; ratio: time of the diagnosis in passes of the model as it is.
 """
 
@@ -14,10 +15,12 @@ import logging
 import statistics
 import time
 import warnings
+from typing import Any
 
 import torch
 
 import chainrule as cr
+from benchmarks.architectures import ARCHITECTURES
 from benchmarks.configurations import families, variants
 from chainrule.errors import ChainruleError
 
@@ -34,9 +37,36 @@ def scalar(model, batch):
     return torch.stack([t.float().square().mean() for t in tensors if t.is_floating_point()]).sum()
 
 
+def of_atlas(name: str, optimizer: bool):
+    """The same for a network of the atlas, with its own loss."""
+    case = ARCHITECTURES[name]()
+    adam = torch.optim.AdamW(case.model.parameters(), 1e-4) if optimizer else None
+
+    def plain() -> float:
+        start = time.perf_counter()
+        if case.objective is not None:
+            case.objective(case.model, case.batch).backward()
+        elif case.loss == "model":
+            case.model(**case.batch).loss.backward()
+        else:
+            inputs, target = case.batch
+            assert callable(case.loss)
+            case.loss(case.model(*inputs) if isinstance(inputs, tuple) else case.model(inputs), target).backward()
+        seconds = time.perf_counter() - start
+        case.model.zero_grad(set_to_none=True)
+        return seconds
+
+    passes = sorted(plain() for _ in range(5))[2]
+    start = time.perf_counter()
+    result = cr.diagnose(case.model, case.batch, case.loss, adam, objective=case.objective)
+    return result, time.perf_counter() - start, passes
+
+
 def one(name: str, make, optimizer: bool):
     """(result, seconds, seconds of one plain pass)."""
     torch.manual_seed(0)
+    if make is None:
+        return of_atlas(name, optimizer)
     model, batch = make()
     model.train()
     own = "model" if isinstance(batch, dict) else None
@@ -69,13 +99,15 @@ def main() -> None:
     """Prints one line per model, and what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", action="store_true", help="all configurations, not one per family")
+    parser.add_argument("--atlas", action="store_true", help="the networks of benchmarks.moments as well")
     parser.add_argument("--only", default="")
     parser.add_argument("--optimizer", action="store_true", help="with AdamW: trial steps too")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    models = {**families(), **(variants() if given.variants else {})}
+    models: dict[str, Any] = {**families(), **(variants() if given.variants else {})}
+    models |= {n: None for n in ARCHITECTURES} if given.atlas else {}
     only = given.only.split(",") if given.only else list(models)
     ratios, passes, seconds, found, failed = [], [], [], 0, 0
     small = torch.nn.Linear(3, 2)  # the first diagnosis of a process imports what all of them need

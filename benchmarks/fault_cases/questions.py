@@ -83,7 +83,7 @@ def one_feature(s: Size) -> Setup:
     """one feature, a sigmoid unit, then a softmax over one unit, mean absolute error"""
     model = nn.Sequential(nn.Linear(1, 1), nn.Sigmoid(), nn.Linear(1, 1), nn.Softmax(dim=1))
     for k in (0, 2):
-        nn.init.normal_(model[k].weight, 0, 0.05)
+        nn.init.normal_(model[k].weight, 0, 0.05)  # type: ignore[arg-type]
     x = torch.rand(200, 1) * 2
     return Setup(model, (x, (x > 1).float()), nn.L1Loss(), rms_prop(model))
 

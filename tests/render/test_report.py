@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 import chainrule as cr
+from benchmarks.fault_cases.faulty import TABLE as FAULTS
+from benchmarks.fault_cases.table import Size
 from chainrule.errors import ChainruleError, MissingExtraError, ModelError
 
 EVIL = "<script>alert('x')</script>"
@@ -135,6 +137,13 @@ def test_a_faulty_network(tmp_path: Path) -> None:
     page = Page(case(model).report(tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "symmetric" in page.text and "Nothing wrong found" not in page.text
     assert "fix" in page.text
+
+
+def test_a_cut_is_drawn_in_the_chain_where_it_is(tmp_path: Path) -> None:
+    setup = FAULTS.faults["F26"].build(Size(0))
+    page = cr.report(setup.model, setup.batch, setup.loss, setup.optimizer, path=tmp_path / "cut.html").read_text()
+    drawn = re.findall(r'<p class="cut"[^>]*>([^<]*)</p>\s*<div class="link[^>]*>.*?<b>([^<]*)</b>', page, re.S)
+    assert len(drawn) == 1 and "detach (faulty.py:" in drawn[0][0] and drawn[0][1] == "inward.4", drawn
 
 
 def test_nan_in_the_batch(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class Row:
     finding: str
     facts: tuple[tuple[str, str], ...]
     spark: str = ""
+    cut: str = ""  # what ends the gradient before it gets here
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class _Known:
         self.moments = {row.name: row for row in parts.moments.rows} if parts.moments else {}
         findings: Sequence[Any] = parts.diagnose.findings if parts.diagnose else ()
         self.findings = {where: f for f in reversed(findings) for where in f.where.split(", ")}
+        self.cuts = _cuts(parts.diagnose)
         self.group: Mapping[str, str] = {}
         self.kinds: Mapping[str, str] = {}
         self.origins: Mapping[str, str] = {}
@@ -128,6 +130,24 @@ class _Known:
         """The factor's equation."""
         step = self.steps.get(link.name)
         return "" if step is None else _latex(step.symbol, step.closed_form)
+
+
+def _cuts(diagnosis: Any) -> dict[str, str]:
+    """Layer -> what ends the gradient on its way back to it, for the last layers that it does not reach."""
+    if diagnosis is None:
+        return {}
+    causes = [f for f in diagnosis.findings if f.kind in ("cut", "loss_detached")]
+    found = {}
+    for before, after in zip(diagnosis.strip, diagnosis.strip[1:], strict=False):
+        if after.reached and not before.reached:
+            own = next((f for f in causes if any(before.name in c for c in f.consequences)), next(iter(causes), None))
+            said = f"{own.where}{f' ({_short_place(own.source)})' if own.source else ''}" if own is not None else ""
+            found[before.name] = f"the gradient ends here{': ' if said else ''}{said}"
+    return found
+
+
+def _short_place(source: str) -> str:
+    return source.replace("\\", "/").rpartition("/")[2]
 
 
 def _latex(symbol: str, expression: Any) -> str:
@@ -176,6 +196,7 @@ def _row(links: Sequence[Any], known: _Known, reach: float, base: Sequence[int] 
         spark=spark(gains, reach=reach, name=f"gain in {len(links)} blocks")
         if several and usable and max(usable) > 1.3 * min(usable)
         else "",
+        cut=next((known.cuts[k.module] for k in links if k.module in known.cuts), ""),
     )
 
 

@@ -20,7 +20,7 @@ from chainrule.verbs.diagnose.data import bad_leaves, data
 from chainrule.verbs.diagnose.dependence import dependence
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.flow import flow
-from chainrule.verbs.diagnose.influence import no_signal, same_for_all
+from chainrule.verbs.diagnose.influence import no_signal, same_for_all, silenced
 from chainrule.verbs.diagnose.losses import losses, masked_labels
 from chainrule.verbs.diagnose.numbers import nonfinite
 from chainrule.verbs.diagnose.ranking import ranked
@@ -118,7 +118,7 @@ def examine(
     try:
         e = Examination(subject, subject.observe())
     except ModelError as error:
-        finding = as_finding(error)
+        finding = as_finding(error, subject.case)
         if finding is None:
             raise
         return _result(subject, None, [finding])
@@ -130,8 +130,8 @@ def examine(
     findings += bad
     for family in _FAMILIES if not bad and not any(f.severity == "error" for f in findings) else (connections,):
         findings += family(e)
-    if not any(f.severity == "error" for f in findings):
-        findings += same_for_all(e)
+    if not any(f.severity != "info" for f in findings):
+        findings += same_for_all(e) or silenced(e)
     roots = ranked(findings)
     if verify and not bad:
         roots = verified(e, roots)

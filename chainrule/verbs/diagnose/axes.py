@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import copy
+
+from chainrule.frontends.torch.places import Edit
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.loss_calls import classes_of, is_output
 from chainrule.verbs.diagnose.naming import container
-from chainrule.verbs.diagnose.patches import Patch, submodule
+from chainrule.verbs.diagnose.patches import Patch, around_loss, submodule
 from chainrule.verbs.diagnose.torch_ops import DROPOUTS, LOG_SOFTMAXES, LOSSES, PRODUCTS, SOFTMAXES, TRANSPARENT
 from chainrule.verbs.diagnose.values import Call, Value, origin
 from chainrule.verbs.kinds import Finding
@@ -54,6 +58,8 @@ def _classes_last(e: Examination, call: Call) -> Finding | None:
         measured=f"logits {shape} straight from a linear layer", expected="(N, K, T), or one dimension of positions",
         fix="logits.flatten(0, 1) and target.flatten(), or logits.transpose(1, 2)",
         source=call.place.text or value.producer.place.text,
+        patch=around_loss(e.subject.case, "compared(output.transpose(1, -1), target)") if e.seen.outputs
+        and value.producer.outputs[0] is e.seen.outputs[0] else None,
     )  # fmt: skip
 
 
@@ -106,7 +112,7 @@ def weights_of_an_average(e: Examination) -> list[Finding]:
                 f"{call.name} over dimension {dim}, and the product behind it sums over dimension {summed}: the "
                 "weights of an average have to sum to one over what is averaged, here they sum to one over the queries",
                 measured=f"scores of shape {shape}, dim={call.argument(1, 'dim')}", expected=f"dim={summed}",
-                fix=f"softmax(dim={summed})", source=call.place.text,
+                fix=f"softmax(dim={summed})", source=call.place.text, patch=redirected(call, summed),
             )
         ]  # fmt: skip
     return []
@@ -124,8 +130,25 @@ def _wrong_axis(call: Call, shape: tuple[int, ...], dim: int, patch: Patch | Non
         "loss_axis", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
         f"{call.name} over dimension 0, the batch: samples compete with each other instead of classes",
         measured=f"shape {shape}, dim={dim}", expected="dim=1, the classes", fix="dim=1",
-        source=call.place.text, patch=patch,
+        source=call.place.text, patch=patch or redirected(call, 1),
     )  # fmt: skip
+
+
+def redirected(call: Call, dim: int) -> Patch | None:
+    """The user's call over another dimension, where the dimension is written in it."""
+    segment = call.place.segment
+    tree = segment.tree if segment is not None else None
+    if segment is None or not isinstance(tree, ast.Call):
+        return None
+    made = copy.deepcopy(tree)
+    named = next((k for k in made.keywords if k.arg in ("dim", "axis")), None)
+    if named is not None:
+        named.value = ast.Constant(dim)
+    elif made.args and isinstance(made.args[-1], (ast.Constant, ast.UnaryOp)):
+        made.args[-1] = ast.Constant(dim)
+    else:
+        return None
+    return Patch(edits=(Edit(segment, ast.unparse(made)),))
 
 
 def _other_axis(call: Call, shape: tuple[int, ...], dim: int, classes: int) -> Finding:
@@ -135,5 +158,5 @@ def _other_axis(call: Call, shape: tuple[int, ...], dim: int, classes: int) -> F
         f"{call.name} over dimension {dim} of size {shape[dim]}, and the loss has {classes} classes: positions compete "
         "with each other instead of classes",
         measured=f"shape {shape}, dim={dim}", expected=f"dim={right}, the classes", fix=f"dim={right}",
-        source=call.place.text,
+        source=call.place.text, patch=redirected(call, right),
     )  # fmt: skip

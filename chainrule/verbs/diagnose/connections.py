@@ -76,12 +76,18 @@ def _cut(e: Examination, call: Call, names: list[str], missing: int) -> Finding:
     place, patch = call.place, None
     if _no_grad(call):
         cause = "these layers run inside of torch.no_grad(), so autograd records nothing of them"
+        inside = call.index in e.seen.tape.reentrant
         where, fix = common(modules), "take the layers out of the no_grad block"
         place = call.no_grad if call.no_grad.code is not None else place
         patch = _without_no_grad(place)
+        if inside:
+            cause = "a reentrant checkpoint makes gradients only if one of its inputs requires one, and none does"
+            fix, patch, place = "checkpoint(..., use_reentrant=False)", None, place
     else:
         where = f"{call.module + ' ' if call.module else ''}{_spelled(call)}"
         cause, fix = _reason(call) if call.outputs else ("", "")
+        if call.outputs and _at_the_end(e, call) and not call.outputs[0].dtype.is_floating_point:
+            fix = "train on a loss that has a derivative (cross_entropy on the outputs); read this one beside it"
         patch = _rewritten(call) if call.outputs else None
     if not call.outputs:
         cause = f".{call.name}() takes the numbers out of torch, and no gradient comes back"
@@ -119,7 +125,12 @@ def _reason(call: Call) -> tuple[str, str]:
             "a comparison gives truth values, through which no derivative passes",
             "sigmoid for a smooth step; or a straight-through estimator: hard + soft - soft.detach()",
         )
-    if call.name in ("argmax", "argmin", "argsort", "one_hot", "multinomial", "bernoulli"):
+    if call.name == "argmin":
+        return (
+            "argmin gives whole numbers, through which no derivative passes",
+            "straight through to what was compared: z + (nearest - z).detach(), with a loss that draws nearest to z",
+        )
+    if call.name in ("argmax", "argsort", "one_hot", "multinomial", "bernoulli"):
         return (
             f"{call.name} gives whole numbers, through which no derivative passes",
             "softmax(z) @ table.weight, or F.gumbel_softmax(z, hard=True) @ table.weight",
@@ -253,7 +264,8 @@ def rolled_up(findings: list[Finding]) -> list[Finding]:
             merged += same
             continue
         first = same[0]
-        code = "\n".join(f.patch.code for f in same if f.patch is not None)
+        # From the last on: what follows a deleted entry of a Sequential moves up.
+        code = "\n".join(f.patch.code for f in reversed(same) if f.patch is not None)
         merged.append(
             Finding(
                 first.kind, first.severity, listed([f.where for f in same], 6), first.cause,

@@ -9,7 +9,7 @@ import torch
 
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.layers import rms
-from chainrule.verbs.diagnose.patches import Patch
+from chainrule.verbs.diagnose.patches import Patch, around_loss
 from chainrule.verbs.diagnose.sharding import own_part
 from chainrule.verbs.diagnose.subject import Subject
 from chainrule.verbs.diagnose.torch_ops import BATCH_STATISTICS, LOSSES, MOVEMENT, NORMALIZATIONS, TABLES
@@ -193,9 +193,18 @@ def _target_scale(e: Examination) -> list[Finding]:
                     "its steps on growing the last layer",
                     measured=f"rms {target:.3g} against {output:.3g}", expected="targets of rms about 1",
                     fix="(y - y.mean()) / y.std(), undone after prediction", source=call.place.text,
+                    patch=_standardised(e),
                 )
             ]  # fmt: skip
     return []
+
+
+def _standardised(e: Examination) -> Patch | None:
+    """The loss of targets of mean 0 and spread 1."""
+    if not isinstance(e.subject.target, torch.Tensor):
+        return None
+    before = "middle, spread = batch[1].mean(), batch[1].std()"
+    return around_loss(e.subject.case, "compared(output, (target - middle) / spread)", before)
 
 
 def _few(e: Examination) -> list[Finding]:

@@ -16,6 +16,8 @@ from torch import nn
 from chainrule.errors import ChainruleError
 from chainrule.frontends.torch import batch as convention
 from chainrule.verbs.diagnose.examination import Examination, replaced
+from chainrule.verbs.diagnose.naming import container
+from chainrule.verbs.diagnose.patches import Patch, submodule
 from chainrule.verbs.diagnose.tape import Tape
 from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, BATCH_STATISTICS, LOSSES, MOVEMENT, RECURRENT
 from chainrule.verbs.diagnose.values import Call, Value, above, tensors_in
@@ -93,7 +95,7 @@ def batch_leak(e: Examination) -> list[Finding]:
             else "transpose or permute in place of view, which keeps the order in memory" if call is not None
             and call.name in MOVEMENT
             else "a softmax, norm, view or sum over the batch dimension: keep dimension 0 apart",
-            source=call.place.text if call else "",
+            source=call.place.text if call else "", patch=_batch_first(e, call),
         )
     )  # fmt: skip
     return found
@@ -110,6 +112,14 @@ def _compares(call: Call, size: int) -> bool:
 
 
 _SCALED = MOVEMENT | {"mul", "div", "neg", "pow", "square", "exp", "add", "sub"}
+
+
+def _batch_first(e: Examination, call: Call | None) -> Patch | None:
+    """A recurrence that takes time first is told that the batch is."""
+    module = container(e, call.module) if call is not None and call.name in RECURRENT and call.module else None
+    if call is None or module is None or getattr(module, "batch_first", True):
+        return None
+    return Patch(f"{submodule(call.module)}.batch_first = True")
 
 
 def _told_by_data(call: Call, size: int) -> bool:
@@ -180,10 +190,18 @@ def future_leak(e: Examination) -> list[Finding]:
             "the target is the input moved by one, and what the model returns at a position depends on later ones: it "
             "can copy the answer",
             measured=f"the output at position {at} depends on x at positions after {at}",
-            expected="zero: a causal mask", fix="is_causal=True, or a mask of -inf above the diagonal",
+            expected="zero: a causal mask", fix=_causal(call),
             source=call.place.text if call else "",
         )
     ]  # fmt: skip
+
+
+def _causal(call: Call | None) -> str:
+    if call is not None and call.name in RECURRENT:
+        return "bidirectional=False: the way back has read what is to be predicted"
+    if call is not None and "conv" in call.name:
+        return "padding on the left only: F.pad(x, ((kernel_size - 1) * dilation, 0)) and padding=0"
+    return "is_causal=True, or a mask of -inf above the diagonal"
 
 
 def _predicts_next(e: Examination) -> tuple[torch.Tensor, int, int] | None:

@@ -17,7 +17,7 @@ import numpy as np
 from chainrule.verbs.diagnose.examination import BOOST, Examination
 from chainrule.verbs.diagnose.layers import Layer, label, name_of
 from chainrule.verbs.diagnose.optimizers import is_adaptive
-from chainrule.verbs.diagnose.patches import Patch, initialize, submodule
+from chainrule.verbs.diagnose.patches import INITIALIZE, Patch, initialize, submodule
 from chainrule.verbs.diagnose.recurrent import over_time
 from chainrule.verbs.diagnose.torch_ops import RECURRENT
 from chainrule.verbs.kinds import Finding
@@ -163,6 +163,8 @@ def _finding(e: Examination, layers: Sequence[Layer], slope: float, by_scale: bo
     if squashing == "sigmoid" and kind == "vanishing":
         cause += "; the derivative of a sigmoid is at most 1/4"
         fix = "ReLU or GELU with He initialisation, or normalisation or skip connections"
+    if _residual(e, layers) and kind == "exploding":
+        fix = "smaller branches: variance 1 / (fan_in * layers), a norm in front of each, or a zero last layer in each"
     lost = [x for x in e.layers if x.value in e.path and x.value.slope == 0.0]
     repeated = len(used) < len(layers) / 2
     where = most_used(layers) if repeated else first.name if kind == "vanishing" else last.name
@@ -197,12 +199,22 @@ def _patch(e: Examination, layers: Sequence[Layer], squashing: str, repeated: bo
             return Patch(f"for n, p in {used}.named_parameters():\n    if 'weight_hh' in n:\n        "
                          "nn.init.orthogonal_(p)")  # fmt: skip
         return Patch(f"nn.init.orthogonal_({used}.weight)")
+    if _residual(e, layers):
+        rule = f"nn.init.normal_(m.weight, 0, (m.weight[0].numel() * {len(layers)}) ** -0.5)"
+        return Patch(INITIALIZE.format(rule=rule))
     patch = initialize(squashing)
     if squashing == "sigmoid":
         swap = "for path, m in list(model.named_modules()):\n    if isinstance(m, nn.Sigmoid):\n        "
         swap += "model.set_submodule(path, nn.ReLU())\n"
         return Patch(swap + initialize("relu").code)
     return patch
+
+
+def _residual(e: Examination, layers: Sequence[Layer]) -> bool:
+    """Whether values are added up along the depth: then every branch has to be the smaller, the more there are."""
+    own = {x.value for x in layers}
+    sums = [c for c in e.seen.tape.calls if c.name == "add" and sum(v.data and v.learned for v in c.inputs) > 1]
+    return sum(1 for c in sums if any(v in own for v in c.inputs)) >= len(layers) // 4 and bool(sums)
 
 
 def most_used(layers: Sequence[Layer]) -> str:

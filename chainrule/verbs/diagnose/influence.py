@@ -6,6 +6,9 @@ import torch
 
 from chainrule.errors import ModelError
 from chainrule.verbs.diagnose.examination import Examination
+from chainrule.verbs.diagnose.naming import listed, modules_of
+from chainrule.verbs.diagnose.torch_ops import PRODUCTS
+from chainrule.verbs.diagnose.values import Call, Value, above
 from chainrule.verbs.kinds import Finding
 
 
@@ -51,3 +54,43 @@ def same_for_all(e: Examination) -> list[Finding]:
             fix="look for what takes the input away: a factor of zero, a mask, an index that is the same for all",
         )
     ]  # fmt: skip
+
+
+def silenced(e: Examination) -> list[Finding]:
+    """A factor of zero that is written down, or a hook that returns zeros, and the parameters that it silences.
+
+    Gradients that are zero by the sizes of things (attention to one place, pooling of one pixel) are no finding.
+    """
+    found = next(((c, ended) for c in reversed(e.seen.tape.calls) if (ended := _stopped(e, c))), None)
+    if found is None:
+        return []
+    call, ended = found
+    behind = above(ended)
+    names = [n for n in e.forever_zero if e.seen.parameters[n] in behind]
+    if not names:
+        return []
+    return [
+        Finding(
+            "zero_derivative", "error", f"{call.module + ' ' if call.module else ''}{call.name}",
+            f"{call.name} passes no gradient on to one of its inputs: what is before it is multiplied by zero",
+            measured=f"{len(names)} of {len(e.trainable)} parameters have gradient 0, now, on another batch and "
+            f"after steps: {listed(names)}",
+            expected="a gradient that is not zero for ever",
+            fix="look for a factor, a mask or a hook that is zero", source=call.place.text,
+            consequences=(f"{listed(modules_of(names))} will not be trained",),
+        )
+    ]  # fmt: skip
+
+
+def _stopped(e: Examination, call: Call) -> list[Value]:
+    """The inputs of a call that its gradient does not get to, though nothing in the call's own numbers says so."""
+    if not call.outputs or call.outputs[0] not in e.path or not call.outputs[0].slope > 0:
+        return []
+    if call.name == "mul":
+        constants = [a for a in call.arguments if isinstance(a, (int, float))]
+        given = [v for v in call.inputs if not v.learned and v.forward is not None and v.forward[0] == 0]
+        return [v for v in call.inputs if v.learned] if 0 in constants or given else []
+    if call.name in PRODUCTS and all(v.scale > 0 for v in call.inputs[:1]):
+        names = [v.name.removeprefix("parameter ") for v in call.inputs if v.name.startswith("parameter ")]
+        return list(call.inputs) if names and all(n in e.zero for n in names) else []
+    return []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import math
+from typing import Any
 
 import torch
 
@@ -15,7 +16,9 @@ from chainrule.verbs.diagnose.axes import axis, over_the_batch, weights_of_an_av
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.loss_calls import classes_of, is_output, losses_of
 from chainrule.verbs.diagnose.naming import container
-from chainrule.verbs.diagnose.patches import Patch, submodule
+from chainrule.verbs.diagnose.optimizers import maximizes
+from chainrule.verbs.diagnose.patches import Patch, around_loss, submodule
+from chainrule.verbs.diagnose.removal import without
 from chainrule.verbs.diagnose.targets import smoothed, targets, targets_by_hand
 from chainrule.verbs.diagnose.torch_ops import (
     LOG_SOFTMAXES,
@@ -38,7 +41,9 @@ def losses(e: Examination) -> list[Finding]:
             if finding is not None:
                 found.append(finding)
                 break
-    found += _softmax_of_softmax(e) + _constant_softmax(e) + _sign(e) + _picked_sign(e)
+    found += _softmax_of_softmax(e) + _constant_softmax(e)
+    if not maximizes(e.optimizer):
+        found += _sign(e) + _picked_sign(e)
     found += over_the_batch(e) + weights_of_an_average(e) + targets_by_hand(e) + smoothed(e)
     if not any(f.kind == "broadcast" for f in found):
         found += _subtracted(e)
@@ -62,7 +67,7 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
     name, classes = made.name, classes_of(call)
     if expects == "logits":
         if classes == 1:
-            return _one_class(call, made)
+            return _one_class(e.subject.case, call, made)
         if name in SOFTMAXES or name == "sigmoid":
             return _paired(
                 e, call, made, "error",
@@ -141,7 +146,7 @@ def _above_zero(call: Call) -> bool:
     return bool(call.held) and bool((call.held[0] > 0).any())
 
 
-def _one_class(call: Call, made: Call) -> Finding:
+def _one_class(case: Any, call: Call, made: Call) -> Finding:
     where = made.module if made.module and made.name in PRODUCTS else ""
     return Finding(
         "loss_pairing", "error", f"{call.name} behind {where}" if where else call.where,
@@ -151,6 +156,8 @@ def _one_class(call: Call, made: Call) -> Finding:
         expected="one output with BCEWithLogits, or an output per class",
         fix="binary_cross_entropy_with_logits(output, target.float()), or a last layer with an output per class",
         source=call.place.text or made.place.text,
+        patch=around_loss(case, "nn.functional.binary_cross_entropy_with_logits(output.flatten(), "
+                                "target.flatten().to(output.dtype))"),
     )  # fmt: skip
 
 
@@ -166,30 +173,10 @@ def _paired(e: Examination, call: Call, made: Call, severity: str, cause: str, e
         if LOSSES[call.name].expects != "log_probabilities"
         else f"log_softmax in place of {made.name}, or cross_entropy on the logits",
         source=made.place.text,
-        patch=_without(e, made, "nn.LogSoftmax(dim=1)" if LOSSES[call.name].expects == "log_probabilities" else None),
+        patch=around_loss(e.subject.case, "compared(torch.log_softmax(output, 1), target)")
+        if made.name in PRODUCTS
+        else without(e, made, "nn.LogSoftmax(dim=1)" if LOSSES[call.name].expects == "log_probabilities" else None),
     )
-
-
-def _without(e: Examination, made: Call, instead: str | None) -> Patch | None:
-    """Takes an activation out: its module becomes an Identity, or its call in the source its argument."""
-    module = container(e, made.module) if made.module else None
-    if module is not None and not list(module.children()) and not list(module.parameters()):
-        return Patch(f"model.set_submodule({made.module!r}, {instead or 'nn.Identity()'})")
-    segment = made.place.segment
-    tree = segment.tree if segment is not None else None
-    if segment is None or not isinstance(tree, ast.Call):
-        return None
-    method = isinstance(tree.func, ast.Attribute) and made.name in tree.func.attr
-    owner = ast.unparse(tree.func.value) if isinstance(tree.func, ast.Attribute) else "torch"
-    free = owner in ("torch", "F", "nn.functional", "torch.nn.functional")
-    if free and tree.args:
-        inner = ast.unparse(tree.args[0])
-    elif method:
-        inner = ast.unparse(tree.func.value)  # type: ignore[union-attr]
-    else:
-        return None
-    new = inner if instead is None else f"torch.log_softmax({inner}, 1)"
-    return Patch(edits=(Edit(segment, new),))
 
 
 def _softmax_of_softmax(e: Examination) -> list[Finding]:
@@ -201,19 +188,17 @@ def _softmax_of_softmax(e: Examination) -> list[Finding]:
         made = origin(call.inputs[0], TRANSPARENT).producer
         if made is not None and made.name in SOFTMAXES and made.outputs[0].shape[-1] > 1:
             classes = call.inputs[0].shape[-1]
-            found.append(
-                _paired_twice(made, call, classes)
-            )  # fmt: skip
+            found.append(_paired_twice(e, made, call, classes))
     return found
 
 
-def _paired_twice(made: Call, call: Call, classes: int) -> Finding:
+def _paired_twice(e: Examination, made: Call, call: Call, classes: int) -> Finding:
     return Finding(
         "loss_pairing", "error", f"{made.module + ' ' if made.module else ''}{made.name}",
         f"a softmax goes into another: log-softmax of numbers in [0, 1] cannot come above -(ln(e + K - 1) - 1) = "
         f"-{floor_of_softmax(classes):.3f} for K = {classes}",
         measured=f"{made.name}, then {call.name}", expected="one softmax", fix="remove the first",
-        source=made.place.text,
+        source=made.place.text, patch=without(e, made, None),
     )  # fmt: skip
 
 
@@ -253,7 +238,7 @@ def _shapes(e: Examination, call: Call) -> Finding | None:
     if len(call.inputs) < 2 or LOSSES[call.name].classes or LOSSES[call.name].expects == "log_probabilities":
         return None
     spread = frozenset({"broadcast_tensors", "expand", "broadcast_to"})  # F.mse_loss does so first
-    return _broadcast(call, _narrow(call.inputs[0], spread), _narrow(call.inputs[1], spread), call.name)
+    return _broadcast(e, call, _narrow(call.inputs[0], spread), _narrow(call.inputs[1], spread), call.name)
 
 
 def _narrow(value: Value, spread: frozenset[str]) -> Value:
@@ -264,7 +249,7 @@ def _narrow(value: Value, spread: frozenset[str]) -> Value:
     return value
 
 
-def _broadcast(call: Call, output: Value, target: Value, name: str) -> Finding | None:
+def _broadcast(e: Examination, call: Call, output: Value, target: Value, name: str) -> Finding | None:
     a, b = output.shape, target.shape
     if a == b or not (a and b):
         return None
@@ -285,7 +270,7 @@ def _broadcast(call: Call, output: Value, target: Value, name: str) -> Finding |
         expected="equal shapes",
         fix="target.view_as(output), or output.squeeze(-1)",
         source=call.place.text,
-        patch=_viewed(call),
+        patch=_viewed(call) or around_loss(e.subject.case, "compared(output, target.view_as(output))"),
     )  # fmt: skip
 
 
@@ -316,7 +301,7 @@ def _subtracted(e: Examination) -> list[Finding]:
         if learned.learned and not target.learned and target.data:
             if call.name == "mul" and not _labels(e, target):
                 continue  # weights of samples, a mask
-            found = _broadcast(call, learned, target, call.name)
+            found = _broadcast(e, call, learned, target, call.name)
             if found is not None:
                 return [found]
     return []
@@ -399,7 +384,7 @@ def _picked_sign(e: Examination) -> list[Finding]:
                 "the right answer",
                 measured=f"d loss / d log p is positive at every label; loss {e.seen.loss_number:.4g}",
                 expected="-log p of the labels", fix="a minus sign in front of the log-probability, or nll_loss",
-                source=call.place.text,
+                source=call.place.text, patch=around_loss(e.subject.case, "-compared(output, target)"),
             )
         ]  # fmt: skip
     return []
@@ -418,7 +403,7 @@ def _unsigned(e: Examination, call: Call) -> Patch | None:
             tree = segment.tree if segment is not None else None
             if segment is not None and isinstance(tree, ast.UnaryOp):
                 return Patch(edits=(Edit(segment, ast.unparse(tree.operand)),))
-    return None
+    return around_loss(e.subject.case, "-compared(output, target)")
 
 
 def _first_value(e: Examination, call: Call) -> Finding | None:

@@ -134,6 +134,7 @@ _ADVICE = {
     "exp": "exp overflows beyond 88 in float32: clamp its argument, or logsumexp",
     "pow": "a power outside of its domain: clamp the base", "norm": "the norm's derivative at zero: add an epsilon",
     "linalg_vector_norm": "the norm's derivative at zero: (x.square().sum(-1) + 1e-12).sqrt()",
+    "ctc_loss": "inputs at least as long as their targets, repeats counted twice; zero_infinity=True leaves others out",
     "acos": "keep the argument inside of (-1, 1)", "asin": "keep the argument inside of (-1, 1)",
     "std": "the derivative of std at no spread: (var + eps).sqrt()",
 }  # fmt: skip
@@ -217,8 +218,13 @@ def _guard(call: Call) -> Patch | None:
     if segment is None:
         return None
     if call.name == "div" and isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Div):
-        left, right = ast.unparse(tree.left), ast.unparse(tree.right)
+        left, right = _inside(tree.left), ast.unparse(tree.right)
         return Patch(edits=(Edit(segment, f"{left} / ({right} + 1e-6)"),))
+    if call.name == "pow" and isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Pow):
+        return Patch(edits=(Edit(segment, f"({ast.unparse(tree.left)}).clamp_min(1e-6) ** {_inside(tree.right)}"),))
+    shared = _shared(call)
+    if shared is not None:
+        return shared
     guard = _GUARDS.get(call.name)
     if guard is None or not isinstance(tree, ast.Call):
         return None
@@ -229,6 +235,23 @@ def _guard(call: Call) -> Patch | None:
         x = ast.unparse(tree.args[0])
         return Patch(edits=(Edit(segment, f"{ast.unparse(tree.func)}({guard.format(x=x)})"),))
     return None
+
+
+def _shared(call: Call) -> Patch | None:
+    """A ReLU or a size whose zeros several ops cannot take is kept above zero where it is made."""
+    made = call.inputs[0].producer if call.inputs and call.name in _GUARDS else None
+    if made is None or made.name not in ("relu", "abs", "square") or len(call.inputs[0].consumers) < 2:
+        return None
+    segment = made.place.segment
+    if segment is None or not isinstance(segment.tree, ast.Call):
+        return None
+    return Patch(edits=(Edit(segment, f"{segment.text}.clamp_min(1e-6)"),))
+
+
+def _inside(tree: ast.expr) -> str:
+    """An operand as it is written inside of a product: in brackets where it is a sum or a product itself."""
+    written = ast.unparse(tree)
+    return f"({written})" if isinstance(tree, (ast.BinOp, ast.UnaryOp, ast.IfExp, ast.Compare, ast.BoolOp)) else written
 
 
 def _unknown(e: Examination, what: str = "the loss") -> Finding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -21,3 +23,8 @@ def is_adaptive(optimizer: torch.optim.Optimizer) -> bool:
         "betas" in g or "beta2_decay" in g or "rho" in g or ("alpha" in g and "eps" in g)
         for g in optimizer.param_groups
     )
+
+
+def maximizes(optimizer: Any) -> bool:
+    """Whether an optimizer climbs."""
+    return optimizer is not None and any(g.get("maximize") for g in optimizer.param_groups)

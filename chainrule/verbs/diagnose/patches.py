@@ -43,6 +43,14 @@ def submodule(path: str) -> str:
     return written if path else "model"
 
 
+def around_loss(case: Any, expression: str, before: str = "") -> Patch | None:
+    """The user's loss in an expression of ``compared`` (it), ``output`` and ``target``; None where there is none."""
+    if case.objective is not None or not callable(case.loss):
+        return None
+    first = f"{before}\n" if before else ""
+    return Patch(f"{first}compared = loss\nloss = lambda output, target: {expression}")
+
+
 INITIALIZE = """\
 for m in model.modules():
     if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):

@@ -11,7 +11,7 @@ from chainrule.verbs.kinds import Finding
 ORDER = tuple(
     "masked_labels nonfinite loss_detached cut unregistered not_in_optimizer wrong_backward input_constant "
     "no_signal symmetric zero_derivative loss_pairing loss_axis broadcast sign batch_leak future_leak input_scale "
-    "underflow exploding vanishing dead saturated target_range target_scale batch_too_small noise accumulating "
+    "underflow exploding vanishing target_range dead saturated target_scale batch_too_small noise accumulating "
     "clipping lr_too_high lr_too_low rounding regularizer init_loss linear_stack duplicate unused output_unused "
     "frozen".split()
 )
@@ -42,6 +42,7 @@ EXPLAINS: Mapping[str, frozenset[str]] = {
     "dead": frozenset({"vanishing", "no_signal", *_TRAINING, "symmetric"}),
     "saturated": frozenset({"vanishing", "exploding", *_TRAINING}),
     "input_scale": frozenset({"saturated", "dead", "exploding", *_TRAINING}),
+    "target_range": frozenset({"dead", "saturated", *_TRAINING}),
     "target_scale": frozenset(_TRAINING),
     "noise": frozenset(_TRAINING),
     "accumulating": frozenset({"clipping", "lr_too_high"}),

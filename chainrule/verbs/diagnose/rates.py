@@ -12,6 +12,7 @@ import torch
 
 from chainrule.verbs.diagnose.curvature import largest_eigenvalue
 from chainrule.verbs.diagnose.examination import Examination, Trial
+from chainrule.verbs.diagnose.naming import listed, modules_of
 from chainrule.verbs.diagnose.optimizers import is_adaptive, of_groups, rate_of
 from chainrule.verbs.diagnose.patches import Patch
 from chainrule.verbs.diagnose.torch_ops import LOSSES
@@ -38,8 +39,14 @@ def learning_rate(e: Examination, trial: Trial) -> list[Finding]:
         or spiked
         or (min(losses[-4:]) > first + 0.02 * abs(first) and losses[-1] > first + 0.05 * abs(first))
     )
-    if risen and len(losses) > 2:
+    vanished = _lost_epsilon(e, trial) if blown else []
+    if vanished:
+        return vanished
+    if risen and len(losses) > (1 if blown else 2):
         return _high(e, trial, lr)
+    still = _resting(e)
+    if still:
+        return still
     fall = lr * trial.squared / abs(first) if first else math.inf
     if is_adaptive(optimizer):
         fall = abs(trial.predicted) / abs(first) if first else math.inf
@@ -50,6 +57,48 @@ def learning_rate(e: Examination, trial: Trial) -> list[Finding]:
     if changes and fall < _FALL and max(changes) < _CHANGE and trial.squared > 0 and not warming:
         return [_low(e, trial, lr, f"a step lowers the loss by {fall:.1e} of itself")]
     return []
+
+
+def _lost_epsilon(e: Examination, trial: Trial) -> list[Finding]:
+    """Adam's epsilon that is zero in float16, so that the first step divides zero by zero."""
+    assert e.optimizer is not None
+    half = [n for n, p in e.subject.trainable.items() if p.dtype == torch.float16]
+    eps = [float(g["eps"]) for g in e.optimizer.param_groups if "eps" in g]
+    lost = [n for n in half if not math.isfinite(trial.updates.get(n, 0.0))]
+    if not lost or not eps or min(eps) >= 6e-8:
+        return []
+    return [
+        Finding(
+            "nonfinite", "error", "the optimizer",
+            f"eps = {min(eps):g} is zero in float16, so the first step divides by the root of a squared gradient that "
+            "is zero too",
+            measured=f"loss {trial.losses[0]:.3g} before the first step, {trial.losses[-1]:.3g} after it; weights of "
+            f"{lost[0]} are not finite",
+            expected="weights and the optimizer's state in float32", fix="float32 weights with autocast, or eps=1e-4",
+            patch=Patch("for g in optimizer.param_groups:\n    g['eps'] = 1e-4"),
+        )
+    ]  # fmt: skip
+
+
+def _resting(e: Examination) -> list[Finding]:
+    """Groups of the optimizer whose learning rate is zero, beside others that move."""
+    assert e.optimizer is not None
+    names = {id(p): n for n, p in e.subject.trainable.items()}
+    groups = e.optimizer.param_groups
+    still = [g for g in groups if float(g["lr"]) == 0.0 and not float(g.get("initial_lr", 0.0) or g.get("max_lr", 0.0))]
+    held = [names[id(p)] for g in still for p in g["params"] if id(p) in names]
+    if not held or len(still) == len(groups):
+        return []
+    top = max(float(g["lr"]) for g in groups)
+    return [
+        Finding(
+            "lr_too_low", "warning", listed(modules_of(held), 6),
+            "the learning rate of this group of parameters is 0, so they never move",
+            measured=f"lr 0 for {len(held)} parameters, {top:g} for others", expected="a rate, or frozen",
+            fix=f"lr={top:g}",
+            patch=Patch(f"for g in optimizer.param_groups:\n    g['lr'] = g['lr'] or {top:g}"),
+        )
+    ]  # fmt: skip
 
 
 _HEAVY, _LONG = 0.98, 100  # momentum that forgets a gradient after 50 steps only, and how many are then looked at
@@ -66,7 +115,7 @@ def swinging(e: Examination) -> list[Finding]:
         losses = e.subject.steps(_LONG)
     low = min(losses)
     after = losses[losses.index(low) :]
-    if math.isfinite(max(after)) and max(after) <= max(losses[0], 10 * abs(low)) + 0.02 * abs(losses[0]):
+    if math.isfinite(max(after)) and max(after) <= max(0.5 * losses[0], 3 * abs(low)) + 0.02 * abs(losses[0]):
         return []
     return [
         Finding(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
+
 from chainrule.errors import ModelError
+from chainrule.verbs.diagnose.patches import Patch, around_loss
 from chainrule.verbs.diagnose.torch_ops import FLAT
 from chainrule.verbs.kinds import Finding
 
@@ -25,7 +28,7 @@ _KNOWN = (
 )  # fmt: skip
 
 
-def as_finding(error: ModelError) -> Finding | None:
+def as_finding(error: ModelError, case: Any = None) -> Finding | None:
     """The finding that an error is; None for one that is only an error."""
     said = str(error.__cause__ or error)
     missing = re.search(r"derivative for aten::(\w+) is not implemented", said)
@@ -44,6 +47,19 @@ def as_finding(error: ModelError) -> Finding | None:
             return Finding(
                 kind, "error", where, cause,
                 measured=said.split("\n")[0], expected=error.required, fix=fix,
-                source=place.text if place is not None else "",
+                source=place.text if place is not None else "", patch=_patch(kind, said, case),
             )  # fmt: skip
+    return None
+
+
+def _patch(kind: str, said: str, case: Any) -> Patch | None:
+    """What can be written: labels that count from 1, logits into BCELoss."""
+    if case is None:
+        return None
+    if kind == "loss_pairing" and "between 0 and 1" in said:
+        return around_loss(case, "nn.functional.binary_cross_entropy_with_logits(output, target)")
+    target = case.batch[1] if isinstance(case.batch, (tuple, list)) and len(case.batch) == 2 else None
+    if kind == "target_range" and "out of bounds" in said and isinstance(target, torch.Tensor):
+        if target.numel() and not target.is_floating_point() and int(target.min()) == 1:
+            return Patch("batch = (batch[0], batch[1] - 1)")
     return None

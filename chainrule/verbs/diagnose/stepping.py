@@ -10,21 +10,39 @@ import torch
 from chainrule.verbs.diagnose.examination import Examination, Trial
 from chainrule.verbs.diagnose.layers import name_of
 from chainrule.verbs.diagnose.naming import listed, modules_of
-from chainrule.verbs.diagnose.optimizers import of_groups
+from chainrule.verbs.diagnose.optimizers import maximizes, of_groups
 from chainrule.verbs.diagnose.patches import Patch
 from chainrule.verbs.diagnose.penalties import penalty
 from chainrule.verbs.diagnose.rates import learning_rate, warming_up
+from chainrule.verbs.diagnose.torch_ops import UNBOUNDED_ABOVE
 from chainrule.verbs.diagnose.wide import inner, norm
 from chainrule.verbs.kinds import Finding
 
 
 def stepping(e: Examination) -> list[Finding]:
     """lr_too_high, lr_too_low, regularizer, rounding, accumulating, clipping, underflow."""
-    found = captured(e) + underflow(e)
+    found = captured(e) + underflow(e) + climbing(e)
     trial = e.trial
     if trial is None:
         return found
     return found + learning_rate(e, trial) + regularizer(e) + rounding(e, trial)
+
+
+def climbing(e: Examination) -> list[Finding]:
+    """maximize=True on a loss that has no maximum."""
+    if not maximizes(e.optimizer):
+        return []
+    losses = [c for c in e.seen.tape.calls if c.name in UNBOUNDED_ABOVE and isinstance(c.weight, float)]
+    if not losses or any(c.weight < 0 for c in losses):
+        return []
+    return [
+        Finding(
+            "sign", "error", "the optimizer",
+            f"maximize=True makes {losses[0].name} as large as it gets, and it has no largest value",
+            measured=f"maximize=True; loss {e.seen.loss_number:.4g}", expected="maximize=False", fix="maximize=False",
+            patch=Patch("for g in optimizer.param_groups:\n    g['maximize'] = False"),
+        )
+    ]  # fmt: skip
 
 
 # ---- weight decay --------------------------------------------------------------------------------------------

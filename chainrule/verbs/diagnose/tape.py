@@ -61,6 +61,7 @@ class Tape(ProxyTorchDispatchMode):
         self.runs: list[ModuleRun] = []
         self.strangers: dict[str, nn.Module] = {}  # modules that ran and are no submodules, by where they ran
         self.apart: list[nn.Module] = []  # those of them that ran in no module: in the loss
+        self.reentrant: set[int] = set()  # calls inside of a reentrant checkpoint
         self.functions: dict[Any, tuple[Call, Any]] = {}  # custom autograd.Function -> its first call and arguments
         self.adopted: dict[str, Value] = {}
         self.no_grad_at = Place()
@@ -340,11 +341,16 @@ class Tape(ProxyTorchDispatchMode):
         inputs = tuple(self._known(t) for t in tensors_in((args, kwargs)))
         arguments, tracking = self._described(args), torch.is_grad_enabled()
         held = tuple(t.detach().clone() for t in tensors_in(args)) if self.sizes and cls not in self.functions else ()
-        self._suspended = True
+        reentrant = cls.__name__ == "CheckpointFunction"  # its layers are the user's, and run here without a record
+        first = len(self.calls)
+        self._suspended = not reentrant
         try:
             out = apply_(*args, **kwargs)
         finally:
             self._suspended = False
+        if reentrant:
+            self.reentrant |= set(range(first, len(self.calls)))
+            inputs += tuple(self._tensors_known(out))
         if isinstance(out, torch.Tensor) and any(out is t for t in tensors_in(args)):
             return out
         with no_python_dispatcher():

@@ -8,6 +8,8 @@ import torch
 
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.loss_calls import classes_of, losses_of
+from chainrule.verbs.diagnose.patches import Patch, around_loss
+from chainrule.verbs.diagnose.removal import without
 from chainrule.verbs.diagnose.torch_ops import ACTIVATIONS, SOFTMAXES, TRANSPARENT
 from chainrule.verbs.diagnose.values import Call, Value, origin
 from chainrule.verbs.kinds import Finding
@@ -23,7 +25,8 @@ def targets(e: Examination, call: Call) -> Finding | None:
     if name in ("binary_cross_entropy", "binary_cross_entropy_with_logits"):
         low, high = float(target.min()), float(target.max())
         if low < 0 or high > 1:
-            return _out_of_range(call, low, high, "[0, 1]", "(target + 1) / 2 for labels of -1 and 1")
+            patch = around_loss(e.subject.case, "compared(output, (target + 1) / 2)") if low >= -1 else None
+            return _out_of_range(call, low, high, "[0, 1]", "(target + 1) / 2 for labels of -1 and 1", patch=patch)
     if name == "cross_entropy_loss" and target.is_floating_point() and target.dim() > 1:
         sums = target.sum(1)
         off = float((sums - 1).abs().max())
@@ -31,11 +34,11 @@ def targets(e: Examination, call: Call) -> Finding | None:
             return _out_of_range(call, float(target.min()), float(target.max()), "probabilities that sum to 1",
                                  "target / target.sum(1, keepdim=True), or class indices")  # fmt: skip
     if name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
-        return _unreachable(call, call.inputs[0], target)
+        return _unreachable(e, call, call.inputs[0], target)
     return None
 
 
-def _unreachable(call: Call, output: Value, target: torch.Tensor) -> Finding | None:
+def _unreachable(e: Examination, call: Call, output: Value, target: torch.Tensor) -> Finding | None:
     """Targets outside of what the last activation can give."""
     made = origin(output, TRANSPARENT).producer
     bounds = ACTIVATIONS[made.name].bounded if made is not None and made.name in ACTIVATIONS else None
@@ -51,6 +54,7 @@ def _unreachable(call: Call, output: Value, target: torch.Tensor) -> Finding | N
     return _out_of_range(
         call, float(target.min()), float(target.max()), f"[{low:g}, {high:g}], what {made.name} can give",
         f"no {made.name} at the end, or targets scaled to its range", f"; {outside:.0%} are outside", made,
+        without(e, made, None),
     )  # fmt: skip
 
 
@@ -69,7 +73,7 @@ def targets_by_hand(e: Examination) -> list[Finding]:
         target = given.tensor()
         if given.learned or not given.data or target is None or not target.is_floating_point() or not target.numel():
             continue
-        found = _unreachable(call, output, target.detach())
+        found = _unreachable(e, call, output, target.detach())
         if found is not None:
             return [found]
     return []
@@ -98,8 +102,9 @@ def smoothed(e: Examination) -> list[Finding]:
 
 
 def _out_of_range(
-    call: Call, low: float, high: float, expected: str, fix: str, more: str = "", last: Call | None = None
-) -> Finding:
+    call: Call, low: float, high: float, expected: str, fix: str, more: str = "",
+    last: Call | None = None, patch: Patch | None = None,
+) -> Finding:  # fmt: skip
     where = f"{call.module + ' ' if call.module else ''}{call.name}"
     if last is not None:
         where = f"{last.module + ' ' if last.module else ''}{last.name} before {where}"
@@ -107,5 +112,5 @@ def _out_of_range(
         "target_range", "error", where,
         "the targets are outside of what the loss or the last layer can reach",
         measured=f"targets between {low:.4g} and {high:.4g}{more}", expected=expected, fix=fix,
-        source=call.place.text,
+        source=call.place.text, patch=patch,
     )  # fmt: skip

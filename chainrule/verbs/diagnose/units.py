@@ -188,9 +188,17 @@ def dead(e: Examination) -> list[Finding]:
     suspects = [(c, x) for c, x in suspects if _seen_often(c)]
     if not suspects:
         return []
-    call, layer = suspects[0]
-    if layer is None and call.name.startswith("clamp"):
+    # A clamp that no weight goes into straight is a guard, unless all that is before it gets no gradient for ever.
+    suspects = [
+        (c, x)
+        for c, x in suspects
+        if x is not None
+        or not c.name.startswith("clamp")
+        or (c.liveness is not None and bool(c.liveness.dead.all()) and e.zero and e.forever_zero)
+    ]
+    if not suspects:
         return []
+    call, layer = suspects[0]
     other = e.other
     twin = other.tape.calls[call.index] if other is not None and call.index < len(other.tape.calls) else None
     assert call.liveness is not None

@@ -48,7 +48,7 @@ def _after(e: Examination, finding: Finding) -> str:
                 parts.append(f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses) - 1} steps")
                 parts = parts[1:]
             return "; ".join(parts)
-    except (ChainruleError, RuntimeError, AttributeError, KeyError, ValueError, TypeError) as error:
+    except (ChainruleError, RuntimeError, AttributeError, LookupError, ValueError, TypeError) as error:
         subject.notes.append(f"the fix of {finding.kind} could not be tried: {str(error).splitlines()[0]}")
         return ""
     finally:

@@ -194,3 +194,23 @@ def test_what_is_asked_of_the_caller() -> None:
         cr.monitor(lambda x: x, optimizer)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="every so many"):
         cr.monitor(model, optimizer, every=0)
+
+
+def test_noise_scale_is_the_same_whether_gradients_are_kept_or_zeroed_in_place() -> None:
+    """The gradient of the step before is kept by reference; where zero_grad() writes over it, by a copy."""
+    found = []
+    for none in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        optimizer = torch.optim.SGD(net.parameters(), 0.01)
+        generator = torch.Generator().manual_seed(1)
+        with cr.monitor(net, optimizer, every=2) as m:
+            for _ in range(13):
+                x = torch.randn(64, 8, generator=generator)
+                optimizer.zero_grad(set_to_none=none)
+                nn.functional.cross_entropy(net(x), x[:, :3].argmax(1)).backward()
+                optimizer.step()
+        found.append([e["noise_scale"] for e in m.history])
+    kept, copied = found
+    assert sum(n is not None for n in kept) >= 5
+    assert copied[2:] == kept[2:]  # the first pair shows that gradients are written over
