@@ -268,6 +268,7 @@ def _met(a: Any, b: Any, x: Node) -> Any:
         alignment=sum(f.alignment * share for f, share in shares) + together,
         own_alignment=sum(f.own_alignment * share for f, share in shares),
         drift=drift,
+        noise=sum(f.noise**0.5 * share for f, share in shares) ** 2,  # most of it began in one sum, at the loss
         echo_drift=sum(f.echo_drift * share**0.5 for f, share in shares),
     )
 
