@@ -207,7 +207,9 @@ class Field:
             return 0.0
         share = float(np.mean(self.variance)) / self.mean_square
         extra = (self.kurtosis - 3.0) * share * share / max(self.independent_units, 1.0)
-        return max(0.0, pair_average(self.excess, self.axes) + extra) + self.uneven_products * share + self.uneven_strata
+        return (
+            max(0.0, pair_average(self.excess, self.axes) + extra) + self.uneven_products * share + self.uneven_strata
+        )
 
     @property
     def uneven_strata(self) -> float:

@@ -109,7 +109,9 @@ def contracted(
     )
     normal = bool(fresh) or (len(random) == 1 and random[0].normal)
     kurtosis = 3.0
-    if len(random) == 2 and not fresh and all(axis_of[x].size == 1 for x in summed):  # every element of one with many of the other
+    if (
+        len(random) == 2 and not fresh and all(axis_of[x].size == 1 for x in summed)
+    ):  # every element of one with many of the other
         spread = (1.0 + random[0].own_spread) * (1.0 + random[1].own_spread) - 1.0
     if len(random) > 1 and not fresh:
         kurtosis = 3.0 + 6.0 / max(float(np.prod([axis_of[x].size for x in summed] or [1.0])), 1.0)
