@@ -199,6 +199,14 @@ def is_permutation(node: Node) -> bool:
     return len(operands) == 1 and sorted(operands[0]) == sorted(result) and len(set(result)) == len(result)
 
 
+def order_of_dimensions(node: Node) -> list[int]:
+    """The input's dimension that each of the result's is; the same ones, where nothing is moved."""
+    if node.op.name == "einsum" and is_permutation(node):
+        (own,), result = node.params["operands"], node.params["result"]
+        return [own.index(i) for i in result]
+    return list(range(len(node.shape)))
+
+
 def with_alignment(
     back: Field, g: Field, weights: Field, x: Field, outputs: int, inputs: int, share: float = 1.0
 ) -> Field:
