@@ -20,7 +20,7 @@ import numpy as np
 from chainrule.interpreters.regions import region_of
 from chainrule.ir import Node, TensorType, apply, rebuild, toposort, variable
 from chainrule.ir.field import Field, fixed, plain, unknown, worst
-from chainrule.ops.fields.contraction import is_permutation
+from chainrule.ops.fields.contraction import order_of_dimensions
 from chainrule.ops.fields.draws import drawn
 from chainrule.ops.fields.drift import carried
 from chainrule.ops.fields.elementwise import added
@@ -159,11 +159,7 @@ def _whole(value: Field) -> np.ndarray:
 def _grades(node: Node, inputs: Sequence[Field]) -> list[int | None]:
     """How finely pairs of a computed value are told apart: as in an operand of the same size."""
     grades: list[int | None] = []
-    order = range(len(node.shape))
-    if node.op.name == "einsum" and is_permutation(node):
-        (own,), result = node.params["operands"], node.params["result"]
-        order = [own.index(i) for i in result]
-    for d, n in zip(order, sizes(node.shape), strict=True):
+    for d, n in zip(order_of_dimensions(node), sizes(node.shape), strict=True):
         grade: int | None = 0
         for f in inputs:
             offset = len(node.shape) - len(f.dims)
@@ -268,6 +264,7 @@ def _met(a: Any, b: Any, x: Node) -> Any:
         alignment=sum(f.alignment * share for f, share in shares) + together,
         own_alignment=sum(f.own_alignment * share for f, share in shares),
         drift=drift,
+        noise=sum(f.noise**0.5 * share for f, share in shares) ** 2,  # most of it began in one sum, at the loss
         echo_drift=sum(f.echo_drift * share**0.5 for f, share in shares),
     )
 

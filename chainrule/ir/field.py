@@ -194,7 +194,9 @@ class Field:
         if self.own is None:
             return np.clip(values, 0.0, None)
         average = pair_average(values, self.axes)
-        return np.clip(values * (self.own / average), 0.0, None) if average > 0 else np.full_like(values, self.own)
+        if average <= 0 or self.own > average:  # what exceeds the elements' own is a factor of all of them
+            return np.clip(values, 0.0, None) + max(self.own - max(average, 0.0), 0.0)
+        return np.clip(values * (self.own / average), 0.0, None)
 
     @cached_property
     def own_spread(self) -> float:
@@ -205,16 +207,27 @@ class Field:
             return 0.0
         share = float(np.mean(self.variance)) / self.mean_square
         extra = (self.kurtosis - 3.0) * share * share / max(self.independent_units, 1.0)
-        return max(0.0, pair_average(self.excess, self.axes) + extra) + self.uneven_products * share + self.uneven_strata
+        return (
+            max(0.0, pair_average(self.excess, self.axes) + extra) + self.uneven_products * share + self.uneven_strata
+        )
 
     @property
     def uneven_strata(self) -> float:
-        """What the draw of the units adds to the spread that the moments are resolved by."""
+        """What another draw of the units, which the moments are resolved by, adds to the spread.
+
+        Of the largest of n, the number of units above it is 1 on average and varies as an exponential law does, which
+        the quantiles do not show: its logarithm varies by pi^2 / 6 times the square of the tail's slope.
+        """
         found = 0.0
         for k, a in enumerate(self.axes if self.strata else ()):
             if a.size == self.strata and self.second.shape[k] == a.size:
-                by_unit = np.mean(self.second, axis=tuple(j for j in range(self.second.ndim) if j != k))
-                found = float(np.mean(by_unit**2) / max(np.mean(by_unit) ** 2, 1e-300) - 1.0) / a.size
+                by_unit = np.sort(np.mean(self.second, axis=tuple(j for j in range(self.second.ndim) if j != k)))[::-1]
+                if not by_unit[1] > 0:
+                    continue
+                share = float(by_unit[0] / by_unit.sum())
+                tail = np.log(by_unit[0] / by_unit[1]) / np.log(3.0)
+                largest = share**2 * max(float(np.exp(min(tail**2 * np.pi**2 / 6.0, 3.0))) - 2.0, 0.0)
+                found = float(np.mean(by_unit**2) / np.mean(by_unit) ** 2 - 1.0) / a.size + largest
         return found
 
     @property

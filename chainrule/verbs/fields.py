@@ -88,9 +88,7 @@ class Program:
 
 
 # ---- leaves ------------------------------------------------------------------------------------------------
-def leaf_fields(
-    trace: Any, statistics: Mapping[str, Moments2] | None = None, strata: bool = True
-) -> dict[Node, Field]:
+def leaf_fields(trace: Any, statistics: Mapping[str, Moments2] | None = None, strata: bool = True) -> dict[Node, Field]:
     """The field of every leaf: parameters redrawn with their own statistics, data and buffers as they are.
 
     ``strata``: vectors that differ much from unit to unit are taken at the quantiles of their law, not as random.

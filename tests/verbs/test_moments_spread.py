@@ -152,3 +152,64 @@ def test_a_gate_moves_with_both_of_its_factors():
     run, measured, _ = both(*seeded(lambda: (Gate(), (torch.randn(16, 64), torch.randint(0, 8, (16,))))))
     (node,) = [n for n in measured.backward if n.op.name == "mean"]
     assert off(run.cotangent(node), measured.backward[node]) < 0.2
+
+
+def test_gradients_of_first_layers_sum_what_all_samples_have_in_common():
+    """Scores that are too large pull every sample's cotangent along its value: sums over samples add that up."""
+
+    def make():
+        layers = [m for k in range(5) for m in (nn.Linear(32 if k == 0 else 96, 96), nn.ReLU())]
+        model = nn.Sequential(*layers, nn.Linear(96, 10))
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=1.414 / layer.in_features**0.5)
+                nn.init.normal_(layer.bias, std=0.1)
+        return model, (torch.randn(16, 32), torch.randint(0, 10, (16,)))
+
+    run, measured, trace = both(*seeded(make))
+    assert run.cotangent(trace.outputs[0]).drift > 0.2
+    for name in ("0.weight", "0.bias", "4.bias"):
+        leaf = trace.parameters[name]
+        assert off(run.cotangent(leaf), measured.backward[leaf]) < 0.15, name
+
+
+class Decaying(nn.Module):
+    """Gates of time scales that differ much from unit to unit, met at two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate, self.out = nn.Parameter(2.0 * torch.randn(64)), nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = (nn.functional.softplus(part + self.rate) for part in (x[:, 0], x[:, 1]))
+        return self.out(torch.exp(-a) * b * x[:, 2])
+
+
+def test_functions_of_units_that_differ_much_are_not_independent():
+    """exp(-a) is small where b is large, since both follow the same parameter; independent factors are 3 times off."""
+    model, batch = seeded(lambda: (Decaying(), (0.1 * torch.randn(16, 3, 64), torch.randint(0, 10, (16,)))))
+    run, measured, trace = both(model, batch)
+    product = next(n for n in trace.graph.nodes if n in measured.forward and n.op.name == "linear").inputs[0]
+    assert off(run.value(product), measured.forward[product]) < 0.1
+
+
+def test_positions_that_the_loss_ignores_have_no_cotangent():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.mix, self.out = nn.Embedding(50, 32), nn.Linear(32, 32), nn.Linear(32, 50)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.relu(self.mix(self.table(x)))).flatten(0, 1)
+
+    def make():
+        labels = torch.randint(0, 50, (4, 6))
+        labels[:, -1] = -100
+        return Model(), (torch.randint(0, 50, (4, 6)), labels.flatten())
+
+    run, _, trace = both(*seeded(make))
+    for node in trace.graph.nodes:
+        g = run.cotangent(node)
+        if node.op.name == "linear" and g is not None:
+            own = pair.resolved(g.pairs, g.axes)
+            assert np.all(np.take(g.second, -1, axis=1) == 0) and np.all(np.take(own, -1, axis=1) == 0)

@@ -87,12 +87,17 @@ class _Attention:
     def few_rows(self, by_row: np.ndarray) -> float:
         """Relative variance of a mean square over rows of which few, with few keys each, hold most.
 
-        A row's square is a quadratic form of its cotangent in one dimension less than it has keys.
+        A row's square is a quadratic form of its cotangent in one dimension less than it has keys. Products of values
+        and of keys vary as Wishart matrices of a head's width do, and those of the vectors that they are made of
+        vary for all heads at once; rows with common keys share both.
         """
         share = by_row / max(float(by_row.sum()), 1e-300)
         freedom = np.clip(self.counts - 1.0, 1.0, self.width)
-        tables = max(float(np.prod(self.q.shape[:-2])), 1.0)
-        return float(np.sum(share**2 * 2.0 / freedom)) / tables
+        size = np.sqrt(np.diagonal(self.norm))
+        common = float(share @ (self.norm / np.outer(size, size)) @ share)
+        samples, tables = float(self.q.shape[0]), max(float(np.prod(self.q.shape[:-2])), 1.0)
+        own = float(np.sum(share**2 * 2.0 / freedom)) + 4.0 / self.width * common
+        return own / tables + (self.v.noise + self.k.noise) * common / samples
 
     def kept_alignment(self, gg: np.ndarray) -> float:
         """The part of an output's alignment that each value that it is a mean of has."""

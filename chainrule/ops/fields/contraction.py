@@ -83,6 +83,10 @@ def contracted(
     if fresh and len(others) == 1 and others[0].array is None:
         fluctuation = float(np.log1p(others[0].own_spread))
         scale, lean = with_scale(scale, name, float(np.sqrt(fluctuation))), lean + fluctuation / 2
+    for f, own in zip(fields, labels, strict=True):
+        if f.strata and not fresh and any(a.size == f.strata for a, x in zip(f.axes, own, strict=True) if x in summed):
+            fluctuation = float(np.log1p(f.uneven_strata))  # which the sum over the units leaves behind
+            scale, lean = with_scale(scale, (name, f), float(np.sqrt(fluctuation))), lean + fluctuation / 2
     local, noise, noise_lean, rough, units = 0.0, 0.0, 0.0, 0.0, 0.0
     if fresh and len(others) == 1:
         (x,) = others
@@ -105,6 +109,10 @@ def contracted(
     )
     normal = bool(fresh) or (len(random) == 1 and random[0].normal)
     kurtosis = 3.0
+    if (
+        len(random) == 2 and not fresh and all(axis_of[x].size == 1 for x in summed)
+    ):  # every element of one with many of the other
+        spread = (1.0 + random[0].own_spread) * (1.0 + random[1].own_spread) - 1.0
     if len(random) > 1 and not fresh:
         kurtosis = 3.0 + 6.0 / max(float(np.prod([axis_of[x].size for x in summed] or [1.0])), 1.0)
         normal = True
@@ -132,7 +140,7 @@ def contracted(
             why="independent weights: E[y y'] sums E[w w'] E[x x']" if fresh else "operands taken as independent",
         )
     )
-    if summed and random and not fresh:
+    if random and not fresh and any(axis_of[x].size > 1 for x in summed):
         return summed_up(found, fields, labels, summed, [axis_of[x] for x in summed])
     return found
 
@@ -189,6 +197,14 @@ def is_permutation(node: Node) -> bool:
     """Whether an einsum only moves dimensions."""
     operands, result = node.params["operands"], node.params["result"]
     return len(operands) == 1 and sorted(operands[0]) == sorted(result) and len(set(result)) == len(result)
+
+
+def order_of_dimensions(node: Node) -> list[int]:
+    """The input's dimension that each of the result's is; the same ones, where nothing is moved."""
+    if node.op.name == "einsum" and is_permutation(node):
+        (own,), result = node.params["operands"], node.params["result"]
+        return [own.index(i) for i in result]
+    return list(range(len(node.shape)))
 
 
 def with_alignment(

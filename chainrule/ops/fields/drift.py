@@ -23,8 +23,10 @@ from chainrule.ops.fields.tied import echo_share, spike_share
 _WEIGHTED = frozenset({"linear", "convolution", "conv", "conv_transpose"})
 _WINDOWED = _WEIGHTED - {"linear"}
 _CONSERVING = frozenset(
-    "reshape cast contiguous expand_dims squeeze broadcast slice pad flip roll take mean sum avg_pool adaptive_avg_pool "
-    "max_pool mul matmul einsum add sub concat".split()
+    (
+        "reshape cast contiguous expand_dims squeeze broadcast slice pad flip roll take mean sum avg_pool "
+        "adaptive_avg_pool max_pool mul matmul einsum add sub concat"
+    ).split()
 )
 
 
@@ -72,7 +74,7 @@ def _parts(
         tied = k == 0 and y.spike is not None and x.echo is not None
         return along, whole * spike_share(y) + more - echo_share(x) * along if tied else 0.0
     along = whole * _share(name, k, x, y, inputs)
-    kept = x.echo is not None and y.echo is not None or x.spike is not None and y.spike is not None
+    kept = (x.echo is not None and y.echo is not None) or (x.spike is not None and y.spike is not None)
     return along, more if kept else 0.0
 
 

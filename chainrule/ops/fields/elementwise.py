@@ -10,6 +10,7 @@ import numpy as np
 
 from chainrule.ir import pairs as pair
 from chainrule.ir.field import Echo, Field, consistent, fixed, pair_average, unknown, within_budget, worst
+from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import broadcasted
 
 
@@ -57,6 +58,7 @@ def added(
         else 0.0
     )
     q = float(np.mean(second))
+    own = _own_of_sum(parts, axes, q) if any(f.own for f in random) and q > 0 else None
     shares = [(f, f.mean_square / q if q > 0 else 0.0) for f in parts]
     return within_budget(
         Field(
@@ -76,6 +78,7 @@ def added(
             rough=sum(f.rough * min(share, 1.0) ** 2 for f, share in shares),
             units=max(f.units for f in parts),
             visible=visible,
+            own=own,
             strata=max(f.strata for f in parts),
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=frozenset.intersection(*(f.odd for f in parts if f.mean_square > 0)) if q > 0 else frozenset(),
@@ -83,6 +86,15 @@ def added(
             why="uncorrelated terms",
         )
     )
+
+
+def _own_of_sum(parts: Sequence[Field], axes: Sequence[Axis], q: float) -> float:
+    """Relative variance of a sum's mean square: that of each term's, and of twice the terms' products."""
+    found = sum(f.own_spread * (f.mean_square / q) ** 2 for f in parts)
+    for k, a in enumerate(parts):
+        for b in parts[k + 1 :]:
+            found += 4.0 * max(pair_average(a.pairs * b.pairs, axes), 0.0) / q**2
+    return found
 
 
 def _one_echo(parts: Sequence[Field], signs: Sequence[float]) -> Echo | None:

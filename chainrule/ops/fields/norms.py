@@ -83,7 +83,13 @@ def _times_weight(g: Field, weight: Field | None, shape: Sequence[int]) -> Field
     """The cotangent of what the weight multiplies; as much along it as g is along the product."""
     if weight is None:
         return g
-    return replace(multiplied([g, weight], shape), alignment=g.alignment, own_alignment=g.own_alignment, drift=g.drift, echo_drift=g.echo_drift)
+    return replace(
+        multiplied([g, weight], shape),
+        alignment=g.alignment,
+        own_alignment=g.own_alignment,
+        drift=g.drift,
+        echo_drift=g.echo_drift,
+    )
 
 
 def _shaped_sizes(value: Field, rank: int, channel: int | None) -> tuple[int, ...]:

@@ -85,7 +85,7 @@ def responses(counts: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarr
         return np.ones_like(counts), np.ones_like(counts)
     top = int(np.searchsorted(_RESPONSE_COUNTS, counts.max()))
     grid = _RESPONSE_COUNTS[: min(top + 1, len(_RESPONSE_COUNTS))]
-    table = np.array([_response(n, _three_digits(variance)) for n in grid])
+    table = np.array([_response(n, float(f"{variance:.2g}")) for n in grid])
     at = np.log(np.clip(counts, grid[0], grid[-1]))
     keys, queries = (np.interp(at, np.log(grid), table[:, k]) for k in range(2))
     return keys, queries
@@ -96,7 +96,7 @@ _RESPONSE_COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
 
 @lru_cache(maxsize=1024)
 def _response(count: int, variance: float) -> tuple[float, float]:
-    draws = max(400_000 // count, 2000)
+    draws = max(100_000 // count, 1000)
     s = np.sqrt(variance) * np.random.default_rng(count).standard_normal((draws // 2, count))
     s = np.concatenate([s, -s])
     p = np.exp(s - s.max(axis=1, keepdims=True))

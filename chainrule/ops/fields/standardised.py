@@ -14,8 +14,8 @@ from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field, consistent, pair_average, unknown, with_scale, within_budget, worst
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted
-from chainrule.ops.fields.elementwise import multiplied
 from chainrule.ops.fields.drift import reaching
+from chainrule.ops.fields.elementwise import multiplied
 from chainrule.ops.fields.functions import weighted
 from chainrule.ops.fields.tied import echo_share
 
