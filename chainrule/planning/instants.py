@@ -8,6 +8,8 @@ import numpy as np
 
 from chainrule.planning.problem import Problem
 
+_ABOUT = 0.97
+
 
 class Instants:
     """One instant per task of the backward pass that needs a cotangent, numbered in the order in which they run.
@@ -68,4 +70,6 @@ class Instants:
         return sorted(self._fullest(sorted({round(n * i / count) for i in range(count + 1)}))) if n else []
 
     def _fullest(self, edges: Sequence[int]) -> set[int]:
-        return {a + int(self.there[a:b].argmax()) for a, b in zip(edges, edges[1:], strict=False) if b > a}
+        """Per stretch the first instant with about as much there as any: more is still needed then."""
+        stretches = [self.there[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        return {a + int((x >= _ABOUT * x.max()).argmax()) for a, x in zip(edges, stretches, strict=False) if len(x)}
