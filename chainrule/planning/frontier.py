@@ -24,7 +24,7 @@ from chainrule.planning.problem import Problem, Schedule, unplanned
 from chainrule.planning.simulate import Timeline, simulate
 
 T = TypeVar("T")
-_PLANS = 100  # of the first search
+_PLANS, _LEAST = 100, 12  # of the first search; of which at the least memory, one by one
 _BETWEEN = 40  # plans between two of them
 _SMALL, _PINNED = 200, 0.02  # tasks, and share of the peak that is pinned: then the chain is a poor picture
 _DEEP, _RANGE = 60, 3.0  # slots, below which the least peak is searched again with finer ones, up to so many times it
@@ -154,7 +154,7 @@ def _searched(problem: Problem, planner: ChainPlanner, found: list[Plan]) -> Sea
     """Writes some plans of the chain."""
     levels = planner.levels()
     sampled = []
-    for i in _spread(range(len(levels)), _PLANS):
+    for i in sorted({*range(min(_LEAST, len(levels))), *_spread(range(len(levels)), _PLANS)}):
         plan = judged(problem, planner.schedule(levels[i]))
         found.append(plan)
         sampled.append((i, plan.peak))
