@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -71,5 +72,5 @@ class Instants:
 
     def _fullest(self, edges: Sequence[int]) -> set[int]:
         """Per stretch the first instant with about as much there as any: more is still needed then."""
-        stretches = [self.there[a:b] for a, b in zip(edges, edges[1:], strict=False)]
-        return {a + int((x >= _ABOUT * x.max()).argmax()) for a, x in zip(edges, stretches, strict=False) if len(x)}
+        stretches = [(a, self.there[a:b]) for a, b in pairwise(edges)]
+        return {a + int((x >= _ABOUT * x.max()).argmax()) for a, x in stretches}

@@ -42,7 +42,7 @@ class _Rows:
 
     def constraint(self, count: int) -> LinearConstraint:
         matrix = csr_array((self.values, (self.rows, self.columns)), shape=(len(self.low), count))
-        return LinearConstraint(matrix, self.low, self.high)
+        return LinearConstraint(matrix, self.low, self.high)  # type: ignore[arg-type]
 
 
 def windowed(instants: Instants, peak: float, count: int = _WINDOWS) -> float:
@@ -96,7 +96,7 @@ def windowed(instants: Instants, peak: float, count: int = _WINDOWS) -> float:
     found = milp(
         np.tile(cost, windows),
         integrality=np.full(total, int(whole)),
-        bounds=Bounds(low.ravel(), high.ravel()),
+        bounds=Bounds(low.ravel(), high.ravel()),  # type: ignore[arg-type]
         constraints=rows.constraint(total),
         options={"time_limit": _SECONDS, "mip_rel_gap": 1e-3},
     )
