@@ -99,7 +99,7 @@ def simulated(name: str) -> None:
         print(
             f"  {budget:6.2f} {seconds:8.2f} {theirs.saved / 1e6:7.1f} {theirs.peak / 1e6:7.1f} "
             f"({theirs.peak / most:5.3f}) {theirs.again / step:7.3f} | {ours.peak / 1e6:7.1f} {ours.again / step:8.3f} "
-            f"{low / step:8.3f}   {below}{'' if ours.again <= theirs.again else '  ABOVE TORCH'}"
+            f"{low / step:8.3f}   {below}{'' if ours.again <= theirs.again * (1 + 1e-9) else '  ABOVE TORCH'}"
         )
     for part in (0.5, 0.3, 0.25):
         limit = max(int(most * part), least)

@@ -7,8 +7,9 @@ cheaper than the larger and no larger than the smaller: a smaller budget never g
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TypeVar
@@ -58,6 +59,15 @@ class Search:
     planner: ChainPlanner
     levels: tuple[int, ...]
     sampled: tuple[tuple[int, int], ...]
+
+    def below(self, peak: int) -> int | None:
+        """The last level with at most so many bytes."""
+        i = bisect_right(self.levels, peak / self.planner.unit) - 1
+        return i if i >= 0 else None
+
+    def cost(self, i: int) -> float:
+        """Of recomputation at a level."""
+        return self.planner.cost(self.levels[i])
 
     def between(self, low: int, high: int) -> list[int]:
         """Levels not written yet whose peaks may lie between."""
@@ -147,6 +157,7 @@ def frontier(problem: Problem) -> Frontier:
             planner = ChainPlanner(problem, chain, int(_RANGE * least), _FINE, planner)
             searches.append(_searched(problem, planner, found))
         found += _improved(problem, chain, front(found))
+        searches = [_filled_in(problem, search, found) for search in searches]
     return Frontier(problem, chain, front(found), tuple(searches))
 
 
@@ -159,6 +170,17 @@ def _searched(problem: Problem, planner: ChainPlanner, found: list[Plan]) -> Sea
         found.append(plan)
         sampled.append((i, plan.peak))
     return Search(planner, tuple(levels), tuple(sampled))
+
+
+def _filled_in(problem: Problem, search: Search, found: list[Plan]) -> Search:
+    """Writes levels in whose memory there is a plan on the front that the planner knows to be too dear."""
+    sampled = dict(search.sampled)
+    for plan in front(found):
+        i = search.below(plan.peak)
+        if i is not None and i not in sampled and search.cost(i) < plan.again * (1 - 1e-9):
+            found.append(judged(problem, search.planner.schedule(search.levels[i])))
+            sampled[i] = found[-1].peak
+    return replace(search, sampled=tuple(sorted(sampled.items())))
 
 
 def _improved(problem: Problem, chain: Chain, plans: Sequence[Plan]) -> list[Plan]:
