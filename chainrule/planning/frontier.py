@@ -116,7 +116,9 @@ class Frontier:
             above, plan = self.plans[k - 1], self.plans[k]
             fits = lambda p: plan.peak <= p.peak < above.peak and above.again <= p.again <= plan.again  # noqa: E731
             found = [p for p in self._written(plan.peak, above.peak) if fits(p)]
-            more = [judged(self.problem, s) for p in front([*found, plan, above]) for s in self._variants(p, above)]
+            few = max(6, _WORK // (4 * len(self.problem.tasks)))
+            starts = _spread(front([*found, plan, above]), few)
+            more = [judged(self.problem, s) for p in starts for s in self._variants(p, above)]
             self._between[k] = front([plan, *found, *filter(fits, more)])
         return self._between[k]
 
@@ -130,10 +132,11 @@ class Frontier:
                 yield judged(self.problem, search.planner.schedule(slots))
 
     def _variants(self, plan: Plan, above: Plan) -> Iterator[Schedule]:
-        """A little less memory, and what is left of the memory put to use."""
+        """A little less memory; in small problems, what is left of the memory put to use."""
         yield from dropped(self.problem, plan.schedule, _FEW_STEPS)
         yield from trimmed(self.problem, plan.schedule, _FEW_STEPS)
-        yield filled(self.problem, plan.schedule, above.peak - 1)
+        if len(self.problem.tasks) <= _SMALL:
+            yield filled(self.problem, plan.schedule, above.peak - 1)
 
     @cached_property
     def bound(self) -> Bound:
