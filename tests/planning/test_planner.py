@@ -107,7 +107,7 @@ def binomial(steps, slots):
     return min(j + binomial(steps - j, slots - 1) + binomial(j, slots) for j in range(1, steps))
 
 
-@pytest.mark.parametrize("steps", [4, 13, 30])
+@pytest.mark.parametrize("steps", [4, 13, 30, 50])
 def test_uniform_chains_are_reversed_optimally(steps):
     problem = uniform_chain(steps)
     found = frontier(problem)
