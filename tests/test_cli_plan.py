@@ -47,3 +47,13 @@ def test_too_little_names_the_least(target):
 def test_no_budget(target):
     result = CliRunner().invoke(cli, ["plan", target, "--budget", "8 parsecs"])
     assert result.exit_code == 2 and "8GB" in result.output
+
+
+def test_torch_stands_among_the_plans(target):
+    result = CliRunner().invoke(cli, ["plan", target, "--budget", "0.6", "--compare"])
+    assert result.exit_code == 0, result.output
+    curve = result.stdout.split("what less memory costs")[1].splitlines()[1:]
+    offers = [k for k, line in enumerate(curve) if "torch: " in line]
+    assert any("eager" in curve[k] for k in offers) and all("(ours: " in curve[k] for k in offers)
+    own = next(k for k, line in enumerate(curve) if "<- this plan" in line)
+    assert min(offers) < own  # by peak: eager needs more than the plan

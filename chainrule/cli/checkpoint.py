@@ -18,7 +18,9 @@ from chainrule.cli.target import load_case, output_on_stderr
 @click.option("--every", type=click.IntRange(1), help="Keep every so many layers, in place of a budget.")
 @click.option("--keep", multiple=True, metavar="MODULE", help="Keep the output of this module; may be repeated.")
 @click.option("--calibrate", is_flag=True, help="Measure each distinct op once on this machine.")
-@click.option("--compare", is_flag=True, help="Show what torch's own checkpointing and memory budget do beside it.")
+@click.option(
+    "--compare", is_flag=True, help="Show what torch's own checkpointing and memory budget do among the plans."
+)
 @click.option("--save", type=click.Path(dir_okay=False), help="Write the plan to a file.")
 @json_option
 @with_debug
@@ -45,7 +47,7 @@ def plan(
         raise click.UsageError("--compare is a table for people: leave --json away")
     case = load_case(target, "plan")
     from chainrule.errors import BudgetError
-    from chainrule.render.plans import offer_lines, plan_lines
+    from chainrule.render.plans import plan_lines
     from chainrule.verbs.checkpoint.compared import compared
     from chainrule.verbs.checkpoint.plan import plan as verb
 
@@ -54,9 +56,7 @@ def plan(
             result = verb(case, budget=budget, every=every, keep=keep, calibrate=calibrate)
             if save is not None:
                 result.save(save)
-            lines = [] if as_json else plan_lines(result)
-            if compare and not as_json:
-                lines += offer_lines(compared(result))
+            lines = [] if as_json else plan_lines(result, compared(result) if compare else ())
     except BudgetError as error:
         click.echo(str(error), err=True)
         return FAULT

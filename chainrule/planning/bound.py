@@ -112,7 +112,11 @@ class Bound:
         free = found.operands[at] | self.problem.returned
         made = found.made
         closure = Closure(
-            self._makers, found.wanted(at) - free, self.problem.sizes, lambda s: s in made and s not in free, unpriced=()
+            self._makers,
+            found.wanted(at) - free,
+            self.problem.sizes,
+            lambda s: s in made and s not in free,
+            unpriced=(),
         )
         usable = len(closure.wanted) and closure.costs[np.isfinite(closure.costs)].sum() and closure.bytes.sum()
         return closure if usable else None

@@ -214,6 +214,10 @@ class ChainPlanner:
         cost = self.tables[0, len(self.blocks) - 1].cost
         return [m for m in range(self.slots + 1) if np.isfinite(cost[m]) and (m == 0 or cost[m] < cost[m - 1])]
 
+    def cost(self, slots: int) -> float:
+        """Of recomputation in so much memory."""
+        return float(self.tables[0, len(self.blocks) - 1].cost[slots])
+
     def schedule(self, slots: int) -> Schedule:
         """The schedule that was found for so much memory."""
         return Writer(self).write(slots)

@@ -7,8 +7,9 @@ cheaper than the larger and no larger than the smaller: a smaller budget never g
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TypeVar
@@ -24,7 +25,7 @@ from chainrule.planning.problem import Problem, Schedule, unplanned
 from chainrule.planning.simulate import Timeline, simulate
 
 T = TypeVar("T")
-_PLANS = 100  # of the first search
+_PLANS, _LEAST = 100, 12  # of the first search; of which at the least memory, one by one
 _BETWEEN = 40  # plans between two of them
 _SMALL, _PINNED = 200, 0.02  # tasks, and share of the peak that is pinned: then the chain is a poor picture
 _DEEP, _RANGE = 60, 3.0  # slots, below which the least peak is searched again with finer ones, up to so many times it
@@ -58,6 +59,15 @@ class Search:
     planner: ChainPlanner
     levels: tuple[int, ...]
     sampled: tuple[tuple[int, int], ...]
+
+    def below(self, peak: int) -> int | None:
+        """The last level with at most so many bytes."""
+        i = bisect_right(self.levels, peak / self.planner.unit) - 1
+        return i if i >= 0 else None
+
+    def cost(self, i: int) -> float:
+        """Of recomputation at a level."""
+        return self.planner.cost(self.levels[i])
 
     def between(self, low: int, high: int) -> list[int]:
         """Levels not written yet whose peaks may lie between."""
@@ -106,7 +116,9 @@ class Frontier:
             above, plan = self.plans[k - 1], self.plans[k]
             fits = lambda p: plan.peak <= p.peak < above.peak and above.again <= p.again <= plan.again  # noqa: E731
             found = [p for p in self._written(plan.peak, above.peak) if fits(p)]
-            more = [judged(self.problem, s) for p in front([*found, plan, above]) for s in self._variants(p, above)]
+            few = max(6, _WORK // (4 * len(self.problem.tasks)))
+            starts = _spread(front([*found, plan, above]), few)
+            more = [judged(self.problem, s) for p in starts for s in self._variants(p, above)]
             self._between[k] = front([plan, *found, *filter(fits, more)])
         return self._between[k]
 
@@ -120,10 +132,11 @@ class Frontier:
                 yield judged(self.problem, search.planner.schedule(slots))
 
     def _variants(self, plan: Plan, above: Plan) -> Iterator[Schedule]:
-        """A little less memory, and what is left of the memory put to use."""
+        """A little less memory; in small problems, what is left of the memory put to use."""
         yield from dropped(self.problem, plan.schedule, _FEW_STEPS)
         yield from trimmed(self.problem, plan.schedule, _FEW_STEPS)
-        yield filled(self.problem, plan.schedule, above.peak - 1)
+        if len(self.problem.tasks) <= _SMALL:
+            yield filled(self.problem, plan.schedule, above.peak - 1)
 
     @cached_property
     def bound(self) -> Bound:
@@ -147,6 +160,7 @@ def frontier(problem: Problem) -> Frontier:
             planner = ChainPlanner(problem, chain, int(_RANGE * least), _FINE, planner)
             searches.append(_searched(problem, planner, found))
         found += _improved(problem, chain, front(found))
+        searches = [_filled_in(problem, search, found) for search in searches]
     return Frontier(problem, chain, front(found), tuple(searches))
 
 
@@ -154,11 +168,22 @@ def _searched(problem: Problem, planner: ChainPlanner, found: list[Plan]) -> Sea
     """Writes some plans of the chain."""
     levels = planner.levels()
     sampled = []
-    for i in _spread(range(len(levels)), _PLANS):
+    for i in sorted({*range(min(_LEAST, len(levels))), *_spread(range(len(levels)), _PLANS)}):
         plan = judged(problem, planner.schedule(levels[i]))
         found.append(plan)
         sampled.append((i, plan.peak))
     return Search(planner, tuple(levels), tuple(sampled))
+
+
+def _filled_in(problem: Problem, search: Search, found: list[Plan]) -> Search:
+    """Writes levels in whose memory there is a plan on the front that the planner knows to be too dear."""
+    sampled = dict(search.sampled)
+    for plan in front(found):
+        i = search.below(plan.peak)
+        if i is not None and i not in sampled and search.cost(i) < plan.again * (1 - 1e-9):
+            found.append(judged(problem, search.planner.schedule(search.levels[i])))
+            sampled[i] = found[-1].peak
+    return replace(search, sampled=tuple(sorted(sampled.items())))
 
 
 def _improved(problem: Problem, chain: Chain, plans: Sequence[Plan]) -> list[Plan]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from chainrule.planning.problem import Problem
+
+_ABOUT = 0.97
 
 
 class Instants:
@@ -68,4 +71,6 @@ class Instants:
         return sorted(self._fullest(sorted({round(n * i / count) for i in range(count + 1)}))) if n else []
 
     def _fullest(self, edges: Sequence[int]) -> set[int]:
-        return {a + int(self.there[a:b].argmax()) for a, b in zip(edges, edges[1:], strict=False) if b > a}
+        """Per stretch the first instant with about as much there as any: more is still needed then."""
+        stretches = [(a, self.there[a:b]) for a, b in pairwise(edges)]
+        return {a + int((x >= _ABOUT * x.max()).argmax()) for a, x in stretches}

@@ -11,7 +11,7 @@ from chainrule.planning.problem import Problem
 
 _SLOTS, _MOST_SLOTS = 1000, 4000  # the second where storages are whole numbers of slots only then
 _WRONG = 0.01  # of all bytes, that rounding to slots may be wrong by
-_NEAR, _STEP = 16, 1.12  # checkpoints are tried at every block so far on, and from there on at growing distances
+_NEAR, _STEP = 50, 1.12  # checkpoints are tried at every block so far on, and from there on at growing distances
 
 
 @dataclass(frozen=True, eq=False)

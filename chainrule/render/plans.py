@@ -11,8 +11,8 @@ _WIDTH, _HEIGHT = 64, 10
 _ROWS = 24
 
 
-def plan_lines(plan: Any) -> list[str]:
-    """What the terminal shows of a plan."""
+def plan_lines(plan: Any, offers: Sequence[Any] = ()) -> list[str]:
+    """What the terminal shows of a plan; with what torch itself offers among the plans, where that is given."""
     lines = [str(plan), ""]
     for what, held in plan.breakdown.items():
         lines.append(f"  {what:18}{size(held):>10}")
@@ -30,18 +30,12 @@ def plan_lines(plan: Any) -> list[str]:
     lines += ["", f"  {'peak':>10}{'more time':>11}{'at least':>10}   what less memory costs"]
     points = plan.trade_off()
     shown = {*_some(points, 12), *(p for p in points if p[0] == plan.peak_bytes)}
-    for peak, again, bound in sorted(shown, reverse=True):
-        here = "  <- this plan" if peak == plan.peak_bytes else ""
-        lines.append(f"  {size(peak):>10}{100 * again:>10.1f}%{100 * bound:>9.1f}%{here}")
-    return lines
-
-
-def offer_lines(offers: Sequence[Any]) -> list[str]:
-    """What torch itself offers, beside our plans in the same memory."""
-    lines = ["", f"  {'peak':>10}{'more time':>11}{'ours':>10}   what torch itself offers, and our plan in that memory"]
+    rows = [(p[0], p[1], f"{100 * p[2]:>9.1f}%", "  <- this plan" * (p[0] == plan.peak_bytes)) for p in shown]
     for offer in offers:
         ours = "none" if offer.ours is None else f"{100 * offer.ours:.1f}%"
-        lines.append(f"  {size(offer.peak_bytes):>10}{100 * offer.recompute_fraction:>10.1f}%{ours:>10}   {offer.what}")
+        rows.append((offer.peak_bytes, offer.recompute_fraction, " " * 10, f"  torch: {offer.what} (ours: {ours})"))
+    for peak, again, bound, note in sorted(rows, key=lambda r: (-r[0], r[1])):
+        lines.append(f"  {size(peak):>10}{100 * again:>10.1f}%{bound}{note}".rstrip())
     return lines
 
 

@@ -27,6 +27,32 @@ def uniform_chain(steps):
     )
 
 
+def residual_chain(blocks):
+    """Blocks ``x + f2(f1(x))`` with a dear f1 and a cheap f2, both nonlinear, of a wide inner value."""
+    tasks, sizes, flowing, inner = [], [3], 0, []
+    for k in range(blocks):
+        wide, acted, out = len(sizes), len(sizes) + 1, len(sizes) + 2
+        sizes += [8, 8, 3]
+        tasks += [Task(f"f1.{k}", (flowing,), (wide,), 9.0), Task(f"f2.{k}", (wide,), (acted,), 1.0)]
+        tasks.append(Task(f"f3.{k}", (flowing, acted), (out,), 5.0))
+        inner.append((flowing, wide, acted))
+        flowing = out
+    forward, cotangent = len(tasks), len(sizes)
+    sizes.append(3)
+    gradient = cotangent
+    for k, (x, wide, acted) in reversed(list(enumerate(inner))):
+        a, b, c, weight = (len(sizes) + i for i in range(4))
+        sizes += [8, 8, 3, 1]
+        tasks.append(Task(f"b3.{k}", (gradient, acted), (a,), 10.0))
+        tasks.append(Task(f"b2.{k}", (a, wide), (b,), 1.0))
+        tasks += [Task(f"w1.{k}", (b, x), (weight,), 9.0), Task(f"b1.{k}", (b, gradient), (c,), 9.0)]
+        gradient = c
+    weights = {t.writes[0] for t in tasks if t.name.startswith("w1")}
+    return Problem(
+        tuple(tasks), tuple(sizes), forward, frozenset({0}), frozenset({cotangent}), gradients=frozenset(weights)
+    )
+
+
 def slow_simulation(problem, schedule):
     """Bytes while each task runs, by following every storage."""
     order, end = schedule.order, len(schedule.order)
@@ -68,6 +94,7 @@ def test_random_graphs_against_brute_force(seed):
         assert best <= ours.again + 1e-9
         assert problem.cost + ours.again <= 1.1 * (problem.cost + best)
         assert found.bound.at(budget) <= best + 1e-6
+        assert found.bound.at(budget) <= found.bound.sharpened(budget, ours.again) <= best + 1e-6
 
 
 @cache
@@ -80,7 +107,7 @@ def binomial(steps, slots):
     return min(j + binomial(steps - j, slots - 1) + binomial(j, slots) for j in range(1, steps))
 
 
-@pytest.mark.parametrize("steps", [4, 13, 30])
+@pytest.mark.parametrize("steps", [4, 13, 30, 50])
 def test_uniform_chains_are_reversed_optimally(steps):
     problem = uniform_chain(steps)
     found = frontier(problem)
@@ -89,11 +116,35 @@ def test_uniform_chains_are_reversed_optimally(steps):
         assert found.within(slots + 3).again == binomial(steps, slots) - (steps - 1)
 
 
-def test_less_memory_never_plans_a_higher_peak_or_less_time():
-    found = frontier(random_problem(3, forward=7))
-    plans = [found.within(b) for b in range(found.plans[-1].peak, found.plans[0].peak + 5)]
+@pytest.mark.parametrize("problem", [random_problem(3, forward=7), random_problem(8, forward=9), residual_chain(24)])
+def test_less_memory_never_plans_a_higher_peak_or_less_time(problem):
+    found = frontier(problem)
+    budgets = range(found.plans[-1].peak, found.plans[0].peak + 5)
+    plans = [found.within(b) for b in budgets]
+    for budget, plan in zip(budgets, plans, strict=True):
+        assert plan.peak <= budget
+        judged = simulate(problem, plan.schedule)
+        assert (judged.peak, judged.again) == (plan.peak, pytest.approx(plan.again))
     for small, large in pairwise(plans):
         assert small.peak <= large.peak and small.again >= large.again
+
+
+def test_budgets_between_plans_of_the_first_search():
+    # More levels of memory than the first search writes: the others are written where a budget falls.
+    problem = residual_chain(60)
+    found = frontier(problem)
+    assert any(len(found.between(k)) > 1 for k in range(1, len(found.plans)))
+    for above, plan in pairwise(found.plans):
+        for other in found.between(found.plans.index(plan)):
+            assert plan.peak <= other.peak < above.peak and above.again <= other.again <= plan.again
+
+
+def test_plans_of_many_equal_blocks_are_almost_proven_optimal():
+    problem = residual_chain(40)
+    found = frontier(problem)
+    for part in (0.7, 0.5, 0.35, 0.25):
+        plan = found.within(part * found.plans[0].peak)
+        assert plan.again - found.bound.sharpened(plan.peak, plan.again) <= 0.005 * problem.cost
 
 
 def test_every_tenth_of_fifty_layers():

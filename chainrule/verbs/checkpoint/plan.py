@@ -130,9 +130,10 @@ class Plan:
         return [self.static_bytes + int(b) for b in simulate(self.program.problem, self.schedule).during]
 
     def trade_off(self) -> list[tuple[int, float, float]]:
-        """(peak bytes, recompute fraction, lower bound) of plans worth having, the unplanned step first, and of this one."""
+        """(peak bytes, recompute fraction, lower bound) of plans from the unplanned step on, this one among them."""
         found, cost = self.program.frontier, self.program.problem.cost or 1.0
         bound = found.bound
+        bound.sharpened(self._judged.peak, self._judged.again)
         plans = front([*found.plans, self._judged])
         return [(self.static_bytes + p.peak, p.again / cost, bound.at(p.peak) / cost) for p in plans]
 
