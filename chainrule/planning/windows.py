@@ -19,7 +19,8 @@ from chainrule.planning.instants import Instants
 _WINDOWS = 8
 _SMALL = 1 / 500  # of the peak
 _INTEGERS, _VARIABLES = 1600, 12_000  # beyond: fractions, nothing
-_SECONDS = 2.0  # the bound that the solver has by then
+_NODES = 1  # of the search tree: the bound at its root is the same on every machine
+_SECONDS = 20.0  # a problem whose root takes longer has the bound that the solver has by then
 _SURE = 1e-6  # relative tolerance of the solver
 
 
@@ -98,7 +99,7 @@ def windowed(instants: Instants, peak: float, count: int = _WINDOWS) -> float:
         integrality=np.full(total, int(whole)),
         bounds=Bounds(low.ravel(), high.ravel()),  # type: ignore[arg-type]
         constraints=rows.constraint(total),
-        options={"time_limit": _SECONDS, "mip_rel_gap": 1e-3},
+        options={"node_limit": _NODES, "time_limit": _SECONDS, "mip_rel_gap": 1e-3},
     )
     bound = found.mip_dual_bound if whole else found.fun if found.status == 0 else None
     if bound is None or not np.isfinite(bound):
