@@ -35,7 +35,7 @@ from chainrule.backends.native import jit
 from chainrule.backends.native import program as programs
 from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.values import Affine
-from chainrule.verbs.native import native_engine
+from chainrule.verbs.native import NativeEngine, native_engine
 
 ROUNDS, WINDOWS = 6, 25
 
@@ -202,6 +202,7 @@ def row(w: Workload, jax: Jax, rate: float) -> str:
         model, example if w.loss is not None else example[0], w.loss, w.optimizer(model.parameters()),
         objective=w.objective,
     )  # fmt: skip
+    assert isinstance(engine, NativeEngine)  # L-BFGS has another one
     engine.load()
     rates = np.full(w.steps, engine.optimizer.param_groups[0]["lr"])
     losses = engine.run(w.data, order, w.batch, rates)
