@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chainrule.backends.native.values import BYTES, LLVM, Affine, Arithmetic, Value
+from chainrule.backends.native.values import BYTES, LLVM, Affine, Arithmetic, Value, in_memory
 
 
 class Emitter(Arithmetic):
@@ -47,7 +47,7 @@ class Emitter(Arithmetic):
 
         ``guarded``: memory that may end with the last lane that counts; what is behind it is not touched.
         """
-        stored = "i8" if kind == "i1" else kind
+        stored = in_memory(kind)
         if address.lane == 0:
             text = self.let(f"load {LLVM[stored]}, ptr {self.pointer(base, stored, address)}, align {BYTES[stored]}")
             value = Value(self, stored, 1, text)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from chainrule.backends.native.access import ZERO, sizes
 from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.memory import View
-from chainrule.backends.native.values import BYTES, LLVM, Affine, Scope, Value
+from chainrule.backends.native.values import BYTES, LLVM, Affine, Scope, Value, in_memory
 from chainrule.backends.native.write import Writer
 from chainrule.ir import Node
 
@@ -23,7 +23,7 @@ def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
     w.ground = len(e.scopes) - 1
     sample = sizes(leaf)[1:]
     count = math.prod(sample)
-    size = BYTES[view.kind]
+    kind, size = in_memory(view.kind), BYTES[view.kind]
     dense = [math.prod(sample[k + 1 :]) for k in range(len(sample))]
 
     def row(b: Affine) -> str:
@@ -33,7 +33,7 @@ def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
         slot = e.let(f"getelementptr inbounds i64, ptr %order, i64 {at}")
         number = e.let(f"load i64, ptr {slot}, align 8")
         offset = e.let(f"mul nsw i64 {number}, {count}")
-        return e.let(f"getelementptr inbounds {LLVM[view.kind]}, ptr {source}, i64 {offset}")
+        return e.let(f"getelementptr inbounds {LLVM[kind]}, ptr {source}, i64 {offset}")
 
     if view.strides and view.strides[0] == 1 and sizes(leaf)[0] > 1 and count > 1:
         _gather_lanes(w, leaf, view, row, dense)
@@ -49,13 +49,13 @@ def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
             index: list[Affine] = [b, *[ZERO] * len(sample)]
 
             def inside() -> None:
-                to = e.pointer(w.base(view), view.kind, view.address(tuple(index)))
+                to = e.pointer(w.base(view), kind, view.address(tuple(index)))
                 at = ZERO
                 for k2 in range(axis):
                     at = at + index[1 + k2] * dense[k2]
-                start = e.let(f"getelementptr inbounds {LLVM[view.kind]}, ptr {begin}, i64 {e.index(at).text}")
+                start = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr {begin}, i64 {e.index(at).text}")
                 if run * size <= 16 * 32:
-                    _copy_run(e, to, start, view.kind, run)
+                    _copy_run(e, to, start, kind, run)
                 else:
                     target = e.intrinsic("llvm.memcpy.p0.p0.i64", "void", ["ptr", "ptr", "i64", "i1"])
                     given = f"ptr align {size} {to}, ptr align {size} {start}, i64 {run * size}, i1 false"
@@ -84,7 +84,7 @@ def _copy_run(e: Emitter, to: str, start: str, kind: str, count: int) -> None:
 
 def _gather_lanes(w: Writer, leaf: Node, view: View, row: Callable[[Affine], str], dense: Sequence[int]) -> None:
     """Samples side by side in the lanes: one load per element, one store per vector."""
-    e = w.e
+    e, kind = w.e, in_memory(view.kind)
     sample = sizes(leaf)[1:]
 
     def block(b: Affine) -> None:
@@ -98,11 +98,9 @@ def _gather_lanes(w: Writer, leaf: Node, view: View, row: Callable[[Affine], str
             where = e.index(at)
             parts = []
             for begin in rows:
-                slot = e.let(f"getelementptr inbounds {LLVM[view.kind]}, ptr {begin}, i64 {where.text}")
-                parts.append(
-                    Value(e, view.kind, 1, e.let(f"load {LLVM[view.kind]}, ptr {slot}, align {BYTES[view.kind]}"))
-                )
-            w.store(e.gathered(parts), view, tuple(index))
+                slot = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr {begin}, i64 {where.text}")
+                parts.append(Value(e, kind, 1, e.let(f"load {LLVM[kind]}, ptr {slot}, align {BYTES[kind]}")))
+            w.store(e.convert(e.gathered(parts), view.kind), view, tuple(index))
 
         w.nest(range(1, 1 + len(sample)), sizes(leaf), index, inside)
 

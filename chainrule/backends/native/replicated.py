@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from chainrule.backends.native import access
 from chainrule.backends.native.access import ZERO, sizes
 from chainrule.backends.native.emitter import Emitter
-from chainrule.backends.native.values import BYTES, LLVM, Affine, LoopVar, Scope, Value
+from chainrule.backends.native.values import BYTES, LLVM, Affine, LoopVar, Scope, Value, in_memory
 from chainrule.backends.native.write import Writer
 from chainrule.errors import UnsupportedOpError
 from chainrule.ir import Node
@@ -32,7 +32,7 @@ class Replicated(Emitter):
         return x if x.lanes > 1 else super().vector(x, self.replicas)
 
     def load(self, base: str, kind: str, address: Affine, guarded: bool = False) -> Value:
-        stored = "i8" if kind == "i1" else kind
+        stored = in_memory(kind)
         pointer = self.pointer(base, stored, address)
         vector = f"<{self.replicas} x {LLVM[stored]}>"
         value = Value(self, stored, self.replicas, self.let(f"load {vector}, ptr {pointer}, align {BYTES[stored]}"))

@@ -14,6 +14,11 @@ LLVM = {"f32": "float", "f64": "double", "i64": "i64", "i32": "i32", "i8": "i8",
 BYTES = {"f32": 4, "f64": 8, "i64": 8, "i32": 4, "i8": 1, "i1": 1}
 
 
+def in_memory(kind: str) -> str:
+    """The kind of an element in memory: conditions take a byte there (LLVM's vectors of i1 are packed bits)."""
+    return "i8" if kind == "i1" else kind
+
+
 @dataclass(frozen=True, eq=False)
 class LoopVar:
     """The counter of an open loop: ``ssa`` is its i64 value, ``depth`` how many loops are around it."""

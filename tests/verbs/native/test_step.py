@@ -307,3 +307,34 @@ def test_state_that_fit_left_behind_is_gone_on_with() -> None:
     step = cr.compile_step(model, nn.MSELoss(), optimizer, backend="native")
     torch.testing.assert_close(step(x, y), eager_step(reference, other, x, y), rtol=1e-9, atol=1e-12)
     assert_equal(model, reference, optimizer, other)
+
+
+class Masked(nn.Module):
+    """Masks among the inputs: a byte each in torch's memory."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.inner = nn.Linear(5, columns).double()
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        y = self.inner(x)
+        return y.masked_fill(mask, -2.0) * mask.logical_not() + torch.where(mask, y, 1.0)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 8, 16, 33, 600])
+@pytest.mark.parametrize("rows", [1, 3, 8, 17])
+def test_masks_among_the_inputs(rows: int, columns: int) -> None:
+    model = Masked(columns)
+    reference, forward = copy.deepcopy(model), cr.compile_forward(model)
+    optimizer, other = (torch.optim.SGD(m.parameters(), lr=0.05) for m in (model, reference))
+    step = cr.compile_step(model, nn.MSELoss(), optimizer, backend="native")
+    for _ in range(3):
+        x, mask = torch.randn(rows, 5).double(), torch.rand(rows, columns) > 0.5
+        torch.testing.assert_close(forward(x, mask), model(x, mask).detach(), rtol=1e-10, atol=1e-12)
+        value = step((x, mask), torch.zeros(rows, columns).double())
+        other.zero_grad()
+        expected = reference(x, mask).square().mean()
+        expected.backward()
+        other.step()
+        torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=1e-12)
