@@ -113,6 +113,8 @@ def build(
         BackendError: the text is longer.
         UnsupportedOpError: a dtype or op without a native form.
     """
+    if any(0 in sizes(node) for node in (*batch, *graph.order)):
+        raise UnsupportedOpError("tensors without elements in native code", required="at least one sample")
     target = target or jit.host()
     key = _key(graph, batch, rates, fixed, external, target, replicas)
     entry = jit.read(key)

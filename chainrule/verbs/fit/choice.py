@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from chainrule.verbs.fit.data import Arrays, Source
 from chainrule.verbs.fit.schedule import Schedule
 from chainrule.verbs.fit.step import check_backend
 from chainrule.verbs.fit.torch_engine import TorchEngine
+
+_MISFITS = 6  # batches of other shapes that native code is compiled again for in one run
 
 
 @dataclass(eq=False)
@@ -32,6 +34,7 @@ class Choice:
     schedule: Schedule
     source: Source
     seed: int | None = None  # of the native stream of random draws, where there is one
+    misfits: int = field(default=0, init=False)  # batches that the running engine could not take
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
@@ -43,7 +46,9 @@ class Choice:
             BackendError, UnsupportedOpError: the native one was asked for, and does not cover this training.
         """
         reason = "asked for"
-        if self.backend != "torch":
+        if self.backend == "auto" and self.misfits > _MISFITS:
+            reason = "not native: batches of many shapes"
+        elif self.backend != "torch":
             try:
                 return self._native(batch)
             except ChainruleError as error:

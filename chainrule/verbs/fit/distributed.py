@@ -190,6 +190,7 @@ class _Only:
 
     engine: AcceleratedEngine
     seed: int | None = None
+    misfits: int = 0
 
     def __call__(self, batch: Any) -> AcceleratedEngine:
         return self.engine

@@ -36,9 +36,13 @@ Callback = Callable[[int, float], Any]
 
 
 class EngineChoice(Protocol):
-    """Makes the engine of a run from its first batch; ``seed`` is that of its stream of random draws, if any."""
+    """Makes the engine of a run from its first batch; ``seed`` is that of its stream of random draws, if any.
+
+    ``misfits`` counts the batches that an engine could not take.
+    """
 
     seed: int | None
+    misfits: int
 
     def __call__(self, batch: Any) -> Engine: ...
 
@@ -219,11 +223,17 @@ class Loop:
         self._continue()
         for batch in batches:
             engine = self.running or self._start(batch)
+            tensors = tuple(tensor for _, tensor in leaves(batch))
+            if any(t.ndim and not len(t) for t in tensors):
+                raise ModelError("a batch without samples", given=f"batch {self._position + 1} of an epoch")
+            if hasattr(engine, "takes") and not engine.takes(tensors):  # type: ignore[attr-defined]
+                self.sync()
+                self.engine.misfits += 1
+                engine = self._start(batch)
             rates = self.schedule.ahead(1)
             if hasattr(engine, "run_batch"):
                 self._run(engine, batch, None, None, rates)
             else:
-                tensors = tuple(tensor for _, tensor in leaves(batch))
                 self._run(engine, tensors, None, len(tensors[0]), rates)
             self._look_up(True, getattr(self.source, "steps", None))
 

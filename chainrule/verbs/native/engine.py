@@ -7,7 +7,7 @@ the number of threads; they are not torch's bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -218,6 +218,16 @@ class NativeEngine:
         return torch.from_numpy(np.array(held, order="C"))
 
     # ---- training ------------------------------------------------------------------------------------------
+    def takes(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether a batch is like the one that was traced, and no larger."""
+        held = self.traced.batch
+        return len(tensors) == len(held) and all(
+            0 < len(t) <= self.size
+            and tuple(t.shape[1:]) == leaf.shape[1:]
+            and str(t.dtype).removeprefix("torch.") == leaf.type.dtype
+            for leaf, t in zip(held, tensors, strict=True)
+        )
+
     def run(self, arrays: tuple, order: np.ndarray | None, batch_size: int, learning_rates: np.ndarray) -> np.ndarray:
         """Trains ``len(learning_rates)`` steps; see ``Engine.run``."""
         if not self._loaded:

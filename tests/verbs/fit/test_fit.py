@@ -279,6 +279,37 @@ def test_a_callback_ends_training() -> None:
     assert len(h.loss) == 3 and h.stopped == "stopped by a callback" and not h.interrupted
 
 
+def test_batches_of_other_shapes() -> None:
+    """Larger batches and longer sequences than the first: the same losses as on torch's kernels."""
+
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.cell, self.out = nn.Embedding(11, 4), nn.GRU(4, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.out(self.cell(self.table(x))[0][:, -1])
+
+    x, y = data(40)
+    cuts = [(0, 5), (5, 14), (14, 24), (24, 27), (27, 40)]
+    growing = [(x[a:b], y[a:b]) for a, b in cuts]
+    torch.manual_seed(1)
+    lengths = [(torch.randint(11, (4, n)), torch.randn(4, 2)) for n in (5, 9, 3, 5, 9, 3, 7, 8, 4, 6, 2, 10)]
+    for make, batches, reason in ((network, growing, "one compiled loop"), (Sequence, lengths, "of many shapes")):
+        runs = []
+        for backend in ("auto", "torch"):
+            model = make()
+            optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+            runs.append(cr.fit(model, batches, nn.MSELoss(), optimizer, epochs=3, backend=backend))
+        np.testing.assert_allclose(runs[0].step_loss, runs[1].step_loss, rtol=1e-5)
+        assert reason in runs[0].reason
+    with pytest.raises(ModelError, match="without samples"):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        cr.fit(model, [(x, y), (x[:0], y[:0])], nn.MSELoss(), optimizer, epochs=1)
+
+
 # ---- interruption ----------------------------------------------------------------------------------------
 @pytest.fixture
 def heard():
