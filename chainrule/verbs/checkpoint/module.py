@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +13,13 @@ from chainrule.backends.torch.recompute.joint import Joint
 from chainrule.backends.torch.recompute.module import run
 from chainrule.backends.torch.recompute.source import Passes, passes_of
 from chainrule.errors import BackendError, ModelError, StaleTraceError, UnsupportedOpError
-from chainrule.frontends.torch import Surroundings, generator_states, restore_generators
+from chainrule.frontends.torch import generator_states, restore_generators
 from chainrule.frontends.torch.batch import leaves
 from chainrule.planning.frontier import judged
 from chainrule.verbs.checkpoint.budget import parsed
 from chainrule.verbs.checkpoint.by_modules import ByModules, SameModel, by_modules
 from chainrule.verbs.checkpoint.plan import Plan, planned
-from chainrule.verbs.checkpoint.program import Program, arguments, called, program_of, state_of
+from chainrule.verbs.checkpoint.program import Program, arguments, call_of, called, program_of, state_of
 
 _STALE = 3  # traces for other branches, after which the program branches on every batch
 
@@ -63,8 +63,6 @@ class Checkpointed(SameModel):
         object.__setattr__(self, "_programs", {})
         object.__setattr__(self, "_objective", plan.program.objective)
         object.__setattr__(self, "_readers", {})
-        read = model if plan.program.objective is None else (model, plan.program.objective)
-        object.__setattr__(self, "_surroundings", Surroundings(read))
         object.__setattr__(self, "_used", False)
         object.__setattr__(self, "source", "")
         self.executor = "source"
@@ -123,55 +121,44 @@ class Checkpointed(SameModel):
         self._model.get_buffer(path).copy_(value)
 
     def _key(self, args: Any, kwargs: Any) -> Any:
-        tensors = tuple((n, tuple(t.shape), t.stride(), t.dtype, str(t.device), t.requires_grad)
-                        for n, t in leaves((args, kwargs)))  # fmt: skip
-        static = repr([(k, v) for k, v in _static((args, kwargs))])
-        casts = tuple((k, torch.get_autocast_dtype(k)) for k in ("cpu", "cuda") if torch.is_autocast_enabled(k))
-        return tensors, static, casts, self._surroundings.now()
+        return *call_of(args, kwargs), *state_of(self.plan.program.surroundings)
 
     def _program(self, key: Any, args: Any, kwargs: Any) -> tuple[Program, Passes]:
         if key not in self._programs:
-            first = not self._used and self._same(args, kwargs)
-            program = self.plan.program if first else program_of(self._model, args, kwargs, objective=self._objective)
-            object.__setattr__(self, "_used", True)
-            plan = self.plan
-            if program is not plan.program:
+            plan, program = self.plan, self.plan.program
+            planned_for = *call_of(program.args, program.kwargs), *program.state
+            if key == planned_for and not self._used:  # a second time, it is the values that differ
+                object.__setattr__(self, "_used", True)
+            else:
+                what = _difference(key, planned_for)
                 if self._budget is None:
                     raise ModelError(
-                        "the plan was made for another batch",
-                        given=", ".join(f"{n}: {tuple(t.shape)}" for n, t in leaves((args, kwargs))),
-                        required="the shapes, dtypes, mode and autocast setting that were planned",
+                        "the plan was made for another call",
+                        given=f"{what}; " + ", ".join(f"{n}: {tuple(t.shape)}" for n, t in leaves((args, kwargs))),
+                        required="the arguments, mode, autocast setting and hooks that were planned",
                         instead="checkpoint(model, batch, budget=...), which plans again",
                     )
+                program = program_of(self._model, args, kwargs, objective=self._objective)
                 limit = self.plan.limit - self.plan.breakdown["optimizer state"]  # the same memory
-                plan = planned(program, (args, kwargs), None, None, limit, limit)
-                warnings.warn(
-                    f"planned again for another batch or mode: {plan}", stacklevel=4
-                )  # the caller of the module
+                plan = planned(program, (args, kwargs), None, None, self._budget, limit)
+                # the caller of the module
+                warnings.warn(f"planned again for another batch or mode ({what}): {plan}", stacklevel=4)
             passes = passes_of(program.joint, program.extraction, plan.schedule)
             object.__setattr__(self, "source", passes.source)
             self._programs[key] = program, passes
         return self._programs[key]
 
-    def _same(self, args: Any, kwargs: Any) -> bool:
-        """Whether a batch is like the one that was planned."""
-        one = [
-            (t.shape, t.dtype, t.requires_grad) for _, t in leaves((self.plan.program.args, self.plan.program.kwargs))
-        ]
-        two = [(t.shape, t.dtype, t.requires_grad) for _, t in leaves((args, kwargs))]
-        return one == two and self.plan.program.state == state_of(self._model)
 
-
-def _static(value: Any) -> Any:
-    """What in a call is no tensor."""
-    if isinstance(value, Mapping):
-        for k, v in value.items():
-            yield from ((f"{k}.{n}", x) for n, x in _static(v))
-    elif isinstance(value, (tuple, list)):
-        for k, v in enumerate(value):
-            yield from ((f"{k}.{n}", x) for n, x in _static(v))
-    elif not isinstance(value, torch.Tensor):
-        yield "", value
+def _difference(now: Any, then: Any) -> str:
+    """What of a call is not what was planned."""
+    texts = (
+        "other shapes, dtypes, strides or names of tensors",
+        "other arguments besides the tensors",
+        "another autocast setting",
+        "the model was changed since: its mode, attributes, modules or hooks",
+    )
+    found = [text for text, one, two in zip(texts, now, then, strict=True) if one != two]
+    return ", ".join(found) or "other values that the program reads"
 
 
 def checkpoint(

@@ -25,7 +25,7 @@ from chainrule.verbs.case import Case
 from chainrule.verbs.checkpoint.batch_size import largest_batch
 from chainrule.verbs.checkpoint.budget import parsed, size_text
 from chainrule.verbs.checkpoint.by_name import storages_kept
-from chainrule.verbs.checkpoint.program import Program, arguments, inputs_of, program_of, state_of
+from chainrule.verbs.checkpoint.program import Program, arguments, inputs_of, program_of
 from chainrule.verbs.notebook import axes_for, html_table
 
 _FORMAT = 1
@@ -318,7 +318,7 @@ def plan(
     if loss is not None and objective is not None:
         raise ModelError("both loss and objective are given", required="one of them")
     program = traced(model, batch, loss, objective) if case is None else case.program
-    if program.state != state_of(model):  # the case's is of another mode
+    if not program.current:  # the case's is of another mode, or of the model as it was before a change
         program = traced(model, batch, loss, objective)
     if calibrate:
         program = calibrated(program)

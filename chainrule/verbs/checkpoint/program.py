@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,7 @@ from chainrule.backends.torch.recompute.eager import loss_of
 from chainrule.backends.torch.recompute.extract import Extraction, Loss, Prices
 from chainrule.backends.torch.recompute.joint import Joint, extraction_of, joint_of
 from chainrule.errors import ModelError, StaleTraceError, UnsupportedOpError
-from chainrule.frontends.torch import Trace
+from chainrule.frontends.torch import Surroundings, Trace
 from chainrule.frontends.torch import trace as trace_function
 from chainrule.frontends.torch.batch import describe, leaves, split, with_leaves
 from chainrule.ir import Node
@@ -32,7 +33,7 @@ class Program:
         model: the user's. args, kwargs: what it was called with. structure: what it returned, without its tensors.
         able: per output, whether eager autograd would go through it. wrt: leaves that get a gradient.
         trace, joint: its passes as graphs and as lines. loss: what runs between them, where a loss was given.
-        prices: what time costs. state: modes and casts at the trace.
+        prices: what time costs. surroundings, state: what the trace read besides its arguments, and how it was then.
         criterion, target: the loss and what it was measured on. objective: what was traced in place of the model.
     """
 
@@ -45,11 +46,17 @@ class Program:
     trace: Trace
     joint: Joint
     loss: Loss | None
+    surroundings: Surroundings
+    state: Any
     prices: Prices | None = None
-    state: Any = None
     criterion: Callable[[Any, Any], Any] | None = None
     target: Any = None
     objective: Callable[..., Any] | None = None
+
+    @property
+    def current(self) -> bool:
+        """Whether modes, casts, attributes, modules and hooks are what they were at the trace."""
+        return self.state == state_of(self.surroundings)
 
     @cached_property
     def extraction(self) -> Extraction:
@@ -158,6 +165,7 @@ def program_of(
             required="at least one parameter, or input, that requires a gradient",
         )
     outputs = trace.graph.outputs[: len(able)]
+    surroundings = Surroundings(model if objective is None else (model, objective))
     between = None
     if loss is not None:
         between, through = _between(loss, structure, outputs, able, target)
@@ -172,18 +180,40 @@ def program_of(
         trace,
         joint,
         between,
+        surroundings,
+        state_of(surroundings),
         prices,
-        state_of(model),
         loss,
         target,
         objective,
     )
 
 
-def state_of(model: nn.Module) -> Any:
-    """Modes and casts that a trace depends on."""
+def state_of(surroundings: Surroundings) -> tuple[Any, int]:
+    """What a trace depends on besides its arguments: casts, and the moment of the model."""
     casts = tuple((k, torch.get_autocast_dtype(k)) for k in ("cpu", "cuda") if torch.is_autocast_enabled(k))
-    return tuple(m.training for m in model.modules()), tuple(p.requires_grad for p in model.parameters()), casts
+    return casts, surroundings.now()
+
+
+def call_of(args: Any, kwargs: Any) -> tuple[Any, str]:
+    """What a trace depends on of its arguments: the kinds of the tensors, and everything that is no tensor."""
+    tensors = tuple((n, tuple(t.shape), t.stride(), t.dtype, str(t.device), t.requires_grad)
+                    for n, t in leaves((args, kwargs)))  # fmt: skip
+    return tensors, repr(list(_static((args, kwargs))))
+
+
+def _static(value: Any) -> Iterator[tuple[str, Any]]:
+    """What in a call is no tensor."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, Mapping):
+        for k, v in value.items():
+            yield from ((f"{k}.{n}", x) for n, x in _static(v))
+    elif isinstance(value, (tuple, list)):
+        for k, v in enumerate(value):
+            yield from ((f"{k}.{n}", x) for n, x in _static(v))
+    elif not isinstance(value, torch.Tensor):
+        yield "", value
 
 
 def _between(

@@ -1,0 +1,115 @@
+"""What a planned module does when call, model or use are not those that were planned."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import chainrule as cr
+from chainrule.errors import ModelError, UnsupportedOpError
+
+
+class Scaled(nn.Module):
+    """Reads a number, a flag, and an attribute besides its tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Dropout(0.1), nn.Linear(4, 4))
+        self.scale = 1.0
+
+    def forward(self, x, k=2.0, flag=False):
+        out = self.layers(x) * k * self.scale
+        return out.relu() if flag else out
+
+
+def activation(model):
+    model.layers[1] = nn.ReLU()
+
+
+def more_dropout(model):
+    model.layers[2].p = 0.9
+
+
+def attribute(model):
+    model.scale = 3.0
+
+
+def hook(model):
+    model.layers[1].register_forward_hook(lambda module, given, out: 3 * out)
+
+
+def step_of(run, model, args, kwargs):
+    """Output and gradients."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    out = run(*args, **kwargs)
+    out.square().sum().backward()
+    return [out.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.mark.parametrize(
+    ("more", "named", "change"),
+    [
+        ((5.0,), {}, None),
+        ((), {"k": 5.0}, None),
+        ((2.0, True), {}, None),
+        *(((), {}, c) for c in (activation, more_dropout, attribute, hook)),
+    ],
+)
+def test_the_first_call_is_checked_like_every_other(more, named, change):
+    torch.manual_seed(0)
+    model, x = Scaled(), torch.randn(3, 4)
+    small = cr.checkpoint(model, x, budget="1MB")
+    by_hand = cr.checkpoint(model, x, plan=cr.plan(model, x))
+    if change is not None:
+        change(model)
+    with pytest.warns(UserWarning, match="planned again"):
+        found = step_of(small, model, (x, *more), named)
+    torch.testing.assert_close(found, step_of(model, model, (x, *more), named))
+    with pytest.raises(ModelError, match="another call"):
+        by_hand(x, *more, **named)
+
+
+def test_nothing_is_planned_again_where_nothing_changed():
+    torch.manual_seed(0)
+    model, x = Scaled(), torch.randn(3, 4)
+    small = cr.checkpoint(model, x, budget="1MB")
+    torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in (x, torch.ones(3, 4)):
+            torch.testing.assert_close(step_of(small, model, (batch,), {}), step_of(model, model, (batch,), {}))
+
+
+def test_keywords_in_another_order_are_not_mixed_up():
+    class Difference(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, a, b):
+            return self.layer(a) - b
+
+    torch.manual_seed(0)
+    model, a, b = Difference(), torch.randn(3, 4), torch.randn(3, 4)
+    small = cr.checkpoint(model, {"a": a, "b": b}, budget=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(small(b=b, a=a), model(a, b))
+
+
+def test_a_backward_hook_added_after_planning_is_refused():
+    model, x = Scaled(), torch.randn(3, 4)
+    small = cr.checkpoint(model, x, budget="1MB")
+    model.layers[1].register_full_backward_hook(lambda module, g_in, g_out: (3 * g_in[0],))
+    with pytest.raises(UnsupportedOpError, match="backward hook"):
+        small(x)
+
+
+def test_a_case_whose_model_changed_is_traced_again():
+    model, x = Scaled(), torch.randn(3, 4)
+    case = cr.case(model, x, objective=lambda m, b: m(b).square().sum())
+    first = cr.plan(case)
+    activation(model)
+    assert cr.plan(case).program is not first.program
