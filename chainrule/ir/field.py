@@ -174,9 +174,18 @@ class Field:
 
     @cached_property
     def unevenness(self) -> float:
-        """E[v^2] / E[v]^2 of a vector's mean square v, over draws and over the vectors of the tensor."""
+        """E[v^2] / E[v]^2 of a vector's mean square v, over draws and over the vectors of the tensor.
+
+        A vector lies along the last dimension, of images along the channels. Its elements may differ as they like,
+        as given numbers do.
+        """
         q = self.mean_square
-        return (1.0 + self.local) * float(np.mean(self.second**2)) / q**2 if q > 0 else 1.0
+        if not q > 0:
+            return 1.0
+        unit = 1 if len(self.dims) > 3 else len(self.dims) - 1
+        start = sum(len(d) for d in self.dims[: max(unit, 0)])
+        inside = tuple(range(start, start + len(self.dims[unit]))) if self.dims else ()
+        return (1.0 + self.local) * float(np.mean(np.mean(self.second, axis=inside) ** 2)) / q**2
 
     @cached_property
     def centred(self) -> np.ndarray:

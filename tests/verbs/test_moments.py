@@ -337,10 +337,10 @@ def compared(case, seeds: int) -> dict[str, tuple[float, float]]:
 
 
 def test_the_example_is_predicted_within_five_percent():
-    """Every layer of the chapter's example, both ways, against the mean of 1,024 seeds."""
+    """Every layer of the chapter's example, both ways, against the mean of 1,024 seeds and its standard error."""
     found = compared(cr.examples.figure_7_8(), 1024)
     assert {"forward f_0", "forward h_3", "forward output", "backward f_0", "backward h_1", "backward x"} <= set(found)
-    assert {name: ratio for name, (ratio, _) in found.items() if abs(ratio - 1) > 0.05} == {}
+    assert {name: ratio for name, (ratio, error) in found.items() if abs(ratio - 1) > 0.05 + error} == {}
 
 
 @pytest.mark.parametrize(
