@@ -122,6 +122,9 @@ class Captured:
     others: list[torch.optim.Optimizer] = field(default_factory=list)
 
 
+_EARLY = 3  # steps before any backward() that a script may make
+
+
 class Stop(BaseException):
     """Ends the script: everything has been seen."""
 
@@ -177,6 +180,10 @@ class Watch(TorchFunctionMode):
         self._older = weakref.WeakSet(_optimizers())  # not the script's
         self.failure: ModelError | None = None
         self.backwards = 0
+        self.renewed = False  # whether the loss after the first step is of other parameters
+        self._early: tuple[Place, set[int], int] | None = None  # a step before any backward: where, events, how many
+        self.early_optimizer: torch.optim.Optimizer | None = None
+        self._ignored = 0  # how often the script has been told to end
 
     # ---- functions -----------------------------------------------------------------------------------------
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -227,6 +234,8 @@ class Watch(TorchFunctionMode):
     # ---- modules -------------------------------------------------------------------------------------------
     def before(self, module: nn.Module, args: Any) -> None:
         """A module is called."""
+        if self.stopping and not self._paused:
+            raise self._stop()
         if not self._paused:
             if not self._running:
                 self._rng = generator_states()
@@ -250,17 +259,30 @@ class Watch(TorchFunctionMode):
 
     # ---- backward and steps ---------------------------------------------------------------------------------
     def _backward(self, loss: torch.Tensor) -> None:
+        if self.stopping:
+            raise self._stop()
         self.backwards += 1
-        if self._stepped:  # the first backward after a step: are its gradients still there?
-            left = [p.grad is not None and torch.equal(p.grad, g) and bool(g.any()) for p, g in self._stepped]
-            self.left.append(bool(left) and all(left))
-            self._stepped = []
-            self._finish_if_done(after_backward=True)
         own, scale = self._scaled.get(id(loss), (loss, 1.0))
         events = slice_of(self.events, own)
         rng = next((e.rng for e in events if e.rng is not None), None)
-        self.segments = [s for s in self.segments if not s.stepped]
         segment = Segment(events, own, scale, rng, taken_out=self._taken_out)
+        if self._early is not None and any(id(e) in self._early[1] for e in segment.models):
+            self.failure = _stepped_first(self._early[0])
+            self.stopping = True
+            raise self.failure
+        if self._stepped:  # the first backward after a step: are its gradients still there?
+            learned = _learned(segment)
+            # Those of a model that this loss does not depend on are no business of zero_grad() any more.
+            left = [
+                p.grad is not None and torch.equal(p.grad, g) and bool(g.any())
+                for p, g in self._stepped
+                if id(p) in learned
+            ]
+            self.left.append(bool(left) and all(left))
+            self.renewed = not left and bool(learned)
+            self._stepped = []
+            self._finish_if_done(after_backward=True)
+        self.segments = [s for s in self.segments if not s.stepped]
         segment.before = _gradients_of(segment)
         self.segments.append(segment)
 
@@ -278,21 +300,26 @@ class Watch(TorchFunctionMode):
         if self._paused:
             return
         if self.stopping:
-            raise Stop
+            raise self._stop()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if all(s.stepped for s in self.segments) and callable(closure):
             closure()
+        if not self.backwards:  # in the wrong order, or to begin a schedule
+            before = 0 if self._early is None else self._early[2]
+            if before >= _EARLY:
+                self.failure, self.stopping = _no_backward(optimizer), True
+                raise self.failure
+            called = {id(e) for e in self.events} | (set() if self._early is None else self._early[1])
+            self._early = (here(), called, before + 1)
+            self.early_optimizer = optimizer
+            return
         count = self.steps[id(optimizer)] = self.steps.get(id(optimizer), 0) + 1
         moved = {id(p) for g in optimizer.param_groups for p in g["params"]}
         if count == self.at_step:
             mine = [s for s in self.segments if not moved or moved & _learned(s)] or self.segments
             if not mine:
-                raise ModelError(
-                    "the optimizer steps, and no loss.backward() was seen before",
-                    given=type(optimizer).__name__,
-                    required="loss.backward() in this process, by Tensor.backward",
-                    instead="file.py:function that returns cr.case(model, batch, loss, optimizer)",
-                )
+                self.failure, self.stopping = _no_backward(optimizer), True
+                raise self.failure
             others = [o for o in _optimizers() if o is not optimizer and o not in self._older]
             autocast = next((e.autocast for s in mine for e in s.models if e.autocast is not None), None)
             grads = {id(p): p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None}
@@ -307,7 +334,7 @@ class Watch(TorchFunctionMode):
                 try:
                     self.seen(captured)
                 except ModelError as error:
-                    self.failure = error
+                    self.failure, self.stopping = error, True
                     raise
                 self._stepped = [
                     (p, p.grad.detach().clone())
@@ -334,7 +361,50 @@ class Watch(TorchFunctionMode):
         again = max(self.steps.values()) > self.at_step
         if (not waiting and (after_backward or not self.leftovers)) or again:
             self.stopping = True
+            raise self._stop()
+
+    def _stop(self) -> Stop:
+        """What ends the script; where it has been swallowed before (a bare ``except``), the handlers end as well."""
+        self._ignored += 1
+        if self._ignored > 1:
+            _end_at_next_line()
+        return Stop()
+
+
+def _end_at_next_line() -> None:
+    """Ends the script at the next line that it runs: after a ``Stop`` that it catches, the first of the handler."""
+
+    def at(frame: Any, event: str, _: Any) -> Any:
+        if event == "line":
             raise Stop
+        return at
+
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not run_script.__code__:
+        if not skipped(frame.f_code) and not frame.f_code.co_filename.startswith("<frozen"):
+            frame.f_trace = at
+        frame = frame.f_back  # type: ignore[assignment]
+    sys.settrace(lambda *_: None)  # frames that begin from now on are let run
+
+
+def _stepped_first(place: Place) -> ModelError:
+    error = ModelError(
+        "optimizer.step() is called before loss.backward()",
+        given="a step between the model's call and the backward() of its loss, and no backward() before it",
+        required="the gradient of the loss at the step",
+        instead="zero_grad(), the model and its loss, backward(), step(), in this order",
+    )
+    error.place = place  # type: ignore[attr-defined]
+    return error
+
+
+def _no_backward(optimizer: torch.optim.Optimizer) -> ModelError:
+    return ModelError(
+        "the optimizer steps, and no loss.backward() was seen before",
+        given=type(optimizer).__name__,
+        required="loss.backward() in this process, by Tensor.backward",
+        instead="file.py:function that returns cr.case(model, batch, loss, optimizer)",
+    )
 
 
 def slice_of(events: Sequence[Event], loss: torch.Tensor) -> list[Event]:
@@ -421,6 +491,7 @@ def run_script(
         torch.compiler.set_stance("force_eager")  # compiled models run as they were written
         stack.callback(torch.compiler.set_stance, "default")
         stack.enter_context(watch)
+        stack.callback(sys.settrace, sys.gettrace())
         try:
             runpy.run_path(str(path), run_name="__main__")
         except Stop:
@@ -433,13 +504,15 @@ def run_script(
         except BaseException as error:
             if isinstance(error, ModelError) and watch.failure is None:
                 raise
-            if not watch.captured:
+            if not watch.captured and watch.failure is None:
                 raise _raised(path, error) from error
         finally:
             sys.argv, sys.path[:] = argv, search
     if watch.failure is not None:
         raise watch.failure
     if not watch.captured:
+        if watch.early_optimizer is not None:
+            raise _no_backward(watch.early_optimizer)
         raise _ended(path, "it ended", watch)
     return watch
 

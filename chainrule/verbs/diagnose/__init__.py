@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+from torch.nn.parameter import is_lazy
+
 from chainrule.errors import ModelError
 from chainrule.frontends.torch.batch import leaves as tensors_of
 from chainrule.verbs.case import Case, as_case
@@ -66,7 +69,8 @@ def diagnose(
         DiagnoseResult: ``r.ok``, ``r.findings``. Nothing of the user's has changed.
 
     Raises:
-        ModelError: no loss, an empty batch, or a model that cannot be run on the batch.
+        ModelError: no loss, no optimizer in its place, an empty batch, complex numbers, or a model that cannot be run
+            on the batch.
 
     >>> import torch, chainrule as cr
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Softmax(dim=1))
@@ -88,6 +92,21 @@ def _refuse(case: Case) -> None:
         raise ModelError("diagnose needs a loss", instead='loss=..., loss="model" or objective=...')
     if not callable(case.model):
         raise ModelError("the model cannot be called", given=type(case.model).__name__, required="a torch.nn.Module")
+    if case.objective is None and case.loss != "model" and not callable(case.loss):
+        raise ModelError(
+            "the loss cannot be called", given=repr(case.loss)[:80],
+            required="a function (output, target) -> scalar",
+            instead='torch.nn.functional.mse_loss; loss="model" for a model that returns its loss',
+        )  # fmt: skip
+    optimizer = case.optimizer
+    if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "param_groups")):
+        raise ModelError(
+            "the optimizer cannot be one",
+            given=optimizer.__name__ if isinstance(optimizer, type) else repr(optimizer)[:80],
+            required="an instance of torch.optim.Optimizer over the model's parameters",
+            instead="torch.optim.Adam(model.parameters())",
+        )
+    _refuse_tensors(case)
     for name, tensor in tensors_of(case.batch):
         if tensor.dim() and not tensor.shape[0]:
             raise ModelError(
@@ -95,6 +114,28 @@ def _refuse(case: Case) -> None:
                 given=f"{name or 'a tensor'} of shape {tuple(tensor.shape)}",
                 required="at least one sample",
             )
+
+
+def _refuse_tensors(case: Case) -> None:
+    """Parameters without a shape, and complex numbers."""
+    held = []
+    for part in (case.model, case.loss):
+        if isinstance(part, nn.Module):
+            held += [*part.named_parameters(), *part.named_buffers()]
+    lazy = [n for n, p in held if is_lazy(p)]
+    if lazy:
+        raise ModelError(
+            "the model has parameters without a shape", given=", ".join(lazy[:5]),
+            required="a model that has been called once",
+            instead="model(inputs) once, then the optimizer, then diagnose",
+        )  # fmt: skip
+    wrong = [n for n, t in (*held, *tensors_of(case.batch)) if t.is_complex()]
+    if wrong:
+        raise ModelError(
+            "complex numbers are not examined", given=", ".join(n or "the batch" for n in wrong[:5]),
+            required="real parameters and a real batch",
+            instead="torch.view_as_real: real and imaginary parts as numbers of their own",
+        )  # fmt: skip
 
 
 def examine(

@@ -59,7 +59,8 @@ def diagnose_script(path: Path, arguments: Sequence[str] = (), at_step: int = 1)
         finding = as_finding(error) if not results else None
         if finding is None:
             raise
-        return DiagnoseResult((finding,), notes=("the script raised before its optimizer's step",))
+        early = () if finding.kind == "accumulating" else ("the script raised before its optimizer's step",)
+        return DiagnoseResult((finding,), notes=early)
     return _merged(results, watch)
 
 
@@ -139,6 +140,9 @@ def _merged(results: Sequence[DiagnoseResult], watch: Watch) -> DiagnoseResult:
         findings = {k: f for k, f in findings.items() if f.kind not in ("lr_too_high",)}
         findings[("accumulating", "", "")] = found
     notes = tuple(dict.fromkeys(n for r in results for n in r.notes))
+    if alone and watch.renewed:
+        notes = (*notes, "the loss after the first step is of other parameters: if the model is made anew in every "
+                         "pass of the loop on purpose, that is as it should be; if not, make it before the loop")  # fmt: skip
     if len(results) > 1:
         notes = (*notes, f"{len(results)} optimizers were examined at their first steps")
     first = results[0]

@@ -23,9 +23,14 @@ _KNOWN = (
     (r"Expected more than 1 value per channel", "batch_too_small",
      "batch normalisation in training has no variance to compute from one value per channel",
      "a batch of 2 and more (drop_last=True), or LayerNorm or GroupNorm"),
+    (r"step\(\) is called before loss.backward\(\)", "accumulating",
+     "optimizer.step() is called before loss.backward(): the step has no gradient, or that of the pass before",
+     "zero_grad(), the model and its loss, backward(), step(), in this order"),
     (r"element 0 of tensors does not require grad", "loss_detached", "the loss has no history",
      "compute the loss from the model's output itself"),
 )  # fmt: skip
+
+_WHERE = {"batch_too_small": "the model", "accumulating": "the training loop"}
 
 
 def as_finding(error: ModelError, case: Any = None) -> Finding | None:
@@ -43,7 +48,7 @@ def as_finding(error: ModelError, case: Any = None) -> Finding | None:
     for pattern, kind, cause, fix in _KNOWN:
         if re.search(pattern, said):
             place: Any = getattr(error, "place", None)
-            where = getattr(error, "module", "") or ("the loss" if kind != "batch_too_small" else "the model")
+            where = getattr(error, "module", "") or _WHERE.get(kind, "the loss")
             return Finding(
                 kind, "error", where, cause,
                 measured=said.split("\n")[0], expected=error.required, fix=fix,

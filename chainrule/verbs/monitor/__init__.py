@@ -45,7 +45,7 @@ class monitor:
         notes: what could not be watched.
 
     Raises:
-        ModelError: the model is no module, or ``every`` is not positive.
+        ModelError: the model is no module, the optimizer is none, or ``every`` is not positive.
 
     >>> import torch, chainrule as cr
     >>> net = torch.nn.Linear(3, 1)
@@ -75,6 +75,13 @@ class monitor:
         if every < 1:
             raise ModelError("a step is measured every so many", given=str(every), required="every >= 1")
         optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper
+        if isinstance(optimizer, type) or not hasattr(optimizer, "register_step_pre_hook"):
+            raise ModelError(
+                "monitor needs the optimizer that steps",
+                given=optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__,
+                required="an instance of torch.optim.Optimizer",
+                instead="cr.monitor(model, torch.optim.Adam(model.parameters()))",
+            )
         self.model, self.optimizer, self.every = model, optimizer, every
         self.findings: list[Finding] = []
         self.history: list[dict[str, Any]] = []
@@ -106,8 +113,8 @@ class monitor:
         self._modules = leaf_modules(original(self.model))
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
         ]
-        self._after: Any = None
         if self._record is not None:
             self._recorder = Recorder(self.model, self.optimizer, self._record)
             self._stack.enter_context(self._recorder)
@@ -117,9 +124,8 @@ class monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in (*self._handles, self._after):
-            if handle is not None:
-                handle.remove()
+        for handle in self._handles:
+            handle.remove()
         self._handles = []
         if self._measurement is not None:
             self._measurement.remove()
@@ -134,7 +140,6 @@ class monitor:
     def _measure_next(self) -> None:
         if self.step % self.every == 0:
             self._measurement = Measurement(self.model, self._modules, self._parameters)
-            self._after = self.optimizer.register_step_post_hook(self._after_step)
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -186,8 +191,7 @@ class monitor:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._before is None or self._measurement is None:
-            return  # the end of the step before: hooks for the measured one are in place since its beginning
-        self._after.remove()
+            return  # not measured, or the end of the step before one that is
         measurement, self._measurement = self._measurement, None
         measurement.remove()
         with torch.no_grad():

@@ -41,7 +41,7 @@ class Measurement:
         self._fresh: dict[int, torch.Tensor] = {}
         self._clean: bool | None = None  # whether there was no gradient before the step's first backward pass
         self.left: torch.Tensor | None = None
-        self._handles = [model.register_forward_pre_hook(self._start, with_kwargs=True)]
+        self._handles = [model.register_forward_hook(self._forward, with_kwargs=True)]
         self._weighted = {name for name, module in modules if not isinstance(module, _DYING)}
         for name, module in modules:
             self._handles.append(module.register_forward_hook(self._hook(name)))
@@ -58,9 +58,26 @@ class Measurement:
         self._handles = []
 
     # ---- hooks ---------------------------------------------------------------------------------------------
-    def _start(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Samples count for the step when a gradient arrives at what was made of them: an evaluation has none."""
         first = next(tensors_in((args, kwargs)), None)
-        self.batch += int(first.shape[0]) if first is not None and first.dim() else 0
+        size = int(first.shape[0]) if first is not None and first.dim() else 0
+        made = list(tensors_in(output))
+        if not size or not torch.is_grad_enabled():
+            return
+        if not made:  # an object that is not known to hold tensors
+            self.batch += size if module.training else 0
+            return
+        counted: list[bool] = []
+
+        def arrived(grad: torch.Tensor) -> None:
+            if not counted:
+                counted.append(True)
+                self.batch += size
+
+        for t in made:
+            if t.requires_grad:
+                t.register_hook(arrived)
 
     def _hook(self, name: str) -> Any:
         def dying(module: nn.Module, args: Any, output: Any) -> None:

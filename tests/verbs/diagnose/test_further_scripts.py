@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from chainrule.errors import ModelError
 from chainrule.verbs.diagnose.of_script import diagnose_script, script_case
 from chainrule.verbs.diagnose.result import DiagnoseResult
 
@@ -222,3 +224,85 @@ def test_initialisation_is_not_made_again(tmp_path: Path) -> None:
     first, second = (case.objective(case.model, case.batch) for _ in range(2))
     assert torch.equal(first, second)
     assert all(torch.equal(p, q) for p, q in zip(case.model.parameters(), before, strict=True))
+
+
+RENEWED = """
+import copy
+meta = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4))
+for _ in range(5):
+    net = {made}
+    opt = torch.optim.SGD(net.parameters(), lr=1e-2)
+    {zero}
+    F.cross_entropy(net(torch.randn(32, 10)), torch.randint(4, (32,))).backward()
+    opt.step()
+"""
+
+
+@pytest.mark.parametrize("zero", ["opt.zero_grad()", "pass"])
+@pytest.mark.parametrize(
+    "made", ["copy.deepcopy(meta)", "nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4))"]
+)
+def test_gradients_of_another_model_are_not_left_over(tmp_path: Path, made: str, zero: str) -> None:
+    result = diagnosed(tmp_path, RENEWED.format(made=made, zero=zero))
+    assert result.ok, str(result)
+    assert any("made anew" in note for note in result.notes)
+    forgotten = diagnosed(tmp_path, loop(PLAIN).replace("opt.zero_grad()", "pass"))
+    assert [f.kind for f in forgotten.findings if f.severity == "error"] == ["accumulating"]
+
+
+SWALLOWED = """
+from pathlib import Path
+net = nn.Linear(10, 4)
+opt = torch.optim.Adam(net.parameters(), lr=1e-3)
+done = 0
+{loop}
+    try:
+        x, y = torch.randn(32, 10), torch.randint(4, (32,))
+        opt.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        opt.step()
+    except{caught}:
+        done += 1
+        Path(__file__).with_suffix(".txt").write_text(str(done))
+"""
+
+
+@pytest.mark.parametrize("caught", ["", " BaseException"])
+@pytest.mark.parametrize("way", ["for _ in range(100000):", "while True:"])
+def test_a_script_that_catches_everything_ends(tmp_path: Path, way: str, caught: str) -> None:
+    tracing = sys.gettrace()
+    result = diagnosed(tmp_path, SWALLOWED.format(loop=way, caught=caught))
+    assert result.ok and sys.gettrace() is tracing
+    assert int((tmp_path / "train.txt").read_text()) <= 3
+
+
+ORDER = """
+net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4))
+opt = torch.optim.Adam(net.parameters(), lr=1e-3)
+for _ in range(5):
+    x, y = torch.randn(32, 10), torch.randint(4, (32,))
+    {first}
+    loss = F.cross_entropy(net(x), y)
+    {second}
+    opt.step()
+    {third}
+    loss.backward()
+"""
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_step_before_backward_is_named(tmp_path: Path, at: int) -> None:
+    parts = ["opt.zero_grad()" if k == at else "pass" for k in range(3)]
+    result = diagnosed(tmp_path, ORDER.format(first=parts[0], second=parts[1], third=parts[2]))
+    (found,) = result.findings
+    assert (found.kind, found.severity) == ("accumulating", "error") and "before loss.backward()" in found.cause
+    assert "train.py:" in found.source
+
+
+def test_a_step_before_the_loop_is_allowed(tmp_path: Path) -> None:
+    head = NET + "torch.optim.Adam(net.parameters(), lr=1e-3).step()\nnet(torch.ones(2, 10))\n"
+    result = diagnosed(tmp_path, loop(PLAIN, net=head))
+    assert result.ok, str(result)
+    never = NET + "opt = torch.optim.SGD(net.parameters(), 0.1)\nwhile True:\n    opt.step()\n"
+    with pytest.raises(ModelError, match="no loss.backward"):
+        diagnosed(tmp_path, never)

@@ -177,6 +177,36 @@ def test_bad_input_is_one_message(batch: tuple, loss: object, said: str) -> None
     assert torch.equal(net.weight, before) and net.weight.grad is None
 
 
+class Complex(nn.Module):
+    """Complex weights, a real output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, dtype=torch.cfloat))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.to(torch.cfloat) @ self.weight).abs()
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "optimizer", "said"),
+    [
+        (nn.Linear(4, 3), F.mse_loss, torch.optim.Adam, "optimizer cannot be one.*Adam"),
+        (nn.Linear(4, 3), F.mse_loss, "adam", "optimizer cannot be one.*'adam'"),
+        (nn.Linear(4, 3), "mse", None, "loss cannot be called.*'mse'"),
+        (nn.Linear(4, 3), 3.0, None, "loss cannot be called"),
+        (Complex(), F.mse_loss, None, "complex.*weight"),
+        (nn.LazyLinear(3), F.mse_loss, None, "without a shape.*weight"),
+        (nn.Sequential(nn.Linear(4, 4), nn.LazyBatchNorm1d()), F.mse_loss, None, r"without a shape.*1\.weight"),
+    ],
+)
+def test_bad_parts_are_one_message(net: nn.Module, loss: object, optimizer: object, said: str) -> None:
+    batch = torch.randn(6, 4), torch.randn(6, 3)
+    with pytest.raises(cr.errors.ModelError, match=f"(?s){said}") as raised:
+        cr.diagnose(net, batch, loss, optimizer)  # type: ignore[arg-type]
+    assert all(part in str(raised.value) for part in ("given:", "required:", "instead:"))
+
+
 def test_explain_knows_every_kind(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["chainrule", "explain", "loss_pairing"])
     with pytest.raises(SystemExit) as end:

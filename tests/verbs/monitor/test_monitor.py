@@ -192,6 +192,10 @@ def test_what_is_asked_of_the_caller() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(ModelError, match="needs a module"):
         cr.monitor(lambda x: x, optimizer)  # type: ignore[arg-type]
+    for other in (None, torch.optim.Adam, "adam"):
+        with pytest.raises(ModelError, match="needs the optimizer") as raised:
+            cr.monitor(model, other)  # type: ignore[arg-type]
+        assert "required:" in str(raised.value) and "given:" in str(raised.value)
     with pytest.raises(ModelError, match="every so many"):
         cr.monitor(model, optimizer, every=0)
 
@@ -214,3 +218,29 @@ def test_noise_scale_is_the_same_whether_gradients_are_kept_or_zeroed_in_place()
     kept, copied = found
     assert sum(n is not None for n in kept) >= 5
     assert copied[2:] == kept[2:]  # the first pair shows that gradients are written over
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_evaluation_inside_of_the_loop_is_no_part_of_the_batch(grad: bool) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with cr.monitor(model, optimizer, every=1) as m:
+        for _ in range(3):
+            model.eval()
+            with torch.set_grad_enabled(grad):
+                model(torch.randn(500, 8))
+            model.train()
+            train(model, 1, optimizer)
+    assert [entry["batch"] for entry in m.history] == [12, 12, 12]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_other_hooks_and_monitors_on_the_same_optimizer(every: int) -> None:
+    model, seen = net(), []
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with cr.monitor(model, optimizer, every=every) as outer, cr.monitor(model, optimizer, every=2) as inner:
+        handle = optimizer.register_step_post_hook(lambda *_: seen.append(1))
+        train(model, 7, optimizer)
+    handle.remove()
+    assert len(seen) == 7 and len(outer.history) == len(range(0, 7, every)) and len(inner.history) == 4
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
