@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from numbers import Integral, Real
 from typing import Any
@@ -15,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from chainrule.sklearn.losses import Loss
-from chainrule.sklearn.network import activation_module, forward
+from chainrule.sklearn.network import activation_module, forward, own_activation
 from chainrule.sklearn.solvers import Plan, Training, drawn_weights, lbfgs
 
 STOCHASTIC = ("sgd", "adam", "adamw")
@@ -107,6 +108,7 @@ class Perceptron(BaseEstimator):
     def _start(self, sizes: list[int], dtype: Any) -> None:
         self.n_iter_, self.t_, self.n_layers_ = 0, 0, len(sizes)
         self.out_activation_ = self._loss()[2]
+        self._activation = own_activation(self.activation)
         self.coefs_, self.intercepts_ = drawn_weights(sizes, self.activation, self._random_state, dtype)
         self._optimizer_state = None
         if self.solver in STOCHASTIC:
@@ -116,8 +118,12 @@ class Perceptron(BaseEstimator):
             self.best_validation_score_ = -np.inf if self.early_stopping else None
             self.best_loss_ = None if self.early_stopping else np.inf
 
+    def _between(self) -> Any:
+        """The activation: the estimator's own module where it is one, which is trained."""
+        return self.activation if self._activation is None else self._activation
+
     def _weighted(self, X: Any, y: np.ndarray, raw: Any, given: Any) -> tuple[np.ndarray, np.ndarray, Any]:
-        """Dense data without the samples whose weight is zero, and the weights; None if all are 1."""
+        """Dense data, and weights; None if all are 1. Samples of weight zero stay: they count in splits and batches."""
         weights = None if given is None else _check_sample_weight(given, X, ensure_non_negative=True)
         by_class = self._class_weights(raw)
         if by_class is not None:
@@ -125,11 +131,8 @@ class Perceptron(BaseEstimator):
         X = np.asarray(X.todense()) if hasattr(X, "todense") else X
         if weights is None:
             return X, y, None
-        kept = weights > 0
-        if not kept.any():
+        if not (weights > 0).any():
             raise ValueError("the sample weights are all zero: at least one sample needs a weight above zero")
-        if not kept.all():
-            X, y, weights = X[kept], y[kept], weights[kept]
         return X, y, None if (weights == 1).all() else weights.astype(np.float64, copy=False)
 
     def _plan(self, sizes: list[int]) -> Plan:
@@ -143,7 +146,7 @@ class Perceptron(BaseEstimator):
         told = isinstance(self.activation, str) and loss_key is not None
         return Plan(
             tuple(sizes),
-            self.activation,
+            self._between(),
             self.dropout,
             loss,
             self.alpha,
@@ -256,7 +259,9 @@ class Perceptron(BaseEstimator):
                     )
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=5)
-        coefs, intercepts = best if best is not None else training.compiled.weights(dtype)
+        coefs, intercepts = training.compiled.weights(dtype)
+        if best is not None:
+            coefs, intercepts, self._activation = best
         self._set(coefs, intercepts, dtype)
 
     def _see_score(self, held: Any, weights: Any, best: Any) -> Any:
@@ -271,7 +276,7 @@ class Perceptron(BaseEstimator):
         )
         if score > self.best_validation_score_ or best is None:
             self.best_validation_score_ = max(score, self.best_validation_score_)
-            return weights
+            return *weights, copy.deepcopy(self._activation)
         return best
 
     def _see_loss(self) -> None:
@@ -295,7 +300,7 @@ class Perceptron(BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=False)
         X = np.asarray(X.todense()) if hasattr(X, "todense") else X
-        return forward(X, self.coefs_, self.intercepts_, self.activation, self.out_activation_)
+        return forward(X, self.coefs_, self.intercepts_, self._between(), self.out_activation_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

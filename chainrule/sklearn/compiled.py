@@ -41,12 +41,16 @@ class Compiled:
     objective: Objective
     engine: Engine
 
-    def load(self, coefs: Sequence[np.ndarray], intercepts: Sequence[np.ndarray], state: Any = None) -> None:
-        """Starts from these weights and this state of the optimizer (none: a fresh one)."""
+    def load(self, coefs: Sequence[np.ndarray], intercepts: Sequence[np.ndarray], state: Any, count: int) -> None:
+        """Starts from these weights and this state of the optimizer (None: one that has counted ``count`` steps)."""
         set_weights(self.module, coefs, intercepts)
         self.optimizer.state.clear()
         if state is not None:
             self.optimizer.load_state_dict(state)
+        elif count:
+            for parameter in self.module.parameters():
+                zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(count)), **zeros}
         self.engine.load()
 
     def weights(self, dtype: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:

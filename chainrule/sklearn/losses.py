@@ -15,9 +15,20 @@ from torch import nn
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+
+def _squared(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Half the squared error, as in scikit-learn: its value is the mean over outputs, its gradient the sum's."""
+    each = 0.5 * (z - y).square()
+    if z.shape[1] == 1:
+        return each.sum(1)
+    mean = each.mean(1)
+    rest = each.sum(1) - mean
+    return mean + (rest - rest.detach())
+
+
 # name -> (what the model's last layer goes through to be a prediction, (output, target, parameter) -> one per sample)
 REGRESSION: dict[str, tuple[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]]] = {
-    "squared_error": ("identity", lambda z, y, _: 0.5 * (z - y).square().sum(1)),
+    "squared_error": ("identity", lambda z, y, _: _squared(z, y)),
     "absolute_error": ("identity", lambda z, y, _: (z - y).abs().sum(1)),
     "huber": ("identity", lambda z, y, delta: F.huber_loss(z, y, reduction="none", delta=delta).sum(1)),
     "quantile": ("identity", lambda z, y, q: torch.maximum(q * (y - z), (q - 1) * (y - z)).sum(1)),
@@ -64,6 +75,7 @@ class Objective:
             value, count = losses, x.shape[0]
         elif weights:
             count = weights[0].sum()
+            count = torch.where(count > 0, count, torch.ones_like(count))  # a batch may have no weight at all
             value = (weights[0] * losses).sum() / count
         else:
             value, count = losses.mean(), x.shape[0]

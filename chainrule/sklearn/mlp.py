@@ -45,7 +45,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     weights and order of samples. More than there:
 
     Args:
-        activation: also any function of torch.nn.functional by name, an nn.Module, or a function of a tensor.
+        activation: also any function of torch.nn.functional by name, an nn.Module or a class of them, or a function of
+            a tensor. A module is copied by ``fit``; one for all layers, and trained with them if it has parameters.
         solver: also "adamw", where ``alpha`` is the decoupled weight decay.
         loss: "log_loss", "brier", or ``(logits, target)`` -> one loss per sample (or their mean); the target is class
             numbers for three classes and more, else zeros and ones as floats.
@@ -200,7 +201,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         return super()._target(y, dtype)
 
     def _score(self, X: Any, y: Any, weights: Any, coefs: Any, intercepts: Any) -> float:
-        found = forward(X, coefs, intercepts, self.activation, self.out_activation_)
+        found = forward(X, coefs, intercepts, self._between(), self.out_activation_)
         if not np.isfinite(found).all():
             return np.nan
         given = [found.ravel() if self.n_outputs_ == 1 else found, y.ravel() if self.n_outputs_ == 1 else y]
@@ -222,7 +223,8 @@ class MLPRegressor(RegressorMixin, Perceptron):
 
     Args:
         loss: "squared_error", "poisson", "absolute_error", "huber", "quantile", or ``(output, target)`` -> one loss
-            per sample (or their mean). Several outputs add up.
+            per sample (or their mean). Several outputs add up; as in scikit-learn the value of the squared error is
+            their mean, and its gradient that of their sum.
         quantile: of the quantile loss. huber_delta: where the Huber loss becomes linear.
 
     >>> import numpy as np
@@ -331,7 +333,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
         return lambda output, target: rule(output, target, value), (self.loss, value), out
 
     def _score(self, X: Any, y: Any, weights: Any, coefs: Any, intercepts: Any) -> float:
-        found = forward(X, coefs, intercepts, self.activation, self.out_activation_)
+        found = forward(X, coefs, intercepts, self._between(), self.out_activation_)
         return float(r2_score(y, found, sample_weight=weights)) if np.isfinite(found).all() else np.nan
 
     def _check_parameters(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -67,6 +68,19 @@ def activation_module(activation: Any) -> nn.Module:
     return _Function(function)
 
 
+def own_activation(activation: Any) -> nn.Module | None:
+    """A copy of a module, or a class of modules made: what may be trained, one for all layers; None for functions."""
+    if isinstance(activation, nn.Module):
+        return copy.deepcopy(activation)
+    if isinstance(activation, type) and issubclass(activation, nn.Module):
+        return activation()
+    return None
+
+
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in (*module.parameters(), *module.buffers()))
+
+
 def perceptron(sizes: Sequence[int], activation: Any, dropout: float, dtype: torch.dtype) -> nn.Sequential:
     """Linear layers with the activation (and dropout) between them; weights are not drawn here."""
     layers: list[nn.Module] = []
@@ -78,7 +92,8 @@ def perceptron(sizes: Sequence[int], activation: Any, dropout: float, dtype: tor
         layer.bias = nn.Parameter(torch.empty(outputs, dtype=dtype))
         layers.append(layer)
         if k < len(sizes) - 2:
-            layers.append(activation_module(activation))
+            between = activation_module(activation)
+            layers.append(between.to(dtype) if _has_state(between) else between)
             if dropout:
                 layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers)
@@ -111,6 +126,8 @@ def forward(
     between = activation_module(activation)
     with torch.no_grad():
         h = torch.from_numpy(np.ascontiguousarray(x))
+        if isinstance(activation, nn.Module):
+            between = copy.deepcopy(between).to(h.dtype).eval()
         for k, (coef, intercept) in enumerate(zip(coefs, intercepts, strict=True)):
             w, b = (torch.from_numpy(np.asarray(a)).to(h.dtype) for a in (coef, intercept))
             h = torch.addmm(b, h, w)

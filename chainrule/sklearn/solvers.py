@@ -54,9 +54,11 @@ class Plan:
         groups: list[dict[str, Any]] = [{"params": list(module.parameters())}]
         if self.solver == "adamw":
             layers = linear_layers(module)
+            weights = [layer.weight for layer in layers]
+            decays = {id(weight) for weight in weights}
             groups = [
-                {"params": [layer.weight for layer in layers], "weight_decay": self.alpha},
-                {"params": [layer.bias for layer in layers], "weight_decay": 0.0},
+                {"params": weights, "weight_decay": self.alpha},
+                {"params": [p for p in module.parameters() if id(p) not in decays], "weight_decay": 0.0},
             ]
         return _optimizer(kind, groups, dict(self.options))
 
@@ -90,6 +92,8 @@ class Training:
         state: Any,
         seed: int,
     ) -> None:
+        self._rule = rule_of(plan)
+        self._taken, self._rate = (0, None) if state is None else (state["taken"], state["rate"])
         self.tensors, self.batch_size, self._plan, self._seed = tensors, batch_size, plan, seed
         self._key = (plan.key, batch_size, tuple((str(t.dtype), *t.shape[1:]) for t in tensors))
         compiled = take(self._key) if plan.key is not None else None
@@ -102,7 +106,7 @@ class Training:
         self.compiled: Compiled = compiled
         if plan.dropout and hasattr(compiled.engine, "seed"):
             compiled.engine.seed = seed  # type: ignore[attr-defined]
-        compiled.load(coefs, intercepts, state)
+        compiled.load(coefs, intercepts, state and state["optimizer"], self._rule.count)
         samples = len(tensors[0])
         self._sizes = np.full(-(-samples // batch_size), float(batch_size))
         self._sizes[-1] = samples - batch_size * (len(self._sizes) - 1)
@@ -110,7 +114,11 @@ class Training:
 
     def epoch(self, order: np.ndarray | None, rate: float) -> float:
         """Mean loss of the epoch over its samples; not a number as soon as a step's is not finite."""
-        self._rates.fill(rate)
+        steps = self._taken + 1 + np.arange(len(self._sizes))
+        self._rates[:] = (rate * self._rule.factors(steps))[:, None]
+        if self._plan.solver == "sgd" and self._rate not in (None, rate):
+            self._keep_velocity(self._rate / rate)
+        self._taken, self._rate = self._taken + len(self._sizes), rate
         if self._plan.dropout and self.compiled.engine.name == "torch":
             with torch.random.fork_rng():
                 torch.manual_seed(self._seed)
@@ -121,6 +129,15 @@ class Training:
         if len(losses) < len(self._sizes):
             return float("nan")
         return float(losses @ self._sizes / len(self.tensors[0]))
+
+    def _keep_velocity(self, factor: float) -> None:
+        """The learning rate is inside of scikit-learn's velocity and outside of torch's buffer."""
+        engine, optimizer = self.compiled.engine, self.compiled.optimizer
+        engine.store()
+        for held in optimizer.state.values():
+            if held.get("momentum_buffer") is not None:
+                held["momentum_buffer"].mul_(factor)
+        engine.load()
 
     def close(self) -> None:
         """Leaves the compiled step to the next fit."""
@@ -135,7 +152,45 @@ class Training:
             k: {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in s.items()}
             for k, s in held["state"].items()
         }
-        return {"state": copied, "param_groups": held["param_groups"]}
+        optimizer = {"state": copied, "param_groups": held["param_groups"]}
+        return {"optimizer": optimizer, "taken": self._taken, "rate": self._rate}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """scikit-learn's update out of torch's.
+
+    Adam: scikit-learn adds epsilon to the root of the second moment before its bias is corrected, torch after it. A
+    torch optimizer that has counted so many steps that it corrects nothing has scikit-learn's update at the learning
+    rates ``rate * sqrt(1 - beta_2^t) / (1 - beta_1^t)``.
+
+    Attributes:
+        count: the steps that torch's optimizer is told to have taken at the start.
+    """
+
+    count: int = 0
+    betas: tuple[float, float] = (0.0, 0.0)
+
+    def factors(self, steps: np.ndarray) -> np.ndarray:
+        """What the learning rate is multiplied by in steps 1, 2, ... of the estimator."""
+        if not self.count:
+            return np.ones(len(steps))
+        (first, second), counted = self.betas, steps + self.count
+        scale = np.sqrt(1 - second**steps) / (1 - first**steps)
+        return scale * (1 - first**counted) / np.sqrt(1 - second**counted)  # torch's own corrections taken out
+
+
+_FORGOTTEN, _MOST_STEPS = 25.0, 1_000_000  # exp(-25): epsilon to 1e-11 of itself
+
+
+def rule_of(plan: Plan) -> Rule:
+    """That of scikit-learn's solvers; "adamw", which it has not, is torch's."""
+    if plan.solver != "adam":
+        return Rule()
+    betas = dict(plan.options)["betas"]
+    slowest = max(betas)
+    count = int(np.ceil(_FORGOTTEN / -np.log(slowest))) if slowest > 0 else 1
+    return Rule(min(max(count, 1), _MOST_STEPS), betas)
 
 
 def lbfgs(
