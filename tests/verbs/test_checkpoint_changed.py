@@ -113,3 +113,33 @@ def test_a_case_whose_model_changed_is_traced_again():
     first = cr.plan(case)
     activation(model)
     assert cr.plan(case).program is not first.program
+
+
+def penalty(run, x):
+    x = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(run(x).sum(), x, create_graph=True)
+    return (slope.norm(dim=1) - 1.0).square().mean()
+
+
+@pytest.mark.parametrize("weighted", [False, True])  # whether the cotangent itself has a gradient
+def test_second_derivatives_are_refused_and_apply_has_them(weighted):
+    torch.manual_seed(0)
+    block = lambda: nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(8, 8), nn.Tanh())))  # noqa: E731
+    model = nn.Sequential(*(block() for _ in range(4))).double()
+    x = torch.randn(64, 8, dtype=torch.float64)
+    plan = cr.plan(model, x.clone().requires_grad_(), budget=0.9)
+    small = cr.checkpoint(model, x.clone().requires_grad_(), plan=plan)
+    factor = torch.ones((), dtype=torch.float64, requires_grad=weighted)
+    with pytest.raises(UnsupportedOpError, match="create_graph=True") as refused:
+        penalty(lambda v: factor * small(v), x)
+    assert "apply_" in str(refused.value)
+    out = small(x.clone().requires_grad_()).sum()
+    with pytest.raises(UnsupportedOpError):
+        torch.autograd.grad(out, list(model.parameters()), create_graph=True)
+    out.backward()  # nothing was let go
+    model.zero_grad()
+    expected = torch.autograd.grad(penalty(model, x), list(model.parameters()), allow_unused=True)
+    done = plan.apply_(model)
+    found = torch.autograd.grad(penalty(model, x), list(model.parameters()), allow_unused=True)
+    assert done.modules
+    torch.testing.assert_close([g for g in found if g is not None], [g for g in expected if g is not None])
