@@ -279,3 +279,60 @@ def test_other_bad_input():
     ):
         with pytest.raises(ChainruleError):
             call()
+
+
+@pytest.mark.parametrize("model", [3, None, lambda x: x, [nn.Linear(3, 3)]])
+def test_models_that_are_none(model):
+    for ask in (
+        lambda: cr.plan(model, torch.ones(2, 3)),
+        lambda: cr.checkpoint(model, torch.ones(2, 3), budget=0.9),
+        lambda: cr.plan(model, torch.ones(2, 3), objective=lambda m, b: b.sum()),
+    ):
+        with pytest.raises(ModelError, match="no model to plan") as refused:
+            ask()
+        assert "torch.nn.Module" in str(refused.value) and "objective=" in str(refused.value)
+
+
+def test_files_that_are_no_plans(tmp_path):
+    p = cr.plan(nn.Linear(3, 3), torch.ones(2, 3))
+    (tmp_path / "text.json").write_text("no plan")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    for name in ("missing.json", "text.json", "list.json", "bytes.json", "."):
+        with pytest.raises(ModelError, match="plan") as refused:
+            p.load(tmp_path / name)
+        assert str(tmp_path / name) in str(refused.value)
+
+
+def test_refused_budgets_say_what_is_too_much():
+    model, x = nn.Sequential(nn.Linear(512, 512), nn.Tanh()), torch.ones(4, 512)
+    with pytest.raises(BudgetError, match="alone take 1.0. MB more") as refused:
+        cr.plan(model, x, budget="8K")
+    assert "'8K'" in str(refused.value) and "-" not in str(refused.value).split("required")[0]
+    least = refused.value.minimum_bytes
+    with pytest.raises(BudgetError) as refused:
+        cr.plan(model, x, budget=least - 1)
+    assert " of activations" in str(refused.value)
+
+
+def test_a_fraction_refused_for_another_batch_is_named():
+    model, x = simple()
+    small = cr.checkpoint(model, x, budget=0.8)
+    with pytest.raises(BudgetError, match=r"0\.8"):
+        small(torch.cat([x] * 8))
+
+
+def test_a_write_into_an_input_names_it():
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, first, mask):
+            mask.mul_(2.0)
+            return self.layer(first) * mask
+
+    pair = torch.ones(2, 3), torch.ones(2, 3)
+    for batch in (pair, dict(zip(("first", "mask"), pair, strict=True))):
+        with pytest.raises(ChainruleError, match="writes into input 'mask'"):
+            cr.plan(Writing(), batch)

@@ -70,3 +70,22 @@ def test_statistics_are_updated_once_by_apply():
         model(x).square().mean().backward()
         found.append([*(p.grad.clone() for p in model.parameters()), *(b.clone() for b in model.buffers())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_retained_graph_runs_again_on_the_statistics_of_its_call():
+    torch.manual_seed(0)
+    block = lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, momentum=0.5), nn.Tanh(), nn.Linear(8, 8))  # noqa: E731
+    model = nn.Sequential(*(block() for _ in range(4))).double()
+    x = torch.randn(32, 8, dtype=torch.float64)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    found = []
+    for applied in (False, True):
+        model.load_state_dict(state)
+        model.zero_grad()
+        if applied:
+            assert cr.plan(model, x, budget=0.9).apply_(model).modules
+        out = model(x).square().mean()
+        out.backward(retain_graph=True)
+        out.backward()
+        found.append([*(p.grad.clone() for p in model.parameters()), *(b.clone() for b in model.buffers())])
+    torch.testing.assert_close(*found)

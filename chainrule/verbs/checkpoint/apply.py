@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -151,16 +151,23 @@ def _buffers(module: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
     return [(m, name, b.detach().clone()) for m in owners for name, b in m._buffers.items() if b is not None]
 
 
-@contextlib.contextmanager
-def _as_they_were(before: list[tuple[nn.Module, str, torch.Tensor]]) -> Iterator[None]:
-    """Lets a forward pass run again on its old buffers; what it writes to them is thrown away."""
-    now = [(m, name, m._buffers[name]) for m, name, _ in before]
-    for m, name, old in before:
-        m._buffers[name] = old
-    try:
-        yield
-    finally:
-        for m, name, held in now:
+class _as_they_were:
+    """Lets a forward pass run again on its old buffers; what it writes to them is thrown away.
+
+    It is entered once per run: a retained graph, or a second derivative, runs the forward pass several times.
+    """
+
+    def __init__(self, before: list[tuple[nn.Module, str, torch.Tensor]]) -> None:
+        self._before = before
+        self._now: list[list[torch.Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        self._now.append([m._buffers[name] for m, name, _ in self._before])
+        for m, name, old in self._before:
+            m._buffers[name] = old.clone()
+
+    def __exit__(self, *args: Any) -> None:
+        for (m, name, _), held in zip(self._before, self._now.pop(), strict=True):
             m._buffers[name] = held
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from chainrule.errors import BackendError, ModelError, StaleTraceError, Unsuppor
 from chainrule.frontends.torch import generator_states, restore_generators
 from chainrule.frontends.torch.batch import leaves
 from chainrule.planning.frontier import judged
+from chainrule.planning.problem import Schedule
 from chainrule.verbs.checkpoint.budget import parsed
 from chainrule.verbs.checkpoint.by_modules import ByModules, SameModel, by_modules
 from chainrule.verbs.checkpoint.plan import Plan, planned
@@ -46,6 +48,30 @@ class Reader:
         return found
 
 
+@dataclass(frozen=True)
+class Carried:
+    """What other batches and copies are planned by.
+
+    Attributes:
+        problem: digest of the program; a copy whose first batch has it takes the schedule. limit: bytes for the others.
+    """
+
+    problem: str
+    schedule: Schedule
+    limit: int
+
+    @staticmethod
+    def of(plan: Plan) -> Carried:
+        """Of a plan."""
+        limit = plan.peak_bytes if plan.budget is None else plan.limit
+        return Carried(plan.program.problem.digest, plan.schedule, limit - plan.breakdown["optimizer state"])
+
+
+# What a copy makes anew, or shares with its model.
+_OWN = {"_model", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+_OWN |= {"plan", "source", "_budget", "_objective", "_carried", "_programs", "_readers", "_used"}
+
+
 class Checkpointed(SameModel):
     """A model that runs by a plan. Parameters, buffers and submodules are the model's own, under their names.
 
@@ -53,20 +79,37 @@ class Checkpointed(SameModel):
     plans again, and says so once with a warning.
 
     Attributes:
-        plan: of the first batch. executor, reason: what runs, and why. source: the passes of the latest plan.
+        plan: of the first batch; None in a copy until its first call with gradients. executor, reason: what runs, and
+            why. source: the passes of the latest plan.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, budget: int | float | str | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan | None,
+        budget: int | float | str | None,
+        objective: Callable[..., Any] | None = None,
+        carried: Carried | None = None,
+    ) -> None:
         super().__init__(model)
-        object.__setattr__(self, "plan", plan)
-        object.__setattr__(self, "_budget", budget)
-        object.__setattr__(self, "_programs", {})
-        object.__setattr__(self, "_objective", plan.program.objective)
-        object.__setattr__(self, "_readers", {})
-        object.__setattr__(self, "_used", False)
-        object.__setattr__(self, "source", "")
+        hidden = {
+            "plan": plan,
+            "source": "",
+            "_budget": budget,
+            "_objective": objective if plan is None else plan.program.objective,
+            "_carried": carried if plan is None else Carried.of(plan),
+            "_programs": {},
+            "_readers": {},
+            "_used": False,
+        }
+        self.__dict__.update(hidden)
         self.executor = "source"
         self.reason = "the model was traced as a whole: its passes run as straight-line code, and free as they go"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy has its own model and plans at its first call: traces and compiled passes are not copied."""
+        state = {k: v for k, v in self.__dict__.items() if k not in _OWN}
+        return Checkpointed, (self._model, None, self._budget, self._objective, self._carried), state
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output; its backward pass is the planned one."""
@@ -74,6 +117,8 @@ class Checkpointed(SameModel):
         learns = any(p.requires_grad for p in self._model.parameters()) or any(t.requires_grad for t in given)
         if not torch.is_grad_enabled() or not learns:
             return called(self._objective, self._model, args, kwargs)
+        if self.plan is None:
+            object.__setattr__(self, "plan", self._planned(self._carried, args, kwargs))
         for _ in range(_STALE):
             key = self._key(args, kwargs)
             program, passes = self._program(key, args, kwargs)
@@ -123,6 +168,19 @@ class Checkpointed(SameModel):
     def _key(self, args: Any, kwargs: Any) -> Any:
         return *call_of(args, kwargs), *state_of(self.plan.program.surroundings)
 
+    def _planned(self, carried: Carried, args: Any, kwargs: Any) -> Plan:
+        """The plan of a copy."""
+        program = program_of(self._model, args, kwargs, objective=self._objective)
+        same = program.problem.digest == carried.problem
+        if same:
+            plan = planned(program, (args, kwargs), self._objective, None, None, None)
+            return plan._with(judged(program.problem, carried.schedule), self._budget)
+        budget = carried.limit if self._budget is None else self._budget
+        plan = planned(program, (args, kwargs), self._objective, None, budget, carried.limit)
+        plan = replace(plan, budget=carried.limit)  # a fraction was one of another batch
+        warnings.warn(f"planned again for another batch or mode (a copy): {plan}", stacklevel=5)
+        return plan
+
     def _program(self, key: Any, args: Any, kwargs: Any) -> tuple[Program, Passes]:
         if key not in self._programs:
             plan, program = self.plan, self.plan.program
@@ -139,8 +197,7 @@ class Checkpointed(SameModel):
                         instead="checkpoint(model, batch, budget=...), which plans again",
                     )
                 program = program_of(self._model, args, kwargs, objective=self._objective)
-                limit = self.plan.limit - self.plan.breakdown["optimizer state"]  # the same memory
-                plan = planned(program, (args, kwargs), None, None, self._budget, limit)
+                plan = planned(program, (args, kwargs), None, None, self._budget, self._carried.limit)
                 # the caller of the module
                 warnings.warn(f"planned again for another batch or mode ({what}): {plan}", stacklevel=4)
             passes = passes_of(program.joint, program.extraction, plan.schedule)

@@ -25,7 +25,7 @@ from chainrule.verbs.case import Case
 from chainrule.verbs.checkpoint.batch_size import largest_batch
 from chainrule.verbs.checkpoint.budget import parsed, size_text
 from chainrule.verbs.checkpoint.by_name import storages_kept
-from chainrule.verbs.checkpoint.program import Program, arguments, inputs_of, program_of
+from chainrule.verbs.checkpoint.program import Program, arguments, checked, inputs_of, program_of
 from chainrule.verbs.notebook import axes_for, html_table
 
 _FORMAT = 1
@@ -223,6 +223,16 @@ class Plan:
         """
         try:
             body = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise ModelError(
+                f"the plan in {path} cannot be read",
+                given=error.strerror or str(error),
+                required="a file that plan.save wrote",
+                instead=f"plan(model, batch, budget=...).save({str(path)!r})",
+            ) from error
+        except ValueError as error:
+            raise ModelError(f"{path} is no plan", given=str(error), required="a file that plan.save wrote") from error
+        try:
             made_for, order, split = body["program"], tuple(map(int, body["order"])), int(body["split"])
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path} is no plan", given=str(error), required="a file that plan.save wrote") from error
@@ -309,7 +319,7 @@ def plan(
         model, batch, loss, optimizer, objective = case.model, case.batch, case.loss, case.optimizer, case.objective
     else:
         case = None
-    assert isinstance(model, nn.Module)
+    model = checked(model)
     wanted = None if budget is None else parsed(budget)
     if sum((wanted is not None, every is not None, bool(keep))) > 1:
         raise ModelError("a budget, every= and keep= are given together", required="one of them")
@@ -377,7 +387,7 @@ def planned(
             minimum = least if isinstance(wanted, float) else max(static + least, floor)
             raise BudgetError(
                 "no plan fits into the budget",
-                given=f"{budget!r}" + (f", that is {size_text(limit)} of activations" if wanted else ""),
+                given=f"{budget!r}, " + _left(limit, least),
                 required=f"at least {minimum:,} bytes ({size_text(minimum)})"
                 + (" of activations" if isinstance(wanted, float) else ""),
                 instead=f"budget={minimum}" if not isinstance(wanted, float) else f"budget={_up(least / base.peak)}",
@@ -405,6 +415,15 @@ def planned(
         floor,
     )
     return plan._with(found, budget)
+
+
+def _left(limit: int, least: int) -> str:
+    """What a budget leaves for the activations."""
+    if limit <= 0:
+        return f"but parameters, inputs and the like alone take {size_text(-limit)} more than that"
+    if limit < least:
+        return f"that is {size_text(limit)} of activations"
+    return "less than parameters, gradients and the optimizer's step take together"
 
 
 def _up(fraction: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -140,6 +141,7 @@ def program_of(
     Raises:
         UnsupportedOpError: the model does what a graph cannot hold: attributes that it changes.
     """
+    model = checked(model)
     found: list[tuple[Structure, tuple[bool, ...], tuple[bool, ...]]] = []
 
     def call(*given: Any, **named: Any) -> Any:
@@ -148,6 +150,7 @@ def program_of(
         found.append((structure, able, likely(structure, tensors)))
         return tuple(tensors)
 
+    call.__signature__ = _signature(model, objective)  # type: ignore[attr-defined]  # messages name inputs by it
     trace = trace_function(call, tuple(args), dict(kwargs), strict=False, follow=True, root=model)
     if trace.mutations:
         raise UnsupportedOpError(
@@ -187,6 +190,29 @@ def program_of(
         target,
         objective,
     )
+
+
+def checked(model: Any) -> nn.Module:
+    """The model; raises ModelError for what is none."""
+    if isinstance(model, nn.Module):
+        return model
+    raise ModelError(
+        "there is no model to plan",
+        given=describe(model),
+        required="a torch.nn.Module, or a chainrule.case of one",
+        instead="plan(model, batch, objective=function), for a function of model and batch",
+    )
+
+
+def _signature(model: nn.Module, objective: Callable[..., Any] | None) -> inspect.Signature:
+    """Names of what the traced call is given: the forward method's, or the objective's without its model."""
+    try:
+        if objective is None:
+            return inspect.signature(model.forward)
+        named = inspect.signature(objective)
+        return named.replace(parameters=list(named.parameters.values())[1:])
+    except (TypeError, ValueError):
+        return inspect.Signature()
 
 
 def state_of(surroundings: Surroundings) -> tuple[Any, int]:

@@ -14,7 +14,7 @@ import torch
 
 from chainrule.backends.torch.recompute.joint import Joint
 from chainrule.backends.torch.recompute.source import Passes
-from chainrule.errors import ModelError
+from chainrule.errors import ModelError, UnsupportedOpError
 
 
 class Call:
@@ -141,8 +141,14 @@ class _Output(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, cotangent: torch.Tensor) -> Any:
+        if torch.is_grad_enabled():  # create_graph=True; said before anything that was kept is let go
+            raise UnsupportedOpError(
+                "the backward pass of a planned module cannot be differentiated again",
+                given="create_graph=True",
+                required="first derivatives",
+                instead="the model itself, or plan.apply_(model), which torch differentiates as often as you like",
+            )
         before = ctx.call.cotangents.get(ctx.index)
         ctx.call.cotangents[ctx.index] = cotangent if before is None else before + cotangent
         return None, None, cotangent.new_zeros(()).expand(cotangent.shape)
