@@ -26,7 +26,7 @@ from chainrule.ops.fields.functions import applied, average_law, correlations, p
 from chainrule.ops.fields.integrals import hermite, nodes
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.registry import sizes
-from chainrule.ops.quadrature import breaks_of
+from chainrule.ops.quadrature import breaks_of, kinks_of
 
 _MOST_OPS = 200
 _REACH = 9.0
@@ -63,7 +63,7 @@ class Region:
         if deviation == 0 or all(_smooth(n) for n in self.ops):
             return []
         if len(self.ops) == 1 and len(self.node.inputs) == 1:
-            return [k.at for k in self.node.op.kinks]
+            return kinks_of(self.node)
 
         low = min(float(np.min(u.mean)), m) - _REACH * deviation
         high = max(float(np.max(u.mean)), m) + _REACH * deviation

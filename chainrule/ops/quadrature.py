@@ -95,6 +95,15 @@ def law_nodes(
     return points.ravel(), (weights * np.exp(-z * z / 2) / (std * np.sqrt(2 * np.pi))).ravel()
 
 
+def kinks_of(node: Node) -> list[float]:
+    """Where an op of one argument has kinks: as declared, and at its bounds, which are parameters (either sign)."""
+    declared = {float(kink.at) for kink in node.op.kinks}
+    if not declared:
+        return []
+    bounds = {float(v) for v in node.params.values() if isinstance(v, int | float) and np.isfinite(v)}
+    return sorted(declared | bounds | {-b for b in bounds})
+
+
 def breaks_of(
     ops: Sequence[Node],
     table: Callable[[np.ndarray], Mapping[Node, Any]],
@@ -116,7 +125,7 @@ def breaks_of(
         for n in ops:
             operands = [np.broadcast_to(np.asarray(values[i], dtype=float), x.shape) for i in n.inputs]
             found += operands
-            found += [operands[0] - kink.at for kink in n.op.kinks if kink.at]
+            found += [operands[0] - kink for kink in kinks_of(n) if kink]
             found += [a - b for k, a in enumerate(operands) for b in operands[k + 1 :]]
         return found
 

@@ -83,3 +83,45 @@ def test_an_encoder_that_normalises_after_its_sums():
 
     found = both(Encoder, (normal(16, 12, 32), normal(12, 16, 32).transpose(0, 1).contiguous()))
     agree({k: v for k, v in found.items() if "norm" in k or "linear" in k}, 0.3)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda: nn.Hardtanh(0.2, 0.4),
+        lambda: Between(0.2, 0.4),
+        lambda: Between(-0.4, -0.2),
+        lambda: nn.Threshold(1.0, 0.3),
+        lambda: nn.Hardshrink(0.9),
+        lambda: nn.Softshrink(0.2),
+    ],
+    ids=["hardtanh", "above zero", "below zero", "threshold", "hardshrink", "softshrink"],
+)
+def test_bounds_may_lie_anywhere(function: Callable[[], nn.Module]):
+    """A function is flat on most of the law, and its kinks are where its parameters say."""
+    found = both(
+        lambda: nn.Sequential(nn.Linear(48, 48), function(), nn.Linear(48, 48)),
+        (normal(64, 48), normal(64, 48)),
+        draws=48,
+    )
+    agree(found, 0.12)
+
+
+def test_bounds_that_nothing_reaches():
+    table = cr.moments(
+        nn.Sequential(nn.Linear(48, 48), Between(9.0, 12.0), nn.Linear(48, 48)),
+        (normal(64, 48), normal(64, 48)),
+        nn.MSELoss(),
+    )
+    assert table["1"].second == pytest.approx(81.0) and table["0"].grad_second == pytest.approx(0.0, abs=1e-30)
+
+
+class Between(nn.Module):
+    """Values clamped to bounds."""
+
+    def __init__(self, low: float, high: float):
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(self.low, self.high)

@@ -133,7 +133,7 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
     """f(u) for a field of normal values (others are taken as normal, which is then approximate)."""
     if not u.known:
         return unknown(u.shape, "its argument is unknown", u.sources)
-    line = _straight(f, u)
+    line = _straight(f, u, breaks)
     if line is not None:
         slope, intercept = line
         moved = scaled(u, slope)
@@ -209,11 +209,16 @@ def _odd(f: Function, u: Field) -> bool:
         return bool(np.allclose(f(x), -f(-x), rtol=1e-9, atol=0))
 
 
-def _straight(f: Function, u: Field) -> tuple[float, float] | None:
-    """(slope, intercept) where f is a straight line over the field's law."""
+_FAR = 8.0  # deviations: what lies farther has a share of 1e-15
+
+
+def _straight(f: Function, u: Field, breaks: Sequence[float]) -> tuple[float, float] | None:
+    """(slope, intercept) where f is a straight line over the field's law, between all breaks."""
     m, s = average_law(u)
     s = s or 1.0
-    x = m + s * np.array([-2.9, -1.3, -0.2, 0.0, 0.7, 2.1])
+    edges = np.unique([m - _FAR * s, *(b for b in breaks if abs(b - m) < _FAR * s), m + _FAR * s])
+    between = (edges[1:] + edges[:-1]) / 2 if edges.size > 2 else []
+    x = np.unique([*(m + s * np.array([-2.9, -1.3, -0.2, 0.0, 0.7, 2.1])), *between])
     with np.errstate(all="ignore"):
         y = np.broadcast_to(np.asarray(f(x), dtype=float), x.shape)
     if not np.all(np.isfinite(y)):
@@ -226,7 +231,7 @@ def _straight(f: Function, u: Field) -> tuple[float, float] | None:
 
 def passed(g: Field, f: Function, u: Field, breaks: Sequence[float], shape: Sequence[int]) -> Field:
     """``g f'(u)``, the cotangent g independent of u."""
-    line = _straight(f, u)
+    line = _straight(f, u, breaks)
     if line is not None:
         moved = scaled(g, line[0])
         if line[1] and g.alignment:
@@ -267,7 +272,11 @@ def _bent(
         return np.asarray(f(x), dtype=float) * slope(x)
 
     value = applied(f, u, breaks)
-    if not value.mean_square > 0 or [a.size for a in found.axes] != [a.size for a in value.axes]:
+    if (
+        not value.mean_square > 0
+        or not found.mean_square > 0
+        or [a.size for a in found.axes] != [a.size for a in value.axes]
+    ):
         return found
     square = g.drift**2 * g.mean_square / value.mean_square
     one, two = (applied(both, u, breaks), multiplied([value, inner], found.shape))

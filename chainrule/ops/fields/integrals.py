@@ -16,6 +16,7 @@ import numpy as np
 Function = Callable[[np.ndarray], np.ndarray]
 
 _REACH, _SEGMENTS, _POINTS = 9.0, 8, 16
+_APART = 0.05  # deviations
 _TERMS, _NEAR = 80, 0.85
 
 
@@ -31,6 +32,10 @@ def nodes(mean: np.ndarray, std: np.ndarray, breaks: Sequence[float]) -> tuple[n
     if len(breaks):
         safe = np.where(std > 0, std, 1.0)[:, None]
         inside = np.clip((np.asarray(breaks)[None, :] - mean[:, None]) / safe, -_REACH, _REACH)
+        # no short segments beside a break, where a numerical slope would reach across it
+        gap = np.abs(base[:, :, None] - inside[:, None, :])
+        nearest = np.take_along_axis(inside, gap.argmin(axis=2), axis=1)
+        base = np.where(gap.min(axis=2) < _APART, nearest, base)
         base = np.sort(np.concatenate([base, inside], axis=1), axis=1)
     x, w = _legendre(_POINTS)
     left, right = base[:, :-1, None], base[:, 1:, None]
