@@ -20,6 +20,7 @@ from chainrule.verbs.diagnose.optimizers import is_adaptive
 from chainrule.verbs.diagnose.patches import INITIALIZE, Patch, initialize, submodule
 from chainrule.verbs.diagnose.recurrent import over_time
 from chainrule.verbs.diagnose.torch_ops import RECURRENT
+from chainrule.verbs.diagnose.unrolled import through_steps
 from chainrule.verbs.kinds import Finding
 
 DECADES, FIT = 4.0, 0.9  # range of log10 rms over depth, and R^2 of the line, of a faulty signal
@@ -75,7 +76,8 @@ def flow(e: Examination) -> list[Finding]:
     alive = [x for x in layers if x.backward > 0]
     slope, steady = trend([x.backward for x in alive])
     if steady:
-        return [_finding(e, alive, slope, by_scale=False)]
+        steps = unrolled(alive) if slope > 0 else []
+        return steps or [_finding(e, alive, slope, by_scale=False)]
     if len(alive) == len(layers) and all(x.gain > LARGE for x in layers):
         slope = _per_layer(layers)
         grown = max(layers[-1].forward / (layers[0].forward or 1.0), layers[0].backward / layers[-1].backward)
@@ -94,27 +96,41 @@ def through_time(e: Examination) -> list[Finding]:
         if len(kept) < 4 or len(kept) < len(signal) / 2:
             continue
         slope, steady = trend(kept)
-        if not steady:
-            continue
-        grows = slope < 0
-        factor = 10 ** abs(slope)
-        module = label(layer.parameter)
-        cell = submodule(module)
-        return [
-            Finding(
-                "exploding" if grows else "vanishing", "error" if grows else "info", module,
-                f"the gradient {'grows' if grows else 'shrinks'} by a factor {factor:.2g} with every step back in "
-                "time: " + ("the recurrent weight's gain is raised to the power of the length" if grows
-                   else f"what is more than {6 / abs(slope):.0f} steps back is not learned from"),
-                measured=f"rms of dh/dx {kept[0]:.1e} at the first of {len(kept)} steps, {kept[-1]:.1e} at the last",
-                expected="about one per step",
-                fix="nn.init.orthogonal_ of the recurrent weights, an LSTM or GRU, or shorter sequences"
-                + ("; clipping of the norm" if grows else ""),
-                patch=Patch(f"for n, p in {cell}.named_parameters():\n    if 'weight_hh' in n:\n        "
-                            "nn.init.orthogonal_(p)") if grows else None,
-            )
-        ]  # fmt: skip
+        if steady:
+            return [_over_steps(label(layer.parameter), kept, slope, "dh/dx")]
     return []
+
+
+def unrolled(layers: Sequence[Layer]) -> list[Finding]:
+    """The same of a recurrence that is written as a loop, where every weight has a use with a gradient of its size."""
+    steps = through_steps(layers)
+    if not steps:
+        return []
+    largest: dict[str, float] = {}
+    for x in layers:
+        largest[x.parameter] = max(largest.get(x.parameter, 0.0), x.backward)
+    if min(largest.values()) < 10**-DECADES * layers[-1].backward:
+        return []  # a weight before the recurrence, or beside it, gets next to nothing
+    signal = [x.backward for x in steps]
+    slope, _ = trend(signal)
+    return [_over_steps(label(steps[0].parameter), signal, slope, "dL/dz")] if slope > 0 else []
+
+
+def _over_steps(module: str, signal: Sequence[float], slope: float, what: str) -> Finding:
+    grows = slope < 0
+    factor, cell = 10 ** abs(slope), submodule(module)
+    return Finding(
+        "exploding" if grows else "vanishing", "error" if grows else "info", module,
+        f"the gradient {'grows' if grows else 'shrinks'} by a factor {factor:.2g} with every step back in "
+        "time: " + ("the recurrent weight's gain is raised to the power of the length" if grows
+            else f"what is more than {6 / abs(slope):.0f} steps back is not learned from"),
+        measured=f"rms of {what} {signal[0]:.1e} at the first of {len(signal)} steps, {signal[-1]:.1e} at the last",
+        expected="about one per step",
+        fix="nn.init.orthogonal_ of the recurrent weights, an LSTM or GRU, or shorter sequences"
+        + ("; clipping of the norm" if grows else ""),
+        patch=Patch(f"for n, p in {cell}.named_parameters():\n    if 'weight_hh' in n:\n        "
+                    "nn.init.orthogonal_(p)") if grows else None,
+    )  # fmt: skip
 
 
 def _per_layer(layers: Sequence[Layer]) -> float:

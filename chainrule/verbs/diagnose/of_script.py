@@ -141,8 +141,11 @@ def _merged(results: Sequence[DiagnoseResult], watch: Watch) -> DiagnoseResult:
         findings[("accumulating", "", "")] = found
     notes = tuple(dict.fromkeys(n for r in results for n in r.notes))
     if alone and watch.renewed:
-        notes = (*notes, "the loss after the first step is of other parameters: if the model is made anew in every "
-                         "pass of the loop on purpose, that is as it should be; if not, make it before the loop")  # fmt: skip
+        renewed = (
+            "the loss after the first step is of other parameters: if the model is made anew in every pass of the "
+        )
+        renewed += "loop on purpose, that is as it should be; if not, make it before the loop"
+        notes = (*notes, renewed)
     if len(results) > 1:
         notes = (*notes, f"{len(results)} optimizers were examined at their first steps")
     first = results[0]

@@ -10,7 +10,7 @@ import torch
 
 from chainrule.errors import ChainruleError
 from chainrule.verbs.diagnose.examination import Examination
-from chainrule.verbs.diagnose.layers import layers_of
+from chainrule.verbs.diagnose.layers import Layer, layers_of
 from chainrule.verbs.kinds import Finding
 
 _STEPS = 10
@@ -22,13 +22,20 @@ def verified(e: Examination, findings: Sequence[Finding]) -> tuple[Finding, ...]
     for k, finding in enumerate(findings):
         code = getattr(finding.patch, "code", "")
         able = k == 0 and code and finding.severity != "info" and not e.subject.sharded
-        tried = _after(e, finding) if able else ""
-        done.append(replace(finding, verified=tried) if tried else finding)
+        tried, better = _after(e, finding) if able else ("", True)
+        if not better:
+            e.subject.notes.append(f"initialising {finding.where} again was tried and made nothing better ({tried})")
+            done.append(replace(finding, patch=None))
+        else:
+            done.append(replace(finding, verified=tried) if tried else finding)
     return tuple(done)
 
 
-def _after(e: Examination, finding: Finding) -> str:
-    """One line about the patched model: signal over depth and, with an optimizer, the loss over some steps."""
+def _after(e: Examination, finding: Finding) -> tuple[str, bool]:
+    """One line about the patched model: signal over depth and, with an optimizer, the loss over some steps.
+
+    And whether a signal that shrank or grew does so less.
+    """
     subject, case = e.subject, e.subject.case
     try:
         with torch.random.fork_rng(devices=[]), subject.safely():
@@ -47,11 +54,24 @@ def _after(e: Examination, finding: Finding) -> str:
                 losses = subject.steps(_STEPS)
                 parts.append(f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses) - 1} steps")
                 parts = parts[1:]
-            return "; ".join(parts)
+            return "; ".join(parts), finding.kind not in ("vanishing", "exploding") or _flatter(e, layers)
     except (ChainruleError, RuntimeError, AttributeError, LookupError, ValueError, TypeError) as error:
         subject.notes.append(f"the fix of {finding.kind} could not be tried: {str(error).splitlines()[0]}")
-        return ""
+        return "", True
     finally:
         subject.case = case
         for cached in ("parameters", "trainable", "batch_tensors", "roots", "optimized"):
             subject.__dict__.pop(cached, None)
+
+
+def _flatter(e: Examination, after: Sequence[Layer]) -> bool:
+    """Whether the gradient changes by fewer decades from the last layer to the first than before the fix."""
+    before = [x for x in e.layers if x.value in e.path]
+    if len(before) < 2 or len(after) < 2:
+        return True
+    return _decades(after) < _decades(before)
+
+
+def _decades(layers: Sequence[Layer]) -> float:
+    first, last = layers[0].backward, layers[-1].backward
+    return abs(math.log10(first / last)) if 0 < first < math.inf and 0 < last < math.inf else math.inf

@@ -377,3 +377,93 @@ class Transposed(nn.Module):
 def test_healthy(name: str) -> None:
     result = diagnosed(HEALTHY[name])
     assert result.ok, str(result)
+
+
+class Cells(nn.Module):
+    """A recurrence as a loop over cells or over plain layers, with or without the batch at every step."""
+
+    def __init__(self, kind: str, width: int = 32) -> None:
+        super().__init__()
+        self.kind, self.width = kind, width
+        cells = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
+        if kind in cells:
+            self.cell: nn.Module = cells[kind](6, width)
+        else:
+            self.cell = nn.Linear({"joined": 6 + width}.get(kind, width), width)
+            self.enter = nn.Linear(6, width) if kind != "joined" else None
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(len(x), self.width)
+        c = h
+        if self.kind == "tied":
+            assert self.enter is not None
+            h = torch.tanh(self.enter(x[:, 0]))
+        for t in range(x.shape[1]):
+            if self.kind == "lstm":
+                h, c = self.cell(x[:, t], (h, c))
+            elif self.kind in ("gru", "rnn"):
+                h = self.cell(x[:, t], h)
+            elif self.kind == "joined":
+                h = torch.tanh(self.cell(torch.cat([x[:, t], h], 1)))
+            elif self.kind == "added":
+                assert self.enter is not None
+                h = torch.tanh(self.enter(x[:, t]) + self.cell(h))
+            else:
+                h = torch.tanh(self.cell(h))
+        return self.head(h)
+
+
+class Whole(nn.Module):
+    """The same by torch's own layers."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[kind](6, 32, batch_first=True)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(x)[0][:, -1])
+
+
+def through_time(model: nn.Module, steps: int) -> DiagnoseResult:
+    x = torch.randn(32, steps, 6, generator=torch.Generator().manual_seed(1))
+    return cr.diagnose(model, (x, torch.arange(32) % 4), F.cross_entropy, sgd(model))
+
+
+@pytest.mark.parametrize("steps", [25, 60])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+def test_loops_of_cells_are_judged_as_the_layers_are(kind: str, steps: int) -> None:
+    torch.manual_seed(0)
+    loop, layer = Cells(kind), Whole(kind)
+    for own, other in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), layer.layer.parameters(), strict=True):
+        getattr(loop.cell, own).data.copy_(other.detach())
+    loop.head.load_state_dict(layer.head.state_dict())
+    found = [through_time(m, steps) for m in (loop, layer)]
+    assert all(r.ok for r in found), "\n".join(map(str, found))
+    assert {(f.kind, f.severity) for f in found[0].findings} <= {("vanishing", "info")}
+    assert all(f.patch is None for f in found[0].findings)
+
+
+@pytest.mark.parametrize("kind", ["joined", "added"])
+def test_recurrences_of_plain_layers_are_judged_alike(kind: str) -> None:
+    torch.manual_seed(0)
+    assert through_time(Cells(kind), 40).ok
+
+
+def test_a_deep_network_of_one_weight_is_no_recurrence() -> None:
+    torch.manual_seed(0)
+    worst = through_time(Cells("tied"), 40).findings[0]
+    assert (worst.kind, worst.severity) == ("vanishing", "error")
+
+
+def test_a_loop_that_explodes_is_an_error() -> None:
+    torch.manual_seed(0)
+    model = Cells("rnn")
+    with torch.no_grad():
+        model.cell.weight_hh.mul_(0).add_(3 * torch.eye(32))
+        model.cell.weight_ih.mul_(1e-25)  # so that tanh stays linear
+        model.cell.bias_ih.zero_()
+        model.cell.bias_hh.zero_()
+    worst = through_time(model, 40).findings[0]
+    assert (worst.kind, worst.severity) == ("exploding", "error")
