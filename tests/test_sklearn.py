@@ -20,6 +20,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from torch import nn
 
 import chainrule.sklearn as ours
+from chainrule.errors import ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -339,6 +340,44 @@ def test_net_classifier(options: dict) -> None:
     copied = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(copied.predict(X), model.predict(X))
     np.testing.assert_array_equal(clone(model).fit(X, y).predict_proba(X), model.predict_proba(X))
+
+
+def test_keywords_of_a_module_and_an_optimizer_in_a_search() -> None:
+    X, y = IRIS
+    net = ours.NetClassifier(Residual, module_params={"width": 4}, optimizer="SGD", lr=0.1, max_iter=20, random_state=0)
+    grid = {"module__width": [2, 9], "optimizer__momentum": [0.9], "lr": [0.05]}
+    found = GridSearchCV(net, grid, cv=2).fit(X, y).best_estimator_
+    assert found.module_.first.out_features == found.module_params["width"] in (2, 9)
+    assert found.optimizer_params == {"momentum": 0.9} and found.lr == 0.05
+    assert net.module_params == {"width": 4} and net.optimizer_params is None
+    piped = make_pipeline(StandardScaler(), net).set_params(netclassifier__module__width=3).fit(X, y)
+    assert piped[-1].module_.first.out_features == 3
+    with pytest.raises(ValueError, match="Invalid parameter"):
+        net.set_params(modules__width=3)
+
+
+def test_modules_that_cannot_be_made_say_what_is_expected() -> None:
+    class Fixed(nn.Module):
+        """Takes nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)
+
+    X, y = IRIS
+    for given, said in (
+        ({"module": Fixed}, "cannot be made: Fixed\\(4, 3\\)"),
+        ({"module": Residual, "module_params": {"depth": 3}}, "depth"),
+        ({"module": Fixed(), "module_params": {"width": 3}}, "takes no parameters"),
+        ({"module": 7}, "module is not one"),
+    ):
+        with pytest.raises(ModelError, match=said) as error:
+            ours.NetClassifier(**given).fit(X, y)
+        assert error.value.given and error.value.required and error.value.instead
+    assert ours.NetClassifier(lambda inputs, outputs: Fixed(), max_iter=3).fit(X, y).n_iter_ == 3
 
 
 def test_net_regressor() -> None:

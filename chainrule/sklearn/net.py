@@ -21,6 +21,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 from torch import nn
 
+from chainrule.errors import ModelError
 from chainrule.sklearn.base import _number, _one_of
 from chainrule.sklearn.losses import Objective, per_sample
 from chainrule.verbs.fit import fit
@@ -29,6 +30,38 @@ from chainrule.verbs.fit import fit
 def default_module(inputs: int, outputs: int) -> nn.Module:
     """One hidden layer of 100 rectified units."""
     return nn.Sequential(nn.Linear(inputs, 100), nn.ReLU(), nn.Linear(100, outputs))
+
+
+def _nested(name: str) -> str | None:
+    """What a name like ``module__width`` is a keyword of."""
+    of, _, key = name.partition("__")
+    return of if key and of in ("module", "optimizer") else None
+
+
+def _words(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
+def _check_call(make: Any, inputs: int, outputs: int, options: dict[str, Any]) -> None:
+    """Raises ModelError for what cannot be called with the numbers of inputs and outputs, and these keywords."""
+    required = "a class or function (inputs, outputs, keywords...) -> nn.Module, or a module"
+    if not callable(make):
+        raise ModelError("module is not one", given=repr(make), required=required, instead="module=None, the default")
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):  # written in C
+        return
+    try:
+        signature.bind(inputs, outputs, **options)
+    except TypeError as error:
+        name = getattr(make, "__name__", type(make).__name__)
+        called = f"{name}({inputs}, {outputs}{', ' + _words(options) if options else ''})"
+        raise ModelError(
+            f"the module cannot be made: {called}: {error}",
+            given=f"{name}{signature}",
+            required=required,
+            instead=f"module=lambda inputs, outputs: {name}(...)",
+        ) from None
 
 
 class Net(BaseEstimator):
@@ -121,12 +154,32 @@ class Net(BaseEstimator):
     def _target(self, y: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         raise NotImplementedError
 
+    def set_params(self, **params: Any) -> Any:
+        """As in scikit-learn; ``module__width=8`` and ``optimizer__momentum=0.9`` set one keyword of
+        ``module_params`` and ``optimizer_params``, for a search over them.
+        """
+        own = {name: value for name, value in params.items() if _nested(name) is None}
+        super().set_params(**own)
+        for name in params.keys() - own.keys():
+            of, _, key = name.partition("__")
+            setattr(self, f"{of}_params", {**(getattr(self, f"{of}_params") or {}), key: params[name]})
+        return self
+
     # ---- parts -------------------------------------------------------------------------------------------
     def _module(self, inputs: int) -> nn.Module:
         given = default_module if self.module is None else self.module
+        options = dict(self.module_params or {})
         if isinstance(given, nn.Module):
+            if options:
+                raise ModelError(
+                    "a module that is made already takes no parameters",
+                    given=f"a {type(given).__name__}, and {_words(options)}",
+                    required="a class or function (inputs, outputs, ...) -> nn.Module, which is called with them",
+                    instead=f"module={type(given).__name__}, or the module alone",
+                )
             return copy.deepcopy(given)
-        made = given(inputs, self._outputs(), **(self.module_params or {}))
+        _check_call(given, inputs, self._outputs(), options)
+        made = given(inputs, self._outputs(), **options)
         if not isinstance(made, nn.Module):
             raise ValueError(
                 f"module must give an nn.Module: an nn.Module, or a class or function of (inputs, outputs). Got "
@@ -224,7 +277,7 @@ class NetClassifier(ClassifierMixin, Net):
     Args:
         module: a class or function ``(inputs, outputs) -> nn.Module``, or a module, which is copied; it returns
             logits, (samples, classes), also for two classes. None is one hidden layer of 100 rectified units.
-        module_params: keywords for it.
+        module_params: keywords for it; ``set_params(module__width=8)`` sets one of them.
         loss: torch's own or any ``(logits, class numbers) -> losses``; None is cross-entropy.
         optimizer: a class of torch.optim or its name, or a function of parameters. lr, optimizer_params: for it.
         max_iter, batch_size, shuffle, random_state, tol, n_iter_no_change, early_stopping, validation_fraction,

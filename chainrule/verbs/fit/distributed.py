@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from chainrule.errors import BackendError, MissingExtraError, ModelError
 from chainrule.frontends.torch import loss_value
 from chainrule.verbs.fit.data import Arrays, Batches, Source
+from chainrule.verbs.fit.fingerprint import fingerprint
 from chainrule.verbs.fit.loop import Loop
 from chainrule.verbs.fit.saving import random_state, restore_random
 
@@ -241,6 +242,9 @@ class DistributedLoop(Loop):
         model, state = get_state_dict(self.prepared.model, optimizers, options=whole)
         return {"model": model, "optimizers": state, "schedulers": [s.state_dict() for s in self.schedule.schedulers]}
 
+    def _check(self, state: dict[str, Any]) -> None:
+        """Nothing: whole states are taken apart, and held against each process's own, as they are restored."""
+
     def _restore(self, state: dict[str, Any]) -> None:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
@@ -263,6 +267,11 @@ class DistributedLoop(Loop):
             ) from None
         for scheduler, held in zip(self.schedule.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(held)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        if self._data is None:
+            self._data = fingerprint(self.source, shared=True)
+        return self._data
 
     def _random(self) -> Any:
         from accelerate.utils import gather_object

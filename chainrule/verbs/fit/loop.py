@@ -21,9 +21,19 @@ from chainrule.frontends.torch import Surroundings, generator_states, restore_ge
 from chainrule.frontends.torch.batch import leaves
 from chainrule.verbs.fit.data import Arrays, Source
 from chainrule.verbs.fit.evaluate import evaluate
+from chainrule.verbs.fit.fingerprint import check_same_data, fingerprint
 from chainrule.verbs.fit.interrupt import Interruptible
 from chainrule.verbs.fit.progress import Progress
-from chainrule.verbs.fit.saving import Saver, objects_state, random_state, restore_objects, restore_random
+from chainrule.verbs.fit.saving import (
+    Saver,
+    check_objects,
+    check_same_kinds,
+    kinds,
+    objects_state,
+    random_state,
+    restore_objects,
+    restore_random,
+)
 from chainrule.verbs.fit.schedule import Schedule
 from chainrule.verbs.fit.stopping import Best
 
@@ -89,6 +99,7 @@ class Loop:
     _whole: bool = field(default=True, init=False)  # no step was interrupted halfway
     _compiled_in: tuple[Any, ...] = field(default=(), init=False)
     _looks: int | None = field(default=None, init=False)
+    _data: dict[str, Any] | None = field(default=None, init=False)  # the fingerprint of the data at the start
     # Steps since the torch objects were brought up to date, to run them again if a loss is not finite.
     _since: list[tuple[Any, ...]] = field(default_factory=list, init=False)
     _surroundings: Surroundings | None = field(default=None, init=False)
@@ -358,8 +369,19 @@ class Loop:
     def _objects(self) -> dict[str, Any]:
         return objects_state(self.model, self.schedule.optimizers, self.schedule.schedulers)
 
+    def _kinds(self) -> dict[str, list[str]]:
+        return kinds(self.schedule.optimizers, self.schedule.schedulers)
+
+    def _check(self, state: dict[str, Any]) -> None:
+        check_objects(state, self.model, self.schedule.optimizers, self.schedule.schedulers)
+
     def _restore(self, state: dict[str, Any]) -> None:
         restore_objects(state, self.model, self.schedule.optimizers, self.schedule.schedulers)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        if self._data is None:
+            self._data = fingerprint(self.source)
+        return self._data
 
     def _random(self) -> Any:
         return random_state(self.source.generators())
@@ -372,6 +394,8 @@ class Loop:
         inside = self._position > 0
         return {
             **self._objects(),
+            "kinds": self._kinds(),
+            "data": self._fingerprint(),
             "random": self._random(),
             "began": self._began if inside else None,
             "position": self._position,
@@ -390,8 +414,11 @@ class Loop:
         """Goes on from a saved run.
 
         Raises:
-            ModelError: the saved run is of another training.
+            ModelError: the saved run is of another training, or of other data.
         """
+        check_same_kinds(state.get("kinds"), self._kinds())
+        self._check(state)
+        check_same_data(state.get("data"), self._fingerprint())
         self._restore(state)
         self._restore_random(state["random"])
         self.epoch_loss, self.validation_loss = list(state["epoch_loss"]), list(state["validation_loss"])

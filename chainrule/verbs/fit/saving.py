@@ -143,8 +143,8 @@ def objects_state(model: Any, optimizers: Sequence[Any], schedulers: Sequence[An
     }
 
 
-def restore_objects(state: dict[str, Any], model: Any, optimizers: Sequence[Any], schedulers: Sequence[Any]) -> None:
-    """Puts the states back; nothing is changed unless all of them fit.
+def check_objects(state: dict[str, Any], model: Any, optimizers: Sequence[Any], schedulers: Sequence[Any]) -> None:
+    """Whether the states fit these objects; nothing is changed.
 
     Raises:
         ModelError: the run was of another model or other optimizers.
@@ -161,11 +161,39 @@ def restore_objects(state: dict[str, Any], model: Any, optimizers: Sequence[Any]
             required="the model, optimizer and scheduler that the run was started with",
             instead="another save_dir",
         )
-    model.load_state_dict(held)
+
+
+def restore_objects(state: dict[str, Any], model: Any, optimizers: Sequence[Any], schedulers: Sequence[Any]) -> None:
+    """Puts states back that have been checked."""
+    model.load_state_dict(state["model"])
     for optimizer, held in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(held)
     for scheduler, held in zip(schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(held)
+
+
+def kinds(optimizers: Sequence[Any], schedulers: Sequence[Any]) -> dict[str, list[str]]:
+    """The classes of optimizers and schedulers, by name."""
+    own = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]  # Accelerate wraps it
+    return {
+        "optimizer": [type(optimizer).__name__ for optimizer in own],
+        "scheduler": [type(scheduler).__name__ for scheduler in schedulers],
+    }
+
+
+def check_same_kinds(held: dict[str, list[str]] | None, own: dict[str, list[str]]) -> None:
+    """Raises ModelError if a saved run is of other classes of optimizers or schedulers than these."""
+    if held is None:
+        return
+    for what, names in own.items():
+        if names != held[what]:
+            given, required = (", ".join(value) or "none" for value in (names, held[what]))
+            raise ModelError(
+                f"the saved run is of another training: the {what} was {required}, and now is {given}",
+                given=f"{what}: {given}",
+                required=f"{what}: {required}, as the run was started with",
+                instead="another save_dir",
+            )
 
 
 def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -108,6 +109,13 @@ class StepOfYourOwn:
         self, model: Any, loss: Any, optimizer: torch.optim.Optimizer | None, objective: Any, backend: str
     ) -> None:
         check_backend(backend)
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            raise ModelError(
+                "the optimizer is not one of torch's",
+                given=type(optimizer).__name__,
+                required="a torch.optim.Optimizer, or none",
+                instead="torch.optim.SGD(model.parameters(), lr=0.1)",
+            )
         self.model, self.loss, self.optimizer, self.objective = model, loss, optimizer, objective
         self.backend, self.reason, self._asked = "", "", backend
         self._run: Callable[..., torch.Tensor] = self._first
@@ -131,7 +139,17 @@ class StepOfYourOwn:
         self.backend, compiled = "torch", CompiledStep(self.model, self.loss, self.objective)
 
         def step(*batch: Any) -> torch.Tensor:
-            value = compute(compiled, self.model, batch[0] if len(batch) == 1 else batch)
+            data = batch[0] if len(batch) == 1 else batch
+            if self.optimizer is not None and wants_closure(self.optimizer):
+                values: list[torch.Tensor] = []
+
+                def closure() -> Any:
+                    values.append(compute(compiled, self.model, data))
+                    return values[-1]
+
+                self.optimizer.step(closure)
+                return values[0]
+            value = compute(compiled, self.model, data)
             if self.optimizer is not None:
                 self.optimizer.step()
             return value
@@ -163,7 +181,9 @@ def compile_step(
 
     With an optimizer each call takes one step of it; parameters and optimizer state are torch's own and up to date
     after every call, and ``.grad`` is left alone by native code, where gradients are used up by the update. Without one
-    the gradients are put into ``.grad``.
+    the gradients of the batch are put into ``.grad``, in place of what is there: where ``loss.backward()`` would add to
+    it, a call replaces it, so gradients of several batches are added up by the caller. An optimizer that computes the
+    loss several times in a step (L-BFGS) does so in torch's kernels; the loss is that before its step.
 
     Args:
         model, loss, optimizer, objective: as for all verbs.
@@ -183,6 +203,12 @@ def compile_step(
     True
     """
     return StepOfYourOwn(model, loss, optimizer, objective, backend)
+
+
+def wants_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether ``step`` needs a function that computes loss and gradients again (L-BFGS)."""
+    parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def compute(compiled: CompiledStep, model: torch.nn.Module, batch: Any) -> torch.Tensor:

@@ -5,7 +5,6 @@ It works on the torch objects themselves, so that there is nothing to load or to
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 from chainrule.errors import UnsupportedOpError
 from chainrule.frontends.torch import Trace, loss_value
-from chainrule.verbs.fit.step import CompiledStep
+from chainrule.verbs.fit.step import CompiledStep, wants_closure
 
 
 class TorchEngine:
@@ -46,7 +45,7 @@ class TorchEngine:
         if isinstance(loss, torch.nn.Module):
             self._parameters |= {f"loss.{name}": p for name, p in loss.named_parameters(remove_duplicate=False)}
         self._tape = False
-        self._optimizers = [(optimizer, _wants_closure(optimizer)) for optimizer in optimizers]
+        self._optimizers = [(optimizer, wants_closure(optimizer)) for optimizer in optimizers]
         self._rebuilt = rebuilt
 
     def load(self) -> None:
@@ -147,12 +146,6 @@ def _set(groups: list[dict[str, Any]], rates: Any) -> None:
 
 class _NotFinite(Exception):
     """The loss at the start of a step is not finite."""
-
-
-def _wants_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether ``step`` needs a function that computes loss and gradients again (L-BFGS)."""
-    parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return parameter is not None and parameter.default is parameter.empty
 
 
 def _refuse_outside(traced: Trace) -> None:

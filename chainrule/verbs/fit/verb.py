@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -164,7 +164,7 @@ def fit(
             raise ModelError("seeds and several modules are for one process", instead="one module, under torchrun")
         return _distributed(accelerator, train, model, optimizers, schedulers, source, backend, epochs, progress)
     if seeds is not None:
-        seeds = list(seeds)
+        seeds = list(seeds) if isinstance(seeds, Iterable) else _no_seeds(seeds)
         silent = Progress(epochs, shown=False)
         run = lambda m, o, s, d: train(m, o, s, d, silent)  # noqa: E731
         looked_at = held is not None or patience is not None or best_weights
@@ -211,6 +211,15 @@ def result_of(loop: Loop, seconds: float) -> FitResult:
 
 def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _no_seeds(given: Any) -> NoReturn:
+    raise ModelError(
+        "seeds is not a sequence of numbers",
+        given=f"seeds={given!r}",
+        required="whole numbers, one for each copy",
+        instead=f"seeds=range({given})" if isinstance(given, int) and given > 0 else "seeds=range(16)",
+    )
 
 
 def _check_optimizers(model: Any, optimizers: Sequence[Any]) -> None:

@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler as rates
 from torch.utils.data import DataLoader, TensorDataset
 
 import chainrule as cr
-from chainrule.errors import BackendError, ModelError
+from chainrule.errors import BackendError, ChainruleError, ModelError
 
 DTYPE = torch.float64
 
@@ -649,3 +649,44 @@ def test_a_step_notices_what_changes_around_it() -> None:
     assert same()
     model.eval()
     assert same()
+
+
+# ---- what is refused, and what is taken ------------------------------------------------------------------
+@pytest.mark.parametrize("seeds", [5, 1.5, None, "ab", [], [1.5], True])
+def test_seeds_that_are_none(seeds) -> None:
+    model = nn.Linear(2, 1)
+    train = lambda: cr.fit(  # noqa: E731
+        model, (torch.ones(4, 2), torch.ones(4, 1)), nn.MSELoss(), torch.optim.SGD(model.parameters(), 0.1),
+        epochs=1, seeds=seeds,
+    )  # fmt: skip
+    if seeds is None:
+        assert not train().replicas
+        return
+    with pytest.raises(ModelError, match="seeds"):
+        train()
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_step_of_lbfgs_is_torchs(backend: str) -> None:
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64)[:, None]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    other = copy.deepcopy(model)
+    loss = nn.MSELoss()
+    made = [torch.optim.LBFGS(m.parameters(), max_iter=4) for m in (model, other)]
+    step = cr.compile_step(model, loss, made[0], backend=backend)
+
+    def closure() -> torch.Tensor:
+        made[1].zero_grad()
+        value = loss(other(x), x**2)
+        value.backward()
+        return value
+
+    for _ in range(3):
+        assert float(step(x, x**2)) == pytest.approx(float(made[1].step(closure).detach()), rel=1e-9)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-10)
+    with pytest.raises(ChainruleError, match="LBFGS"):
+        cr.compile_step(model, loss, made[0], backend="native")(x, x**2)
+    with pytest.raises(ModelError, match="optimizer"):
+        cr.compile_step(model, loss, "SGD")

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import chainrule as cr
 from chainrule.errors import ModelError
 from chainrule.verbs.fit import loop
+from chainrule.verbs.fit.data import source_of
+from chainrule.verbs.fit.fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -158,6 +160,98 @@ def test_refusals_change_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="cannot be saved"):
         run("plain", tmp_path / "file")
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, 0.1),
+    "Adam": lambda p: torch.optim.Adam(p, 0.01),
+    "AdamW": lambda p: torch.optim.AdamW(p, 0.01),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, 0.01),
+}
+
+
+@pytest.mark.parametrize("pair", [("SGD", "Adam"), ("AdamW", "SGD"), ("Adam", "AdamW"), ("RMSprop", "Adam")], ids=str)
+def test_another_optimizer_is_named(pair: tuple[str, str], tmp_path: Path) -> None:
+    for kind in pair:
+        model, data, loss, *_ = make("plain")
+        optimizer = OPTIMIZERS[kind](model.parameters())
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        train = lambda: cr.fit(model, data, loss, optimizer, epochs=2, save_dir=tmp_path, resume=True)  # noqa: B023, E731
+        if kind == pair[0]:
+            train()
+            continue
+        with pytest.raises(ModelError, match=f"was {pair[0]}, and now is {pair[1]}") as said:
+            train()
+        assert said.value.given and said.value.required and said.value.instead
+        assert equal(before, dict(model.state_dict())) and not optimizer.state
+
+
+def test_another_scheduler_is_named(tmp_path: Path) -> None:
+    run("plain", tmp_path)
+    model, data, loss, optimizer, *_ = make("plain")
+    other = rates.ExponentialLR(optimizer, 0.9)
+    with pytest.raises(ModelError, match="scheduler was StepLR, and now is ExponentialLR"):
+        cr.fit(model, data, loss, optimizer, scheduler=other, epochs=9, save_dir=tmp_path, resume=True)
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    x, y = torch.arange(60.0).reshape(20, 3) / 60, torch.arange(20.0)[:, None] / 20
+    other, end = x.clone(), x.clone()
+    other[1, 1] += 1e-3
+    end[-1, 0] += 1
+    pair = TensorDataset(x, y)
+    subset = torch.utils.data.Subset(pair, list(range(3, 19)))
+    cut = lambda a: [(a[k : k + 5], y[k : k + 5]) for k in range(0, 20, 5)]  # noqa: E731
+
+    class Own(DataLoader):
+        """A loader that is not known."""
+
+    started = {
+        "arrays": ((x, y), [(other, y), (x, -y), (x[:-1], y[:-1]), (end, y), (x, torch.cat([y, y], 1))]),
+        "loader": (
+            DataLoader(pair, 5, shuffle=True),
+            [DataLoader(TensorDataset(other, y), 5), DataLoader(pair, 6), DataLoader(subset, 5), cut(x)],
+        ),
+        "subset": (
+            DataLoader(subset, 4),
+            [DataLoader(pair, 4), DataLoader(torch.utils.data.Subset(pair, list(range(2, 18))), 4)],
+        ),
+        "list": (cut(x), [cut(other), cut(x)[:-1], cut(end)]),
+        "own loader": (Own(pair, 5), [Own(TensorDataset(other, y), 5), Own(pair, 3), Own(subset, 5)]),
+        "own dataset": (DataLoader(Noisy(), 5), [DataLoader(Noisy(), 7), DataLoader(pair, 5)]),
+    }
+    for name, (data, others) in started.items():
+
+        def train(data):
+            torch.manual_seed(0)
+            model = nn.Linear(3, 1)
+            optimizer = torch.optim.SGD(model.parameters(), 0.01)
+            h = cr.fit(
+                model,
+                data,
+                nn.MSELoss(),
+                optimizer,
+                epochs=2,
+                save_dir=tmp_path / name,  # noqa: B023
+                resume=True,
+            )
+            return h.resumed
+
+        assert train(data) == 0 and train(data) == 2
+        for given in others:
+            with pytest.raises(ModelError, match="of other data") as said:
+                train(given)
+            assert said.value.given and said.value.required and said.value.instead, name
+
+
+def test_the_fingerprint_draws_nothing_and_takes_any_dtype() -> None:
+    state = torch.get_rng_state()
+    for dtype in (torch.bool, torch.bfloat16, torch.int64, torch.complex64):
+        x = torch.ones(6, 2).to(dtype)
+        for data in ((x, x), DataLoader(TensorDataset(x, x), 2, shuffle=True), [(x, x)], DataLoader(Noisy(), 2)):
+            found = fingerprint(source_of(data))
+            assert found == fingerprint(source_of(data)) and found
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_schedule_that_is_not_data_is_refused_at_the_first_save(tmp_path: Path) -> None:
