@@ -336,3 +336,19 @@ def test_a_write_into_an_input_names_it():
     for batch in (pair, dict(zip(("first", "mask"), pair, strict=True))):
         with pytest.raises(ChainruleError, match="writes into input 'mask'"):
             cr.plan(Writing(), batch)
+
+
+def test_work_inside_of_kernels_is_said_to_be_missing_until_it_is_measured():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LSTM(8, 8)
+
+        def forward(self, x):
+            return self.layer(x)[0]
+
+    for model, x in ((Recurrent(), torch.ones(4, 3, 8)), (nn.Conv1d(3, 3, 3), torch.ones(2, 3, 8))):
+        said = [what for what in cr.plan(model, x).not_counted if "inside" in what]
+        assert said and said[0] in str(cr.plan(model, x))
+        assert not [what for what in cr.plan(model, x, calibrate=True).not_counted if "inside" in what]
+    assert not any("inside" in what for what in cr.plan(nn.Linear(3, 3), torch.ones(2, 3)).not_counted)

@@ -29,6 +29,7 @@ from chainrule.verbs.checkpoint.program import Program, arguments, checked, inpu
 from chainrule.verbs.notebook import axes_for, html_table
 
 _FORMAT = 1
+_WORKING = ("convolution", "recurrent")  # ops whose kernels allocate beside their results
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Plan:
         recompute_fraction: time of recomputation over the time of the unplanned step, by the cost model.
         lower_bound: no schedule in this peak recomputes less than this fraction; gap: how far this plan is above it.
         breakdown: what -> bytes: parameters, buffers, gradients, optimizer state, inputs, activations, total.
-        not_counted: what was not given, hence not counted. budget: as given.
+        not_counted: what was not given or not measured, hence not counted. budget: as given.
         program: the traced model. schedule: the plan itself.
     """
 
@@ -395,6 +396,8 @@ def planned(
             )
         found = program.frontier.within(limit)
     missing = [what for what, held in (("loss", loss), ("optimizer", optimizer)) if held is None]
+    if program.prices is None and any(n.op.name.startswith(_WORKING) for n in program.trace.graph.nodes):
+        missing.append("what kernels of convolutions and recurrent layers take inside (calibrate=True measures it)")
     plan = Plan(
         0,
         max(static + base.peak, floor),
