@@ -73,7 +73,8 @@ KINDS: Mapping[str, str] = {
     "unused": "A parameter is registered and no op of the forward pass reads it. Distinct from cut, where it is read.",
     "output_unused": "A module runs, but nothing that it computes reaches the loss.",
     "frozen": "A layer with requires_grad=False between layers that are trained. On purpose, all of a backbone is "
-    "frozen, or all but adapters; one layer in the middle is usually a leftover.",
+    "frozen, or all but adapters; one layer in the middle is usually a leftover. Also a model that is trained in "
+    "eval() mode: dropout is off, and batch normalisation keeps its running statistics. Fix: model.train().",
     "unregistered": "A tensor or module takes part in the forward pass but is not registered (it sits in a Python list "
     "or a plain attribute), so parameters() does not give it to the optimizer, and to(device) and state_dict() "
     "miss it.",

@@ -25,6 +25,7 @@ from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.flow import flow
 from chainrule.verbs.diagnose.influence import no_signal, same_for_all, silenced
 from chainrule.verbs.diagnose.losses import losses, masked_labels
+from chainrule.verbs.diagnose.mode import evaluated
 from chainrule.verbs.diagnose.numbers import nonfinite
 from chainrule.verbs.diagnose.ranking import ranked
 from chainrule.verbs.diagnose.refusals import as_finding
@@ -42,7 +43,7 @@ from chainrule.verbs.kinds import Finding as Finding
 
 _FAMILIES: tuple[Callable[[Examination], list[Finding]], ...] = (
     connections, not_in_optimizer, zero_derivative, symmetric, wrong_backward, losses, data, flow, dead, saturated,
-    noise, linear_stack, no_signal, dependence, stepping,
+    noise, linear_stack, no_signal, dependence, stepping, evaluated,
 )  # fmt: skip
 
 

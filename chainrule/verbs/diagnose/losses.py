@@ -65,6 +65,8 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
     if made is None:
         return None
     name, classes = made.name, classes_of(call)
+    if call.name == "poisson_nll_loss" and call.argument(2, "log_input", True) is True:
+        return _log_of_rate(e, call, made)
     if expects == "logits":
         if classes == 1:
             return _one_class(e.subject.case, call, made)
@@ -137,6 +139,22 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
             "unbounded logits",
         )  # fmt: skip
     return None
+
+
+def _log_of_rate(e: Examination, call: Call, made: Call) -> Finding | None:
+    """A rate where its logarithm is meant: what is never negative makes a rate that is never below 1."""
+    if made.name not in ("softplus", "exp", "relu"):
+        return None
+    return Finding(
+        "loss_pairing", "warning" if made.name == "relu" else "error",
+        f"{made.module + ' ' if made.module else ''}{made.name}",
+        f"poisson_nll_loss with log_input=True takes the logarithm of the rate; of {made.name}, which is never "
+        "negative, it makes a rate that is never below 1",
+        measured=f"{made.name} goes into poisson_nll_loss with log_input=True; loss {e.seen.loss_number:.4g}",
+        expected="the model's last product, which is the logarithm of the rate",
+        fix=f"log_input=False, or no {made.name} at the end", source=made.place.text,
+        patch=without(e, made, None),
+    )  # fmt: skip
 
 
 _SQUASHED = {"sigmoid": (0.5, 0.731), "relu": (0.5, 1.0), "tanh": (0.269, 0.731)}  # what a sigmoid makes of them

@@ -33,9 +33,31 @@ def targets(e: Examination, call: Call) -> Finding | None:
         if off > 0.01 or float(target.min()) < 0:
             return _out_of_range(call, float(target.min()), float(target.max()), "probabilities that sum to 1",
                                  "target / target.sum(1, keepdim=True), or class indices")  # fmt: skip
+    if name in _SIGNED:
+        return _unsigned(e, call)
     if name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
         return _unreachable(e, call, call.inputs[0], target)
     return None
+
+
+# Losses whose targets are -1 and 1, by the position of the target among their tensors.
+_SIGNED = {"soft_margin_loss": 1, "hinge_embedding_loss": 1, "margin_ranking_loss": 2, "cosine_embedding_loss": 2}
+
+
+def _unsigned(e: Examination, call: Call) -> Finding | None:
+    """Labels of 0 and 1 where -1 and 1 are meant: a label of 0 takes the prediction out of the loss, or half of it."""
+    at = _SIGNED[call.name]
+    if len(call.held) <= at or not call.held[at].numel():
+        return None
+    target = call.held[at].double()
+    zeros, ones = target == 0, target == 1
+    if not bool(zeros.any()) or not bool((zeros | ones).all()):
+        return None
+    patch = around_loss(e.subject.case, "compared(output, 2 * target - 1)") if at == 1 else None
+    return _out_of_range(
+        call, float(target.min()), float(target.max()), "-1 and 1", "2 * target - 1 for labels of 0 and 1",
+        f"; {float(zeros.double().mean()):.0%} are 0, which says neither", patch=patch,
+    )  # fmt: skip
 
 
 def _unreachable(e: Examination, call: Call, output: Value, target: torch.Tensor) -> Finding | None:

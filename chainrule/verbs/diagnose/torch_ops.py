@@ -109,6 +109,7 @@ LOSSES: Mapping[str, LossOp] = {
     "kl_div": LossOp("log_probabilities"), "poisson_nll_loss": LossOp("any"), "ctc_loss": LossOp("log_probabilities"),
     "multi_margin_loss": LossOp("any", classes=True), "soft_margin_loss": LossOp("any"),
     "hinge_embedding_loss": LossOp("any"), "multilabel_margin_loss": LossOp("any"),
+    "margin_ranking_loss": LossOp("any"), "cosine_embedding_loss": LossOp("any"),
 }  # fmt: skip
 # Losses that are never below zero, so that a negative weight has no minimum.
 UNBOUNDED_ABOVE = frozenset(LOSSES) - {"poisson_nll_loss", "kl_div"}

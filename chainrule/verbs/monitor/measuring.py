@@ -239,7 +239,8 @@ def _weighted(module: nn.Module) -> bool:
 
 
 def _size(t: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(t if t.dtype in (torch.float32, torch.float64) else t.float())
+    wide = t.is_complex() or t.dtype in (torch.float32, torch.float64)
+    return torch.linalg.vector_norm(t if wide else t.float())
 
 
 def _root(total: float, count: float) -> float | None:

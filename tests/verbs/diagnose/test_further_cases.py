@@ -467,3 +467,64 @@ def test_a_loop_that_explodes_is_an_error() -> None:
         model.cell.bias_hh.zero_()
     worst = through_time(model, 40).findings[0]
     assert (worst.kind, worst.severity) == ("exploding", "error")
+
+
+def dropping(norm: bool = True, drop: float = 0.3) -> nn.Sequential:
+    torch.manual_seed(0)
+    middle = nn.BatchNorm1d(64) if norm else nn.LayerNorm(64)
+    return nn.Sequential(nn.Linear(32, 64), middle, nn.ReLU(), nn.Dropout(drop), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize(("norm", "drop", "where"), [(True, 0.3, "3, 1"), (True, 0.0, "1"), (False, 0.3, "3")])
+def test_training_in_eval_mode_is_named(norm: bool, drop: float, where: str) -> None:
+    model = dropping(norm, drop).eval()
+    r = cr.diagnose(model, blobs(), F.cross_entropy, adam(model))
+    (found,) = r.worst("warning")
+    assert (found.kind, found.severity, found.where) == ("frozen", "warning", where), str(r)
+    assert not model.training and "eval()" in found.cause
+
+
+def test_eval_mode_that_is_no_fault() -> None:
+    model = dropping().eval()
+    assert cr.diagnose(model, blobs(), F.cross_entropy).ok  # nobody trains
+    plain = dropping(False, 0.0).eval()
+    assert cr.diagnose(plain, blobs(), F.cross_entropy, adam(plain)).ok  # the mode changes nothing
+    part = dropping()
+    part[1].eval()
+    assert cr.diagnose(part, blobs(), F.cross_entropy, adam(part)).ok  # statistics that are kept on purpose
+    probed = dropping().eval().requires_grad_(False)
+    probed[4].requires_grad_(True)
+    head = torch.optim.Adam(probed[4].parameters(), 1e-3)
+    assert cr.diagnose(probed, blobs(), F.cross_entropy, head).ok  # a frozen backbone
+
+
+@pytest.mark.parametrize("loss", [nn.SoftMarginLoss(), nn.HingeEmbeddingLoss()])
+def test_labels_of_zero_where_signs_are_meant(loss: nn.Module) -> None:
+    x, y = blobs()
+    for target, expected in (((y % 2).float(), ["target_range"]), ((y % 2).float() * 2 - 1, [])):
+        model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+        r = cr.diagnose(model, (x, target[:, None]), loss, adam(model))
+        assert [f.kind for f in r.worst("warning")] == expected, str(r)
+
+
+def test_ranking_by_zeros() -> None:
+    x, y = blobs()
+    for target, expected in (((y % 2).float(), ["target_range"]), ((y % 2).float() * 2 - 1, [])):
+        model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+        r = cr.diagnose(
+            model, (x, target), lambda out, t: F.margin_ranking_loss(out[:, 0], out[:, 1], t, 0.1), adam(model)
+        )
+        assert [f.kind for f in r.worst("warning")] == expected, str(r)
+
+
+@pytest.mark.parametrize(
+    ("last", "log", "severity"),
+    [("Softplus", True, "error"), ("ReLU", True, "warning"), ("Softplus", False, ""), ("Identity", True, "")],
+)
+def test_a_rate_where_its_logarithm_is_meant(last: str, log: bool, severity: str) -> None:
+    torch.manual_seed(0)
+    x = blobs()[0]
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1), getattr(nn, last)())
+    counts = torch.poisson(torch.ones(len(x), 1) * 2)
+    r = cr.diagnose(model, (x, counts), nn.PoissonNLLLoss(log_input=log), adam(model))
+    assert [(f.kind, f.severity) for f in r.worst("warning")] == ([("loss_pairing", severity)] if severity else [])
