@@ -52,7 +52,13 @@ def _state(node: Node, states: Mapping[Node, Moments], strict: bool) -> Moments:
         found = _of_elements(node, found, random, states, strict)
     elif found.independent and found is not inputs[0] and any(node.type.numel != i.type.numel for i in node.inputs):
         found = replace(found, independent=False)  # elements are repeated
-    if strict and shared and found.kind == "approximate" and worst(*(s.kind for s in inputs)) == "exact":
+    if (
+        strict
+        and shared
+        and found.taken is None
+        and found.kind == "approximate"
+        and worst(*(s.kind for s in inputs)) == "exact"
+    ):
         twice = ", ".join(sorted(shared))
         return replace(UNKNOWN, sources=found.sources, why=f"it depends on {twice} twice, and no law gives the product")
     return found

@@ -73,10 +73,15 @@ class ContractionRule:
             )
         second = contract([s.second for s in states], operands, result, sizes)
         kinds = [s.kind for s in states]
-        weights = random[0]
+        # Different elements of the weights are uncorrelated where they were drawn independently.
+        weights = next((k for k in random if states[k].independent), random[0])
         others = [s for k, s in enumerate(states) if k != weights]
+        why = "independent weights of mean zero: E[f^2] = sum of Var(w) E[h^2]"
         if any(states[weights].sources & s.sources for s in others):
             kinds.append("approximate")
+        if summed and not states[weights].independent:
+            kinds.append("approximate")
+            why = "a sum of elements of mean zero taken as uncorrelated"
         count = product([sizes[i] for i in summed])
         spread: Any = 1.0
         if len(states) == 2 and isinstance(count, int) and not isinstance(second, Node):
@@ -94,15 +99,20 @@ class ContractionRule:
             second = contract([own.variance, h.second], pair, result, sizes) + mean * mean
             second = second + contract([own.mean * own.mean, h.variance], pair, result, sizes)
             kinds.append("exact" if h.law == "given" else "approximate")
+        # A sum of normal weights times given numbers is normal; times random ones it is so in the limit of many.
+        shared = any(own.sources & s.sources for s in others)
+        certain = own.is_normal and all(s.law == "given" for s in others)
         return Moments(
             mean,
             second,
             law="normal",
+            limit="" if certain else "symmetric" if own.odd else "any",
             kind=worst(*kinds),
+            mean_kind="exact" if own.odd and not shared else worst(*kinds, *(s.kind_of_mean for s in states)),
             sources=sources_of(states),
             odd=frozenset().union(*(s.odd for s in states)) if own.odd else frozenset(),
             unit_spread=spread,
-            why="independent weights of mean zero: E[f^2] = sum of Var(w) E[h^2]",
+            why=why,
         )
 
 
@@ -113,9 +123,9 @@ def _sum_of_squares(
     if len(states) != 2 or node.inputs[0] is not node.inputs[1] or operands[0] != operands[1] or result:
         return None
     x = states[0]
-    if x.law != "normal" or not x.independent or x.mean is None:
+    if not x.is_normal or not x.independent or x.mean is None:
         return None
-    of_one = squared(x)
+    of_one = squared(x, node)
     if np.size(x.second) > 1 or np.size(x.mean) > 1 or not of_one.known:
         return None
     mean = contract([of_one.mean], [operands[0]], (), sizes)
@@ -162,11 +172,15 @@ def _single(
         return replace(UNKNOWN, sources=state.sources)
     mean = contract([state.mean], operands, result, sizes)
     variance = contract([state.variance], operands, result, sizes)
+    law = "normal" if state.law == "normal" or not state.independent else "symmetric" if state.odd else "any"
+    certain = state.is_normal and state.independent
     return Moments(
         mean,
         variance + mean * mean,
-        law="normal" if state.law == "normal" or not state.independent else "symmetric" if state.odd else "any",
-        kind=state.kind if state.independent else worst(state.kind, "approximate"),
+        law=law,
+        limit="" if law != "normal" or certain else "symmetric" if state.odd else "any",
+        kind=worst(state.kind, state.kind_of_mean, *([] if state.independent else ["approximate"])),
+        mean_kind=state.kind_of_mean,
         sources=state.sources,
         odd=state.odd,
         why="a sum of independent elements" if state.independent else "a sum of elements taken as independent",

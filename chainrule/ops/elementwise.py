@@ -140,6 +140,10 @@ EXP = unary(
     latex=_function("exp"),
     aten={"exp": None},
     rewrites=(_inverse("log"),),
+    moments=Pointwise(
+        shifted=lambda m, v: (apply(EXP, m + v / 2.0), apply(EXP, 2.0 * m + 2.0 * v)),
+        why="exp(u) of a normal u is lognormal: E[exp(k u)] = exp(k m + k^2 v / 2)",
+    ),
     native=lambda m, x: m.exp(x),
     source="DLMF 4.2",
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import Node
+from chainrule.ir import Node, as_node
 from chainrule.ir.moments import UNKNOWN, Moments, worst
 from chainrule.ops.quadrature import expectations
 
@@ -28,12 +28,14 @@ class Pointwise:
     Args:
         symmetric: ``(second moment of u) -> second moment of phi(u)`` where symmetry of u about zero suffices.
         normal: ``(variance) -> (mean, second)`` in closed form for u ~ N(0, variance).
+        shifted: ``(mean, variance) -> (mean, second)`` in closed form for u ~ N(mean, variance).
         odd: phi(-u) = -phi(u): a symmetric u stays symmetric.
         why: the reason, as a line of a proof.
     """
 
     symmetric: Callable[..., Any] | None = None
     normal: Callable[..., tuple[Any, Any]] | None = None
+    shifted: Callable[..., tuple[Any, Any]] | None = None
     odd: bool = False
     why: str = ""
 
@@ -49,28 +51,44 @@ class Pointwise:
             return replace(UNKNOWN, sources=u.sources, why=f"{node.op.name} with different numbers per element")
         extra = _numbers(extra)
         law = "symmetric" if self.odd and u.law in ("normal", "symmetric") and _is_zero(u.mean) else "any"
-        common = {"sources": u.sources, "odd": u.odd if self.odd else frozenset(), "law": law}
+        if law == "symmetric" and not u.is_symmetric:
+            law = "any"
+        taken = node.inputs[0] if u.law == "normal" and u.limit else None
+        normally = worst(u.kind, "approximate") if taken is not None else u.kind  # what needs more than symmetry
+        common = {"sources": u.sources, "odd": u.odd if self.odd else frozenset(), "law": law, "taken": taken}
         if _is_zero(u.mean) and u.law == "normal" and self.normal is not None:
             mean, second = self.normal(u.second, *extra)
             kurtosis = 3.0 if isinstance(second, Node) else self._kurtosis(u, node, extra)
             spread = u.unit_spread
-            return Moments(mean, second, kind=u.kind, unit_spread=spread, kurtosis=kurtosis, why=self.why, **common)
+            kind = u.kind if self.symmetric is not None and u.is_symmetric else normally
+            kinds = {"kind": kind, "mean_kind": normally}
+            return Moments(mean, second, unit_spread=spread, kurtosis=kurtosis, why=self.why, **kinds, **common)
         if _is_zero(u.mean) and u.law in ("normal", "symmetric") and self.symmetric is not None:
             second = self.symmetric(u.second, *extra)
             mean = 0.0 if law == "symmetric" else None
             if u.law == "normal" and not isinstance(u.second, Node):
                 mean = self._integrals(u, node, extra)[0]
-            return Moments(mean, second, kind=u.kind, unit_spread=u.unit_spread, why=self.why, **common)
-        if isinstance(u.second, Node) or isinstance(u.mean, Node) or u.law in ("symmetric", "given"):
+            kind = u.kind if u.is_symmetric else normally
+            kinds = {"kind": kind, "mean_kind": kind if law == "symmetric" or mean is None else normally}
+            if mean is None and kind == u.kind:
+                common["taken"] = None
+            return Moments(mean, second, unit_spread=u.unit_spread, why=self.why, **kinds, **common)
+        symbolic = isinstance(u.second, Node) or isinstance(u.mean, Node)
+        if u.law == "normal" and symbolic and u.mean is not None and self.shifted is not None:
+            mean, second = self.shifted(as_node(u.mean), as_node(u.variance), *extra)
+            return Moments(mean, second, kind=normally, mean_kind=normally, why=self.why, **common)
+        if symbolic or u.law in ("symmetric", "given"):
             return replace(UNKNOWN, sources=u.sources, why=f"no closed form of {node.op.name} for this law")
         mean, second, _ = self._integrals(u, node, extra)
         if not np.all(np.isfinite(second)):
             return replace(UNKNOWN, sources=u.sources, why=f"{node.op.name} has no value on part of a normal law")
         mean = np.zeros_like(mean) if self.odd and _is_zero(u.mean) else mean
-        kind = u.kind if u.law == "normal" else worst(u.kind, "approximate")
+        kind = normally if u.law == "normal" else worst(u.kind, "approximate")
+        mean_kind = u.kind if law == "symmetric" else kind
         kurtosis = self._kurtosis(u, node, extra)
         why = "quadrature under a normal law" if u.law == "normal" else "quadrature as if the law were normal"
-        return Moments(mean, second, kind=kind, unit_spread=u.unit_spread, kurtosis=kurtosis, why=why, **common)
+        kinds = {"kind": kind, "mean_kind": mean_kind}
+        return Moments(mean, second, unit_spread=u.unit_spread, kurtosis=kurtosis, why=why, **kinds, **common)
 
     def _kurtosis(self, u: Moments, node: Node, extra: Sequence[Any]) -> Any:
         _, second, fourth = self._integrals(u, node, extra)
@@ -162,12 +180,18 @@ class SumRule:
         else:
             kind, why = worst(kind, "approximate"), "terms with common sources, taken as independent"
             cross = 0.0 if a.mean is None or b.mean is None else 2 * sign * (a.mean * b.mean)
+        mean_kind = worst(a.kind_of_mean, b.kind_of_mean)
+        if not _is_zero(cross):
+            kind = worst(kind, mean_kind)
         second = a.second + b.second + cross if not _is_zero(cross) else a.second + b.second
+        law, limit = _law_of_sum(a, b)
         return Moments(
             mean,
             second,
-            law=_law_of_sum(a, b),
+            law=law,
+            limit=limit,
             kind=kind,
+            mean_kind=mean_kind,
             sources=sources_of(states),
             odd=a.odd & b.odd if a.sources and b.sources else (a.odd if _is_zero(b.second) else b.odd & a.odd),
             **_fourth_moments(a, b, second),
@@ -193,15 +217,23 @@ def _fourth(x: Moments) -> Any:
     return 1.0 if x.law == "given" else x.kurtosis * x.unit_spread
 
 
-def _law_of_sum(a: Moments, b: Moments) -> str:
+def _law_of_sum(a: Moments, b: Moments) -> tuple[str, str]:
+    """The law of a sum, and its limit: see :class:`Moments`.
+
+    Two symmetric values that share a source have a symmetric sum where one change of sign changes both.
+    """
     laws = {("symmetric" if x.odd else "any") if x.law == "uniform" else x.law for x in (a, b)}
     if laws <= {"given"}:
-        return "given"
+        return "given", ""
+    mirrored = "symmetric" if not (a.sources & b.sources) or a.odd & b.odd else "any"
     if laws <= {"normal", "given"}:
-        return "normal"
+        if all(x.law == "given" or x.is_normal for x in (a, b)):
+            return "normal", ""
+        return "normal", mirrored if all(x.law == "given" or x.is_symmetric for x in (a, b)) else "any"
     if laws <= {"normal", "symmetric"}:
-        return "symmetric"
-    return "symmetric" if laws == {"symmetric", "given"} and (_is_zero(a.second) or _is_zero(b.second)) else "any"
+        return (mirrored if all(x.law != "normal" or x.is_symmetric for x in (a, b)) else "any"), ""
+    alone = laws == {"symmetric", "given"} and (_is_zero(a.second) or _is_zero(b.second))
+    return "symmetric" if alone else "any", ""
 
 
 # ---- products ----------------------------------------------------------------------------------------------
@@ -228,7 +260,7 @@ class ProductRule:
     def forward(self, states: Sequence[Moments], node: Node) -> Moments:
         a, b = states
         if node.inputs[0] is node.inputs[1] and not self.invert and a.law != "given":
-            return squared(a)
+            return squared(a, node)
         if not a.known or not b.known or (self.invert and b.law != "given"):
             return replace(UNKNOWN, sources=sources_of(states))
         if self.invert:
@@ -246,11 +278,15 @@ class ProductRule:
         law = a.law if b.law == "given" else "symmetric" if "symmetric" in (a.law, b.law) or a.odd or b.odd else "any"
         if law == "normal" and _is_zero(b.second):
             law = "given"
+        if law == "symmetric" and not any(x.odd or (x.law != "given" and x.is_symmetric) for x in (a, b)):
+            law = "any"
         return Moments(
             mean,
             a.second * b.second,
             law=law,
+            limit=a.limit if law == "normal" else "",
             kind=kind,
+            mean_kind=worst(a.kind_of_mean, b.kind_of_mean, *(k for k in (kind,) if a.sources & b.sources)),
             sources=sources_of(states),
             odd=a.odd ^ b.odd,
             unit_spread=a.unit_spread,
@@ -259,15 +295,18 @@ class ProductRule:
         )
 
 
-def squared(u: Moments) -> Moments:
+def squared(u: Moments, node: Node) -> Moments:
     """The moments of u^2; its second moment is that of a normal u, otherwise unknown."""
     why, second = "E[u^4] needs more of the law than its variance", None
     if u.known and u.law == "normal" and u.mean is not None:
         m2, v = u.mean * u.mean, u.variance
         second = 3 * v * v if _is_zero(u.mean) else 3 * v * v + 6 * m2 * v + m2 * m2
         why = "E[u^4] = 3 v^2 + 6 m^2 v + m^4 for a normal u"
-    kind = u.kind if second is not None else "unknown"
-    return Moments(u.second, second, kind=kind, sources=u.sources, unit_spread=u.unit_spread, why=why)
+    kind, taken = u.kind if second is not None else "unknown", None
+    if second is not None and u.limit:
+        kind, taken = worst(kind, "approximate"), node.inputs[0]
+    kinds = {"kind": kind, "mean_kind": u.kind}
+    return Moments(u.second, second, taken=taken, sources=u.sources, unit_spread=u.unit_spread, why=why, **kinds)
 
 
 @dataclass(frozen=True)
@@ -277,7 +316,7 @@ class PowerRule(Pointwise):
     def forward(self, states: Sequence[Moments], node: Node) -> Moments:
         u = states[0]
         if u.known and node.inputs[1].number == 2 and u.law != "given":
-            found = squared(u)
+            found = squared(u, node)
             if found.known or isinstance(u.second, Node):
                 return found
         return super().forward(states, node)

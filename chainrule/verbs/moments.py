@@ -20,7 +20,7 @@ from chainrule.interpreters import moments as propagation
 from chainrule.interpreters.simplify import simplify
 from chainrule.interpreters.text import text
 from chainrule.ir import Dim, Node, apply, as_node, constant, rebuild
-from chainrule.ir.moments import Moments
+from chainrule.ir.moments import Moments, worst
 from chainrule.verbs.defined import refuse_division_by_zero, refuse_unused
 from chainrule.verbs.expression import Expression
 from chainrule.verbs.moments_sampling import Sampling, sampled
@@ -111,7 +111,9 @@ class Quantity:
     """Moments of one named quantity of a formula; None where the law does not determine them.
 
     Attributes:
-        name: as in the formula. mean, second, variance: of its elements. kind: exact, approximate or unknown.
+        name: as in the formula. mean, second, variance: of its elements. kind: of ``second``: exact, approximate (it
+            holds for wide layers, or takes values as independent), probe or unknown. mean_kind: the same of ``mean``;
+            the variance is as good as the worse of the two.
     """
 
     name: str
@@ -119,13 +121,18 @@ class Quantity:
     second: Expression | None
     variance: Expression | None
     kind: str
+    mean_kind: str = ""
 
     def __str__(self) -> str:
         parts = [f"E[{self.name}^2] = {self.second.text if self.second else 'unknown'}"]
-        parts.append(f"E[{self.name}] = {self.mean.text if self.mean else 'not determined by symmetry alone'}")
+        without = "not determined by symmetry alone" if self.second is not None else "unknown"
+        parts.append(f"E[{self.name}] = {self.mean.text if self.mean else without}")
         if self.variance is not None:
             parts.append(f"Var[{self.name}] = {self.variance.text}")
-        return "   ".join(parts) + f"   ({self.kind})"
+        if self.mean is None or self.mean_kind in ("", self.kind):
+            return "   ".join(parts) + f"   ({self.kind})"
+        kinds = (self.kind, self.mean_kind, worst(self.kind, self.mean_kind))
+        return "   ".join(f"{part} ({kind})" for part, kind in zip(parts, kinds, strict=False))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -133,7 +140,7 @@ class Quantity:
             k: (e.text if e is not None else None)
             for k, e in (("mean", self.mean), ("second", self.second), ("variance", self.variance))
         }
-        return {"name": self.name, **shown, "kind": self.kind}
+        return {"name": self.name, **shown, "kind": self.kind, "mean_kind": self.mean_kind or self.kind}
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +324,12 @@ def moments(
         if node.inputs and node.type.is_float and state.why:
             shown = names.get(node) or text(node, {n: s for n, s in names.items() if n is not node})
             if state.second is not None:
-                steps.append(f"E[{_squared(shown)}] = {_expression(state.second).text}: {state.why}")
+                why = state.why
+                if state.taken is not None:
+                    wide = names.get(state.taken) or text(state.taken, names)
+                    where = f"for E[{shown}], " if state.kind == "exact" else ""
+                    why += f"; {where}{wide} is taken as normal: exact for wide layers"
+                steps.append(f"E[{_squared(shown)}] = {_expression(state.second).text}: {why}")
             else:
                 steps.append(f"E[{_squared(shown)}] is unknown: {state.why}")
     for name, node in named:
@@ -354,13 +366,15 @@ def _quantity(name: str, state: Moments) -> Quantity:
         spread = float(np.mean(np.asarray(state.second) - np.asarray(state.mean) ** 2))
         first = 0.0 if abs(first) < 1e-14 * np.sqrt(square) else first
         spread = 0.0 if abs(spread) < 1e-14 * square else spread
-        return Quantity(name, _expression(first), _expression(square), _expression(spread), state.kind)
+        return Quantity(
+            name, _expression(first), _expression(square), _expression(spread), state.kind, state.kind_of_mean
+        )
     mean = None if state.mean is None else _expression(state.mean)
     second = None if state.second is None else _expression(state.second)
     variance = None
     if state.mean is not None and state.second is not None:
         variance = _expression(as_node(state.second) - as_node(state.mean) * as_node(state.mean))
-    return Quantity(name, mean, second, variance, state.kind)
+    return Quantity(name, mean, second, variance, state.kind, state.kind_of_mean)
 
 
 # ---- laws --------------------------------------------------------------------------------------------------

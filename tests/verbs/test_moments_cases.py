@@ -6,6 +6,7 @@ Figures are exact formulas, or measured means over many draws; tolerances are st
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -391,3 +392,65 @@ def test_attention_with_a_mask_and_dropout_step_by_step() -> None:
 
     moments = cr.moments(Attention(), (torch.randn(4, 6, 16), torch.randn(4, 6, 16)), nn.MSELoss())
     assert all(row.second is not None and row.grad_second is not None for row in moments.rows)
+
+
+# ---- what holds for wide layers only -----------------------------------------------------------------------
+LAYER_LAWS = {"a": "normal(0, 1)", "W": "iid(0, 1)", "V": "iid(0, 1)", "x": "uniform(-1, 1)", "w": "normal(0, 1)"}
+LAYER_SHAPES = {"a": "3", "W": "3,3", "V": "3,3", "x": "3", "c": "3"}
+WIDE = [  # formula, kind of E[b^2], kind of E[b]: exact means that draws of three units agree
+    ("b = W @ a", "exact", "exact"),
+    ("b = V @ relu(W @ a)", "exact", "exact"),
+    ("b = relu(W @ a)", "exact", "approximate"),
+    ("b = abs(W @ a)", "exact", "approximate"),
+    ("b = relu(V @ relu(W @ a))", "exact", "approximate"),
+    ("b = (W @ a)^2", "approximate", "exact"),
+    ("b = tanh(W @ a)", "approximate", "exact"),
+    ("b = sigmoid(W @ a)", "approximate", "approximate"),
+    ("h = W @ a; b = h*relu(h)", "approximate", "approximate"),
+    ("h = W @ a; b = h*sigmoid(h)", "approximate", "approximate"),
+    ("b = relu(W @ a) + 1", "approximate", "approximate"),
+    ("b = relu(2 * (W @ a))", "exact", "approximate"),
+    ("h = W @ a; b = h + V @ relu(h)", "exact", "exact"),
+    ("h = W @ a; b = relu(h + V @ relu(h))", "approximate", "approximate"),
+    ("b = relu(a + w*relu(a))", "approximate", "approximate"),
+    ("b = relu(c' @ x)", "exact", "approximate"),
+    ("b = relu(W @ c)", "exact", "exact"),
+    ("b = c' @ (w * c)", "approximate", "exact"),
+    ("b = V @ (relu(W @ a) + 1)", "approximate", "exact"),
+]
+
+
+@pytest.mark.parametrize("source, second, mean", WIDE)
+def test_what_holds_for_wide_layers_only_is_approximate(source: str, second: str, mean: str):
+    """Exact numbers agree with draws of a narrow network; the others say which value is taken as normal."""
+    read = {n for n in LAYER_SHAPES | LAYER_LAWS if re.search(rf"\b{n}\b", source)}
+    laws = {n: law for n, law in LAYER_LAWS.items() if n in read}
+    m = cr.moments(source, given=laws, shapes={n: s for n, s in LAYER_SHAPES.items() if n in read})
+    b = m["b"]
+    assert (b.kind, b.mean_kind) == (second, mean)
+    for found in m.sampled(300):
+        if found.name == "b":
+            assert found.agrees or "exact" not in (second if found.power == 2 else mean)
+    said = [line for line in m.steps if "as normal: exact for wide layers" in line]
+    assert said or {second, mean} == {"exact"} or "w" in read
+
+
+def test_the_exponential_of_a_normal_value():
+    m = cr.moments("b = exp(a)", given={"a": "normal(m, v)"})
+    assert (m["b"].mean.text, m["b"].second.text, m["b"].kind) == ("exp(m + v / 2)", "exp(2 * (m + v))", "exact")
+    numeric = cr.moments("b = exp(a)", given={"a": "normal(0.3, 0.5)"})["b"]
+    assert m["b"].second.evaluate(m=0.3, v=0.5) == pytest.approx(numeric.second.evaluate(), rel=1e-9)
+    assert all(s.agrees for s in m.sampled(1000))
+    assert "E[b] = unknown" in str(cr.moments("b = tanh(a)", given={"a": "normal(0, v)"})["b"])
+
+
+def test_the_fourth_moment_of_a_narrow_layer():
+    """3 s^4 v^2 n^2 is the limit of 3 s^4 v^2 n (n + 2): not exact, and the step says so."""
+    m = cr.moments("h = W @ a; b = h^2", given={"a": "normal(0, v)", "W": "iid(0, s^2)"}, shapes={"a": "n", "W": "k,n"})
+    assert (m["h"].kind, m["b"].kind, m["b"].mean_kind) == ("exact", "approximate", "exact")
+    assert m.steps[-1].endswith("h is taken as normal: exact for wide layers")
+    text = str(m["b"])
+    assert "(approximate)   E[b] = s^2 * v * n (exact)" in text and text.endswith("(approximate)")
+    off = {(s.name, s.power): s for s in m.sampled(6000)}
+    assert off["b", 1].agrees and off["h", 2].agrees and not off["b", 2].agrees
+    assert m.to_dict()["values"]["b"]["mean_kind"] == "exact"

@@ -11,7 +11,16 @@ import math
 import numpy as np
 
 from chainrule.ir import Node
-from chainrule.verbs.initialize.gains import Phi, averages, critical_point, is_linear, is_odd, mirrored, stable_size
+from chainrule.verbs.initialize.gains import (
+    Phi,
+    averages,
+    critical_point,
+    is_critical,
+    is_linear,
+    is_odd,
+    mirrored,
+    stable_size,
+)
 from chainrule.verbs.initialize.graph_roles import Use
 from chainrule.verbs.initialize.ground import Chosen, Ground
 from chainrule.verbs.initialize.laws import Normal, Orthogonal, scaled
@@ -26,12 +35,17 @@ LINEAR = 0.25  # mean square of a chain that is linear anyway
 
 
 class Chains:
-    """The plain chains of a program. ``critical``: all of them at their critical point, with the biases it needs."""
+    """The plain chains of a program.
+
+    ``critical``: all of them at their critical point, with the biases it needs; a chain whose activation has none at
+    the mean square at which it would run is planned as otherwise.
+    """
 
     def __init__(self, ground: Ground, critical: bool) -> None:
         self.ground, self.critical = ground, critical
         self.links = {link.after: (link, chain) for chain in ground.shape.chains for link in chain}
         self.begins = {chain[0].node: chain for chain in ground.shape.chains}
+        self._points: dict[Node, bool] = {}
         self._mirrors: dict[Node, bool] = {}  # by where a chain begins: asked for every link of it
 
     def choose(self, chosen: Chosen, node: Node, use: Use) -> bool:
@@ -61,11 +75,21 @@ class Chains:
                 lost += math.log(found.slope / found.second)
         return abs(lost) > math.log(LOSS)
 
+    def _at_critical(self, chain: tuple[Link, ...]) -> bool:
+        """Whether a critical point is asked for and there is one."""
+        if not self.critical:
+            return False
+        begin, phi = chain[0].node, chain[0].phi
+        if begin not in self._points:
+            q = 1.0 if chain[0].norm or self._scale_free(phi) else stable_size(phi, len(chain))
+            self._points[begin] = is_critical(phi, q)
+        return self._points[begin]
+
     def _size(self, phi: Phi, chain: tuple[Link, ...], kernels: bool) -> float:
         """The mean square at which a chain of this function runs."""
         if chain[0].norm:
             return 1.0
-        if self.critical:
+        if self._at_critical(chain):
             return 1.0 if self._scale_free(phi) else stable_size(phi, len(chain))
         if is_linear(phi):
             return LINEAR
@@ -76,7 +100,7 @@ class Chains:
     def begin(self, chosen: Chosen, node: Node, use: Use) -> None:
         chain = self.begins[node]
         phi, layout = chain[0].phi, self.ground.layout(chosen, use)
-        pairs = not self.critical and not is_odd(phi) and self._can_mirror(chain)
+        pairs = not self._at_critical(chain) and not is_odd(phi) and self._can_mirror(chain)
         q = self._size(mirrored(phi) if pairs else phi, chain, layout is not None and bool(layout.kernel))
         if layout is None:
             self.ground.flow.set_weight(chosen.leaf, chosen.name, 1.0)
@@ -131,7 +155,8 @@ class Chains:
         layout = self.ground.layout(chosen, use)
         factor, pairs = self._scaled(link), False
         phi: Phi = link.phi if factor == 1.0 else lambda u: link.phi(factor * u)
-        if not self.critical and not is_odd(phi) and self._can_mirror(chain):
+        critical = self._at_critical(chain)
+        if not critical and not is_odd(phi) and self._can_mirror(chain):
             phi, pairs = mirrored(phi), True
         found = averages(phi, q)
         last = link is chain[-1]
@@ -140,12 +165,14 @@ class Chains:
             made = self.ground.flow.second(node) or float(max(use.fans[0], 1))
             return self.ground.give(chosen, Normal(math.sqrt(q / made)), f"in a chain: keeps E[f^2] = {q:.3g}")
         bias = 0.0
-        if self.critical and not last:
+        if critical and not last:
             gain, bias = critical_point(phi, q)
             why = f"critical: gain^2 E[phi'^2] = 1 at E[f^2] = {q:.3g}"
         else:
             gain = math.sqrt(q / found.second)
             why = f"keeps E[f^2] = {q:.3g}; gain^2 E[phi'^2] = {gain**2 * found.slope:.4f}"
+            if self.critical and not critical:
+                why = f"no critical point of this activation at a small E[f^2], planned as auto does: {why}"
         sides = ("in" if last else "both") if pairs else ""
         self.ground.give(chosen, Orthogonal(gain, layout, chosen.shape, sides), why + _pairs(pairs))
         self.ground.flow.force(node, gain**2 * found.second + bias, chosen.name)

@@ -84,6 +84,15 @@ def stable_size(phi: Phi, depth: int, drift: float = 1.5) -> float:
     return 0.001
 
 
+def is_critical(phi: Phi, q: float) -> bool:
+    """Whether :func:`critical_point` at ``q`` is one: sigmoid and softplus have none at small mean squares.
+
+    >>> is_critical(np.tanh, 0.1), is_critical(lambda u: np.logaddexp(u, 0.0), 0.1)
+    (True, False)
+    """
+    return abs(critical_point(phi, q)[0] ** 2 * averages(phi, q).slope - 1.0) < 1e-6
+
+
 def critical_point(phi: Phi, q: float) -> tuple[float, float]:
     """(gain, variance of the bias) with chi = 1 at the fixed point ``q`` of the mean square.
 

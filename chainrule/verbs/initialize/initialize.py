@@ -25,6 +25,7 @@ from chainrule.verbs.initialize.laws import Constant, Law, Normal, Uniform
 from chainrule.verbs.initialize.measure import Scale, scales
 from chainrule.verbs.initialize.refine import refined
 from chainrule.verbs.initialize.refusals import (
+    check_batch,
     check_model,
     check_scheme,
     check_values,
@@ -103,6 +104,8 @@ def initialize_(
     planned = [o.name for o in owned if not o.kept and schemes[o.name] in PLANNED and o.name not in overrides]
     if planned and case.batch is None:
         raise needs_example(schemes[planned[0]])
+    if planned:
+        check_batch(case.batch)
     inner = replace_model(case)
     example, notes = example_of(inner, bool(planned))
     if example is not None:
@@ -148,7 +151,7 @@ def _schemes(scheme: Any, names: list[str]) -> tuple[dict[str, str], dict[str, C
     found = dict.fromkeys(names, rest)
     laws: dict[str, Choice] = {}
     for pattern, value in by_pattern.items():
-        matched = matching(names, pattern) or selected(names, pattern)
+        matched = matching(names, pattern) or selected(names, pattern, "scheme={{{!r}: ...}}")
         for name in matched:
             laws.pop(name, None)
             if isinstance(value, (int, float)) and not isinstance(value, bool):

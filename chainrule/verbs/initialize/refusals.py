@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from chainrule.errors import ModelError
 from chainrule.verbs.initialize.held import is_sharded
@@ -97,8 +98,42 @@ def check_values(parameters: Mapping[str, torch.Tensor], chosen: Sequence[str]) 
             )
 
 
-def selected(names: Sequence[str], only: Any) -> set[str]:
+def check_batch(batch: Any) -> None:
+    """An example with at least one sample and finite numbers; a mask of zeros and -inf is one.
+
+    Raises:
+        ModelError: says which tensor of the batch, in order.
+    """
+    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
+    given = [t for t in leaves if isinstance(t, torch.Tensor)]
+    if given and not given[0].numel():
+        raise ModelError(
+            "the batch is empty",
+            given=f"shape {tuple(given[0].shape)}",
+            required="at least one sample, from which the size of the inputs is read",
+            instead="a batch of the training data, or a scheme that needs none: scheme='he'",
+        )
+    for k, tensor in enumerate(given):
+        if tensor.is_meta or not tensor.is_floating_point() or is_sharded(tensor):
+            continue
+        with torch.no_grad():
+            finite = torch.isfinite(tensor)
+            bad = int((~finite).sum())
+            if bad and bool((finite | (tensor == -math.inf)).all()) and not bool(tensor[finite].any()):
+                continue  # a mask that is added to scores
+        if bad:
+            raise ModelError(
+                f"tensor {k} of the batch is not finite: {bad} of its {tensor.numel()} numbers are nan or inf",
+                given=f"shape {tuple(tensor.shape)}",
+                required="a batch of finite numbers: the size of the weights is chosen for it",
+                instead="torch.nan_to_num(batch), if the missing values are known to mean nothing",
+            )
+
+
+def selected(names: Sequence[str], only: Any, argument: str = "only={!r}") -> set[str]:
     """The parameters that ``only`` names: parameters, modules (with all below), or patterns with ``*``.
+
+    ``argument``: how the caller wrote a pattern, for the message.
 
     Raises:
         ModelError: a pattern that matches nothing.
@@ -119,10 +154,10 @@ def selected(names: Sequence[str], only: Any) -> set[str]:
         if not matched:
             near = difflib.get_close_matches(str(pattern), [*names, *_modules(names)], 1)
             raise ModelError(
-                f"only={pattern!r} matches no parameter",
+                f"{argument.format(pattern)} matches no parameter",
                 given=str(pattern),
                 required="the name of a parameter or module, or a pattern such as 'encoder.*.weight'",
-                instead=f"only={(near[0] if near else names[0])!r}",
+                instead=argument.format(near[0] if near else names[0]),
             )
         found |= matched
     return found

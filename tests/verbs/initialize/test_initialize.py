@@ -236,6 +236,14 @@ def test_layout_in_memory_does_not_matter() -> None:
         (lambda m: m, {"scheme": "auto", "batch": None}, "needs an example"),
         (lambda m: m, {"scheme": "critical", "batch": None}, "needs an example"),
         (lambda m: m, {"only": "encoder"}, "matches no parameter"),
+        (lambda m: m, {"scheme": {"zzz": "he"}}, r"scheme=\{'zzz': ...\} matches no parameter"),
+        (lambda m: m, {"batch": (torch.ones(0, 16), torch.zeros(0).long())}, "the batch is empty"),
+        (
+            lambda m: m,
+            {"batch": (torch.full((4, 16), math.nan), torch.zeros(4).long())},
+            "tensor 0 of the batch is not",
+        ),
+        (lambda m: m, {"batch": (torch.full((4, 16), math.inf), torch.zeros(4).long())}, "64 of its 64 numbers"),
         (lambda m: m, {"only": 2}, "neither a name nor several"),
         (lambda m: m, {"seed": 1.5}, "the seed"),
         (lambda m: m, {"batch": (torch.ones(4, 3), torch.zeros(4))}, "raised RuntimeError"),
@@ -266,6 +274,18 @@ def test_zero_width_and_lazy_layers_are_refused() -> None:
         cr.initialize_(nn.Sequential(nn.LazyLinear(4)), scheme="he")
     with pytest.raises(ModelError, match="no model to initialize"):
         cr.initialize_([1, 2], scheme="he")
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.Softplus])
+def test_no_critical_point_is_said_and_gradients_flow(activation: type[nn.Module]) -> None:
+    """Sigmoid and softplus have no critical point at small mean squares: planned as ``auto`` does, and true figures."""
+    net, (x, y) = mlp(16, *[64] * 30, 4, activation=activation), data()
+    r = cr.initialize_(net, (x, y), nn.CrossEntropyLoss(), scheme="critical")
+    why = [p.why for p in r.parameters if p.name.endswith("weight")]
+    assert not any("E[phi'^2] = 1 at" in w for w in why) and "no critical point" in why[5]
+    nn.CrossEntropyLoss()(net(x), y).backward()
+    norms = [float(m.weight.grad.norm()) for m in net if isinstance(m, nn.Linear)]
+    assert 0.1 < norms[0] / norms[-2] < 10  # 7e-25 and 1.5e-8 where the gain only keeps the mean square
 
 
 # ---- auto --------------------------------------------------------------------------------------------------
