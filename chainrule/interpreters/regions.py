@@ -125,7 +125,9 @@ class Region:
                 def made(level: float, size: float, leaf: Node = leaf) -> Field:
                     return _of_several(self, slope=leaf, times=(level, size))
 
-                part = replace(part, through=(part.pairs, g, made), own_alignment=_own_alignment(self, leaf))
+                part = replace(part, own_alignment=_own_alignment(self, leaf))
+                part = _met_by(part, g, self, leaf)
+                part = replace(part, through=(part.pairs, g, made))
             found.append((leaf, fitted(part, sizes(leaf.shape))))
         return found
 
@@ -327,6 +329,32 @@ def _own_alignment(region: Region, leaf: Node) -> float:
         moments[n] = float(np.sum(weight * slopes**2)) * (m * m + s * s)
     whole = sum(parts.values())
     return float(np.sum(weight * parts[leaf] * whole)) / moments[leaf] if moments[leaf] > 0 else 1.0
+
+
+def _met_by(part: Field, g: Field, region: Region, leaf: Node) -> Field:
+    """The cotangent g f_u of a leaf where g has a part along f: it is large where f is, and so where that leaf decides.
+
+    As of one value (``ops.fields.functions``): of the larger of two, the wider one wins where g is large.
+    """
+    if g.array is not None or not (g.alignment or g.drift):
+        return part
+    laws = [average_law(replace(region.states[n], array=None)) for n in region.leaves]
+    k = region.leaves.index(leaf)
+    m, s = laws[k]
+    values, _, weight = _grid(region, laws, None)
+    slopes, standard, _ = _grid(region, laws, leaf)
+    square, steep = float(np.sum(weight * values**2)), float(np.sum(weight * slopes**2))
+    level = m * m + s * s
+    if not square > 0 or not steep > 0 or not level > 0:
+        return part
+    lift = 1.0 + g.alignment * (float(np.sum(weight * (values * slopes) ** 2)) / (square * steep) - 1.0)
+    if not lift > 0:
+        return part
+    growth = float(np.sum(weight * slopes * _along(m + s * standard[k], k, len(laws)) * values)) / square
+    turn = growth * float(np.sqrt(square / (steep * level * lift)))
+    drift = float(np.clip(g.drift * turn, -1.0, 1.0))
+    alignment = max(g.alignment * turn**2, drift**2)
+    return replace(part, second=part.second * lift, pairs=part.pairs * lift, alignment=alignment, drift=drift)
 
 
 def _along(points: np.ndarray, k: int, count: int) -> np.ndarray:

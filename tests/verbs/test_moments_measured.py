@@ -116,6 +116,25 @@ def test_bounds_that_nothing_reaches():
     assert table["1"].second == pytest.approx(81.0) and table["0"].grad_second == pytest.approx(0.0, abs=1e-30)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [lambda a, b: torch.maximum(a, -2 * b), lambda a, b: torch.minimum(a, 3 * b + 1)],
+    ids=["maximum", "minimum"],
+)
+def test_the_wider_of_two_wins_where_the_gradient_is_large(function: Callable):
+    """The layer behind sends its own output back: equal shares would miss the gradients by 45 % and 40 %."""
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.g, self.h, self.o = nn.Linear(48, 48), nn.Linear(48, 48), nn.Linear(48, 200)
+
+        def forward(self, x):
+            return self.o(function(self.g(x), self.h(x)))
+
+    agree(both(Pair, (normal(64, 48), normal(64, 200)), draws=48), 0.12)
+
+
 class Between(nn.Module):
     """Values clamped to bounds."""
 
