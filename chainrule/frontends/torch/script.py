@@ -27,8 +27,17 @@ from chainrule.errors import ModelError
 from chainrule.frontends.torch.batch import leaves
 from chainrule.frontends.torch.generators import generator_states
 from chainrule.frontends.torch.modules import around_calls
-from chainrule.frontends.torch.places import Place, here, of_traceback, skipped
+from chainrule.frontends.torch.places import Place, here, skipped
 from chainrule.frontends.torch.script_calls import asks, spelled, writes_a_leaf
+from chainrule.frontends.torch.script_end import (
+    EARLY,
+    Stop,
+    end_at_next_line,
+    ended,
+    no_backward,
+    raised,
+    stepped_first,
+)
 
 
 @dataclass(eq=False)
@@ -120,13 +129,6 @@ class Captured:
     autocast: tuple[str, torch.dtype] | None
     names: Mapping[int, str]
     others: list[torch.optim.Optimizer] = field(default_factory=list)
-
-
-_EARLY = 3  # steps before any backward() that a script may make
-
-
-class Stop(BaseException):
-    """Ends the script: everything has been seen."""
 
 
 def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
@@ -267,7 +269,7 @@ class Watch(TorchFunctionMode):
         rng = next((e.rng for e in events if e.rng is not None), None)
         segment = Segment(events, own, scale, rng, taken_out=self._taken_out)
         if self._early is not None and any(id(e) in self._early[1] for e in segment.models):
-            self.failure = _stepped_first(self._early[0])
+            self.failure = stepped_first(self._early[0])
             self.stopping = True
             raise self.failure
         if self._stepped:  # the first backward after a step: are its gradients still there?
@@ -306,8 +308,8 @@ class Watch(TorchFunctionMode):
             closure()
         if not self.backwards:  # in the wrong order, or to begin a schedule
             before = 0 if self._early is None else self._early[2]
-            if before >= _EARLY:
-                self.failure, self.stopping = _no_backward(optimizer), True
+            if before >= EARLY:
+                self.failure, self.stopping = no_backward(optimizer), True
                 raise self.failure
             called = {id(e) for e in self.events} | (set() if self._early is None else self._early[1])
             self._early = (here(), called, before + 1)
@@ -318,7 +320,7 @@ class Watch(TorchFunctionMode):
         if count == self.at_step:
             mine = [s for s in self.segments if not moved or moved & _learned(s)] or self.segments
             if not mine:
-                self.failure, self.stopping = _no_backward(optimizer), True
+                self.failure, self.stopping = no_backward(optimizer), True
                 raise self.failure
             others = [o for o in _optimizers() if o is not optimizer and o not in self._older]
             autocast = next((e.autocast for s in mine for e in s.models if e.autocast is not None), None)
@@ -367,44 +369,8 @@ class Watch(TorchFunctionMode):
         """What ends the script; where it has been swallowed before (a bare ``except``), the handlers end as well."""
         self._ignored += 1
         if self._ignored > 1:
-            _end_at_next_line()
+            end_at_next_line(run_script.__code__)
         return Stop()
-
-
-def _end_at_next_line() -> None:
-    """Ends the script at the next line that it runs: after a ``Stop`` that it catches, the first of the handler."""
-
-    def at(frame: Any, event: str, _: Any) -> Any:
-        if event == "line":
-            raise Stop
-        return at
-
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code is not run_script.__code__:
-        if not skipped(frame.f_code) and not frame.f_code.co_filename.startswith("<frozen"):
-            frame.f_trace = at
-        frame = frame.f_back  # type: ignore[assignment]
-    sys.settrace(lambda *_: None)  # frames that begin from now on are let run
-
-
-def _stepped_first(place: Place) -> ModelError:
-    error = ModelError(
-        "optimizer.step() is called before loss.backward()",
-        given="a step between the model's call and the backward() of its loss, and no backward() before it",
-        required="the gradient of the loss at the step",
-        instead="zero_grad(), the model and its loss, backward(), step(), in this order",
-    )
-    error.place = place  # type: ignore[attr-defined]
-    return error
-
-
-def _no_backward(optimizer: torch.optim.Optimizer) -> ModelError:
-    return ModelError(
-        "the optimizer steps, and no loss.backward() was seen before",
-        given=type(optimizer).__name__,
-        required="loss.backward() in this process, by Tensor.backward",
-        instead="file.py:function that returns cr.case(model, batch, loss, optimizer)",
-    )
 
 
 def slice_of(events: Sequence[Event], loss: torch.Tensor) -> list[Event]:
@@ -498,51 +464,20 @@ def run_script(
             pass
         except SystemExit as error:
             if not watch.captured and error.code not in (0, None):
-                raise _ended(path, f"it exited with {error.code!r}", watch) from error
+                raise ended(path, f"it exited with {error.code!r}", watch) from error
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             if isinstance(error, ModelError) and watch.failure is None:
                 raise
             if not watch.captured and watch.failure is None:
-                raise _raised(path, error) from error
+                raise raised(path, error) from error
         finally:
             sys.argv, sys.path[:] = argv, search
     if watch.failure is not None:
         raise watch.failure
     if not watch.captured:
         if watch.early_optimizer is not None:
-            raise _no_backward(watch.early_optimizer)
-        raise _ended(path, "it ended", watch)
+            raise no_backward(watch.early_optimizer)
+        raise ended(path, "it ended", watch)
     return watch
-
-
-def _raised(path: Path, error: BaseException) -> ModelError:
-    place = of_traceback(error)
-    said = " ".join(str(error).split())
-    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-    found = ModelError(
-        f"running {path.name} raised {type(error).__name__}{f': {said}' if said else ''}",
-        given=f"{place.text}: {place.segment.text.splitlines()[0]}" if place.segment is not None else place.text,
-        required=f"the package {missing}" if missing else "a script that runs until its first optimizer step",
-        instead=f"install what provides {missing}"
-        if missing
-        else f"python {path} alone; --debug shows the whole traceback",
-    )
-    found.place = place  # type: ignore[attr-defined]
-    return found
-
-
-def _ended(path: Path, how: str, watch: Watch) -> ModelError:
-    if watch.steps:
-        what = f"{how} after {max(watch.steps.values())} optimizer steps"
-    elif watch.backwards:
-        what = f"{how} after backward() and before any optimizer step (steps of torch.optim are what is seen)"
-    else:
-        what = f"{how} before its first optimizer step"
-    return ModelError(
-        f"{path.name} was run as a training script, and {what}",
-        given=str(path),
-        required="a script that trains: loss.backward(), then step() of a torch.optim optimizer",
-        instead=f"{path}:build, a function that returns cr.case(model, batch, loss, optimizer)",
-    )
