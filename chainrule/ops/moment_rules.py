@@ -305,8 +305,10 @@ def squared(u: Moments, node: Node) -> Moments:
     kind, taken = u.kind if second is not None else "unknown", None
     if second is not None and u.limit:
         kind, taken = worst(kind, "approximate"), node.inputs[0]
-    kinds = {"kind": kind, "mean_kind": u.kind}
-    return Moments(u.second, second, taken=taken, sources=u.sources, unit_spread=u.unit_spread, why=why, **kinds)
+    spread = u.unit_spread
+    return Moments(
+        u.second, second, taken=taken, kind=kind, mean_kind=u.kind, sources=u.sources, unit_spread=spread, why=why
+    )
 
 
 @dataclass(frozen=True)
