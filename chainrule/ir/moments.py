@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chainrule.ir.node import Node
+    from chainrule.ir.graph import Node
 
 KINDS = ("exact", "approximate", "probe", "unknown")
 
