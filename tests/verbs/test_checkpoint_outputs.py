@@ -53,7 +53,8 @@ WRAPS = {
 def least(model, x):
     """The model with the least memory that a plan reaches."""
     program = cr.plan(model, x).program
-    b = int(program.frontier.plans[-1].peak * 1000 / program.frontier.plans[0].peak + 1) / 1000
+    lowest, most = program.frontier.plans[-1].peak, program.frontier.plans[0].peak
+    b = min(int(lowest * 1000 / most + 1) / 1000, 1.0)
     return cr.checkpoint(model, x, plan=planned(program, x, None, None, b, b))
 
 
