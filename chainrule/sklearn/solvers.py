@@ -180,7 +180,8 @@ class Rule:
         return scale * (1 - first**counted) / np.sqrt(1 - second**counted)  # torch's own corrections taken out
 
 
-_FORGOTTEN, _MOST_STEPS = 25.0, 1_000_000  # exp(-25): epsilon to 1e-11 of itself
+_FORGOTTEN = 25.0  # exp(-25): epsilon to 1e-11 of itself
+_MOST_STEPS = 2**23  # torch counts steps in float32, to 2^24: betas nearer to 1 than 3e-6 are corrected a little
 
 
 def rule_of(plan: Plan) -> Rule:

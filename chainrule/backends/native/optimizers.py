@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from chainrule.errors import UnsupportedOpError
@@ -155,11 +156,15 @@ class _Held:
 def _product(base: float, count: int) -> float:
     """``base^count``, multiplied one by one as the compiled loop does, so that a run that goes on has its bits."""
     value = 1.0
-    for _ in range(count):
-        value *= base
-        if not value:
-            break
+    while count > 0 and value * base != value:  # a power below one ends in zero, or in a number too small to shrink
+        factors = np.full(1 + min(count, _FACTORS), base)
+        factors[0] = value
+        value = float(np.multiply.accumulate(factors)[-1])
+        count -= len(factors) - 1
     return value
+
+
+_FACTORS = 4096  # that are multiplied at once
 
 
 def _number(value: float, like: Node) -> Node:
