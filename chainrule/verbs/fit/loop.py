@@ -314,7 +314,7 @@ class Loop:
     def _read(self) -> int | None:
         """A number for what the program reads besides tensors' values, which callbacks may change."""
         if self.callbacks and self._surroundings is None:
-            self._surroundings = Surroundings(self.model)
+            self._surroundings = Surroundings((self.model, self.loss, self.objective))
         return self._surroundings.now() if self._surroundings is not None else None
 
     # ---- the engine --------------------------------------------------------------------------------------

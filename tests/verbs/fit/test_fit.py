@@ -272,6 +272,39 @@ def test_a_callback_that_changes_the_learning_rate_the_momentum_or_the_program()
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("inside", ["loss", "objective"])
+def test_a_callback_that_changes_the_loss_or_the_objective(inside: str, backend: str) -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = 1.0
+
+        def forward(self, output, target):
+            return self.weight * (output - target).square().mean()
+
+    loss, weight = Weighted(), 1.0
+
+    def change(epoch: int, value: float) -> None:
+        nonlocal weight
+        weight = loss.weight = 1 / (1 + epoch)
+
+    def objective(model, batch):
+        return weight * (model(batch[0]) - batch[1]).square().mean()
+
+    ours, theirs = network(), network()
+    x, y = data()
+    o1, o2 = (torch.optim.SGD(m.parameters(), 0.1, momentum=0.9) for m in (ours, theirs))
+    given = {"loss": loss} if inside == "loss" else {"objective": objective}
+    h = cr.fit(ours, [(x, y)], optimizer=o1, epochs=4, callbacks=[change], backend=backend, **given)
+    for k in range(4):
+        o2.zero_grad()
+        value = (theirs(x) - y).square().mean() / (1 + k)
+        value.backward()
+        o2.step()
+        assert h.loss[k] == pytest.approx(value.item(), rel=1e-10)  # float64, sums in another order
+
+
 def test_a_callback_ends_training() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
