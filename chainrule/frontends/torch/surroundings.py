@@ -13,6 +13,7 @@ from operator import attrgetter, getitem, is_
 from typing import Any
 
 import torch
+import torch.nn.modules.module as torch_module
 from torch import nn
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -46,6 +47,7 @@ class Surroundings:
 
     def __init__(self, function: Any) -> None:
         self._function = function
+        self._reads = (function, *_OF_ALL_MODULES)
         self._known: dict[tuple[Any, ...], int] = {}
         self._glance: _Glance | None = None
         self._now, self._wants = -1, False
@@ -56,10 +58,10 @@ class Surroundings:
     def now(self) -> int:
         """The number of this moment."""
         if self._glance is None or not self._glance.same():
-            reads = fingerprint(self._function)
+            reads = fingerprint(self._reads)
             self._now = self._known.setdefault(reads, len(self._known))
             self._wants = any(map(_wants_gradient, reads))
-            self._glance = _Glance(self._function)
+            self._glance = _Glance(self._reads)
         return self._now
 
     @property
@@ -70,6 +72,12 @@ class Surroundings:
 
 # What every module holds besides its mode and its three tables: mappings of hooks, which are looked at themselves.
 _HOOKS = frozenset(nn.Module().__dict__) - {"training", "_parameters", "_buffers", "_modules"}
+_OF_ALL_MODULES = (
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_forward_hooks,
+    torch_module._global_backward_pre_hooks,
+    torch_module._global_backward_hooks,
+)
 _looks = attrgetter("shape", "dtype", "device", "requires_grad")
 
 

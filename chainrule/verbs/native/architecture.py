@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.parameter import is_lazy
 
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
@@ -24,18 +25,12 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
-_GLOBAL = (
-    "_global_forward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_backward_pre_hooks",
-)
 _HELD = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook")
 
 
 def key_of(model: Any) -> Hashable | None:
     """What determines the trace of a module besides its batch; None where only a trace can tell."""
-    if not isinstance(model, nn.Module) or any(getattr(torch.nn.modules.module, name) for name in _GLOBAL):
+    if not isinstance(model, nn.Module) or _has_any_global_hook():
         return None
     tensors: dict[int, int] = {}  # identity -> number: parameters that are tied
     return _module(model, tensors)

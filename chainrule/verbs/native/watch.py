@@ -12,6 +12,7 @@ from operator import attrgetter, getitem
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.hooks import RemovableHandle
 
 from chainrule.frontends.torch import Surroundings
@@ -70,7 +71,8 @@ def watch(
 
 
 def _hooked(modules: list[nn.Module]) -> bool:
-    return any(getattr(m, name) for m in modules for name in _HOOKS)
+    """Whether hooks run with these modules: theirs, or those of all modules."""
+    return _has_any_global_hook() or any(getattr(m, name) for m in modules for name in _HOOKS)
 
 
 def _is_torchs(function: Any) -> bool:

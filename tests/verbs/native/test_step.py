@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import chainrule as cr
 from chainrule.errors import BackendError, ModelError, UnsupportedOpError
@@ -156,6 +157,27 @@ def test_what_a_program_reads_is_noticed() -> None:
             other.step()
             torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=1e-12)
     assert step.backend == "native"
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_hooks_of_all_modules_are_noticed(backend: str) -> None:
+    model = network()
+    (x, y), *_ = batches(1)
+    step, forward = cr.compile_step(model, nn.MSELoss(), backend=backend), cr.compile_forward(model)
+
+    def same() -> torch.Tensor:
+        expected = model(x)
+        torch.testing.assert_close(forward(x), expected, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(step(x, y), nn.functional.mse_loss(expected, y), rtol=1e-12, atol=1e-14)
+        return expected
+
+    before = same()
+    hook = register_module_forward_hook(lambda module, _, out: 2 * out if isinstance(module, nn.Tanh) else None)
+    try:
+        assert not torch.equal(before, same())
+    finally:
+        hook.remove()
+    assert torch.equal(before, same())
 
 
 def test_gradients_without_an_optimizer() -> None:
