@@ -105,8 +105,8 @@ class Search:
 
 
 def _multiplications(kernel: Kernel) -> float:
-    found = access.accumulation(kernel.core) if kernel.core is not None else None
-    if found is None or len(kernel.core.inputs) < 2:  # type: ignore[union-attr]
+    found = access.accumulation(kernel.core) if kernel.core is not None and len(kernel.core.inputs) > 1 else None
+    if found is None:
         return 0.0
     return float(math.prod(kernel.shape)) * math.prod(found.sizes)
 

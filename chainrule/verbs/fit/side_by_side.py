@@ -12,14 +12,13 @@ from chainrule.errors import ChainruleError
 from chainrule.verbs.fit.choice import Choice
 from chainrule.verbs.fit.data import Arrays, Source
 from chainrule.verbs.fit.interrupt import Interruptible
+from chainrule.verbs.fit.replicas import Part
 from chainrule.verbs.fit.result import FitResult
 from chainrule.verbs.fit.schedule import Schedule
 
 _TINY = 600  # parameters: vectors of wider layers are full by themselves, and stay in the first cache
 _LANES = 8  # replicas in one loop
 _PIECE = 0.1  # seconds of a call
-
-Part = tuple[Any, Any, Any, Any]  # (model, optimizers, schedulers, source)
 
 
 def is_tiny(model: Any, optimizers: Sequence[Any], source: Source, backend: str, replicas: int) -> bool:
