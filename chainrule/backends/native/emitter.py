@@ -80,10 +80,11 @@ class Emitter(Arithmetic):
         """Scalars as the lanes of a vector; missing ones repeat the first."""
         kind = parts[0].kind
         text = "poison"
-        for k in range(self.lanes):
+        lanes = self.lanes * self.replicas
+        for k in range(lanes):
             part = parts[k] if k < len(parts) else parts[0]
-            text = self.let(f"insertelement <{self.lanes} x {LLVM[kind]}> {text}, {LLVM[kind]} {part.text}, i32 {k}")
-        return Value(self, kind, self.lanes, text)
+            text = self.let(f"insertelement <{lanes} x {LLVM[kind]}> {text}, {LLVM[kind]} {part.text}, i32 {k}")
+        return Value(self, kind, lanes, text)
 
     def lane(self, x: Value, k: int) -> Value:
         """One lane."""

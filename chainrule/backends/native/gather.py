@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from chainrule.backends.native.access import ZERO, sizes
@@ -15,7 +15,11 @@ from chainrule.ir import Node
 
 
 def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
-    """Copies the samples of this step into the arena."""
+    """Copies the samples of this step into the arena.
+
+    Args:
+        position: of its first sample number in ``%order``, which has a column for each replica.
+    """
     e, view = w.e, w.layout.views[leaf]
     scope = Scope()
     e.scopes[-1].body.append(scope)
@@ -26,17 +30,25 @@ def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
     kind, size = in_memory(view.kind), BYTES[view.kind]
     dense = [math.prod(sample[k + 1 :]) for k in range(len(sample))]
 
-    def row(b: Affine) -> str:
+    def row(b: Affine, replica: int = 0) -> str:
         """Where sample number ``b`` of this step begins."""
-        at = e.index(b)
-        at = e.let(f"add nuw nsw i64 {position}, {at.text}")
+        at = e.let(f"add nuw nsw i64 {position}, {e.index(b).text}")
+        if e.replicas > 1:
+            at = e.let(f"mul nuw nsw i64 {at}, {e.replicas}")
+            at = e.let(f"add nuw nsw i64 {at}, {replica}")
         slot = e.let(f"getelementptr inbounds i64, ptr %order, i64 {at}")
         number = e.let(f"load i64, ptr {slot}, align 8")
         offset = e.let(f"mul nsw i64 {number}, {count}")
         return e.let(f"getelementptr inbounds {LLVM[kind]}, ptr {source}, i64 {offset}")
 
-    if view.strides and view.strides[0] == 1 and sizes(leaf)[0] > 1 and count > 1:
-        _gather_lanes(w, leaf, view, row, dense)
+    if e.replicas > 1:
+        w.loop(sizes(leaf)[0], lambda b: _into_lanes(w, leaf, view, b, [row(b, k) for k in range(e.replicas)], dense))
+    elif view.strides and view.strides[0] == 1 and sizes(leaf)[0] > 1 and count > 1:
+
+        def block(b: Affine) -> None:
+            _into_lanes(w, leaf, view, b, [row(replace(b, lane=0) + k) for k in range(e.valid)], dense)
+
+        w.along(sizes(leaf)[0], block)
     else:
         # The longest run of elements that lie one after the other in both.
         run, axis = 1, len(sample)
@@ -82,26 +94,20 @@ def _copy_run(e: Emitter, to: str, start: str, kind: str, count: int) -> None:
         done += width
 
 
-def _gather_lanes(w: Writer, leaf: Node, view: View, row: Callable[[Affine], str], dense: Sequence[int]) -> None:
-    """Samples side by side in the lanes: one load per element, one store per vector."""
+def _into_lanes(w: Writer, leaf: Node, view: View, b: Affine, rows: Sequence[str], dense: Sequence[int]) -> None:
+    """The samples that begin at ``rows``, one per lane: one load per element, one store per vector."""
     e, kind = w.e, in_memory(view.kind)
-    sample = sizes(leaf)[1:]
+    index: list[Affine] = [b, *[ZERO] * len(dense)]
 
-    def block(b: Affine) -> None:
-        rows = [row(replace(b, lane=0) + k) for k in range(e.valid)]
-        index: list[Affine] = [b, *[ZERO] * len(sample)]
+    def inside() -> None:
+        at = ZERO
+        for i, s in zip(index[1:], dense, strict=True):
+            at = at + i * s
+        where = e.index(at)
+        parts = []
+        for begin in rows:
+            slot = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr {begin}, i64 {where.text}")
+            parts.append(Value(e, kind, 1, e.let(f"load {LLVM[kind]}, ptr {slot}, align {BYTES[kind]}")))
+        w.store(e.convert(e.gathered(parts), view.kind), view, tuple(index))
 
-        def inside() -> None:
-            at = ZERO
-            for i, s in zip(index[1:], dense, strict=True):
-                at = at + i * s
-            where = e.index(at)
-            parts = []
-            for begin in rows:
-                slot = e.let(f"getelementptr inbounds {LLVM[kind]}, ptr {begin}, i64 {where.text}")
-                parts.append(Value(e, kind, 1, e.let(f"load {LLVM[kind]}, ptr {slot}, align {BYTES[kind]}")))
-            w.store(e.convert(e.gathered(parts), view.kind), view, tuple(index))
-
-        w.nest(range(1, 1 + len(sample)), sizes(leaf), index, inside)
-
-    w.along(sizes(leaf)[0], block)
+    w.nest(range(1, len(index)), sizes(leaf), index, inside)

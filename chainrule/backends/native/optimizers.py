@@ -159,7 +159,8 @@ def _product(base: float, count: int) -> float:
     while count > 0 and value * base != value:  # a power below one ends in zero, or in a number too small to shrink
         factors = np.full(1 + min(count, _FACTORS), base)
         factors[0] = value
-        value = float(np.multiply.accumulate(factors)[-1])
+        with np.errstate(under="ignore"):
+            value = float(np.multiply.accumulate(factors)[-1])
         count -= len(factors) - 1
     return value
 

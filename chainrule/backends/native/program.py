@@ -281,9 +281,6 @@ def emit(
             writer = KernelWriter(e, plan, layout, "%arena", target.registers)
             writer.draw = drawing(writer)
             for k, leaf in enumerate(batch):
-                if replicas > 1:
-                    replicated.gather(writer, leaf, sources[k], s.ssa)
-                    continue
                 size = sizes(leaf)[0]
                 position = e.let(f"mul nuw nsw i64 {s.ssa}, {size}")
                 gather(writer, leaf, sources[k], position)

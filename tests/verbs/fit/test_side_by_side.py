@@ -116,6 +116,25 @@ def test_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_alike(*both(monkeypatch, run))
 
 
+def test_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truth values take a byte in torch's memory and in each lane's."""
+    torch.manual_seed(0)
+    model = dense()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+
+    def masked(model: nn.Module, batch: Any) -> torch.Tensor:
+        x, y, kept = batch
+        return torch.where(kept, model(x) - y, torch.zeros_like(y)).square().mean()
+
+    data = X, Y, Y > Y.median()
+    assert_alike(
+        *both(
+            monkeypatch,
+            lambda: cr.fit(model, data, objective=masked, optimizer=optimizer, epochs=4, batch_size=8, seeds=range(8)),
+        )
+    )
+
+
 @pytest.mark.parametrize("why", ["dropout", "embedding", "validation", "few"])
 def test_what_is_trained_one_after_the_other(why: str) -> None:
     torch.manual_seed(0)
