@@ -219,28 +219,30 @@ def _grouped(node: Node) -> Node:
 
 
 @cache
-def _weight(op: Op, kinds: tuple[str, ...], params: tuple) -> int:
+def _weight(op: Op, operands: tuple[tuple[str, float | None], ...], params: tuple) -> int:
     e = Emitter(8)
     scope = Scope()
     e.scopes.append(scope)
-    given = dict(params)
-    xs = [e.vector(_opaque(e, kind)) for kind in kinds]
-    op.native(Forms(e), *xs, **given)  # type: ignore[operator]
-    return sum("shufflevector" not in str(line) and "insertelement" not in str(line) for line in scope.body)
+    xs = [Value(e, kind, 8, "%x") if n is None else e.constant(n, kind, 8) for kind, n in operands]
+    op.native(Forms(e), *xs, **dict(params))  # type: ignore[operator]  # asked of elementwise ops only
+    return sum(_instructions(str(line)) for line in scope.body)
 
 
-def _opaque(e: Emitter, kind: str):
+def _instructions(line: str) -> int:
+    if "shufflevector" in line or "insertelement" in line:
+        return 0
+    return _CALL if any(f"@llvm.{name}." in line for name in _OF_THE_LIBRARY) else 1
 
-    return Value(e, kind, 8, "%x")
+
+_OF_THE_LIBRARY = ("pow", "tan", "asin", "acos", "atan")  # functions that LLVM calls once per lane
+_CALL = 20  # as many instructions as such a call takes at least
 
 
 def weight(node: Node) -> int:
-    """How many instructions the elementwise form of a node has; a number as exponent makes it cheap."""
-    if any(x.number is not None for x in node.inputs) and "pow" in node.op.name:
-        return 2
+    """How many instructions the elementwise form of a node has, which may be short for a number among its operands."""
     try:
-        kinds = tuple("i1" if x.type.dtype == "bool" else "f32" for x in node.inputs)
-        return _weight(node.op, kinds, tuple(sorted(node.params.items())))
+        operands = tuple(("i1" if x.type.dtype == "bool" else "f32", x.number) for x in node.inputs)
+        return _weight(node.op, operands, tuple(sorted(node.params.items())))
     except TypeError:
         return 1
 
