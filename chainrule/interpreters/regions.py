@@ -48,11 +48,13 @@ class Region:
         """The node's value where the leaves have these values."""
         return np.asarray(self._table(values)[self.node], dtype=float)
 
-    def _table(self, values: Sequence[Any]) -> dict[Node, Any]:
+    def _table(self, values: Sequence[Any], moved: Node | None = None, step: Any = 0.0) -> dict[Node, Any]:
         table: dict[Node, Any] = {**self.numbers, **dict(zip(self.leaves, values, strict=True))}
         with np.errstate(all="ignore"):
             for n in self.ops:
                 table[n] = n.op.value(*(table[i] for i in n.inputs), **n.params)
+                if n is moved:
+                    table[n] = table[n] + step
         return table
 
     def breaks(self) -> list[float]:
@@ -99,13 +101,7 @@ class Region:
 
     def moved(self, values: Sequence[Any], inner: Node, step: Any) -> np.ndarray:
         """The node's value where an inner value is changed by a step."""
-        table: dict[Node, Any] = {**self.numbers, **dict(zip(self.leaves, values, strict=True))}
-        with np.errstate(all="ignore"):
-            for n in self.ops:
-                table[n] = n.op.value(*(table[i] for i in n.inputs), **n.params)
-                if n is inner:
-                    table[n] = table[n] + step
-        return np.asarray(table[self.node], dtype=float)
+        return np.asarray(self._table(values, inner, step)[self.node], dtype=float)
 
     def back(self, g: Field) -> list[tuple[Node, Field]]:
         """The cotangent of each leaf."""

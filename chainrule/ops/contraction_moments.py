@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.ir import Dim, Node, as_node, product
+from chainrule.ir import Dim, Node, Op, apply, as_node, product
 from chainrule.ir.moments import UNKNOWN, Moments, worst
 from chainrule.ops.moment_rules import norm_fourth, over, sources_of, squared
+from chainrule.ops.movement import expand_dims, squeeze
 
 
 def contract(
+    op: Op,
     values: Sequence[Any],
     operands: Sequence[tuple[int, ...]],
     result: Sequence[int],
@@ -21,15 +23,11 @@ def contract(
 ) -> Any:
     """The einsum of moment arrays, where a dimension of size 1 stands for equal elements.
 
-    A summed dimension that no operand resolves counts its size; a free one stays 1.
+    A summed dimension that no operand resolves counts its size; a free one stays 1. ``op``: the contraction of nodes.
     """
     present = dict.fromkeys(i for o in operands for i in o)
     if any(isinstance(v, Node) for v in values) or any(isinstance(sizes[i], Dim) for i in present):
-        total: Any = as_node(1.0)
-        for v in values:
-            total = total * v
-        count = product([sizes[i] for i in present if i not in result])
-        return total * as_node(count if isinstance(count, Dim) else float(count))
+        return _contract_nodes(op, values, operands, result, sizes)
     flat: list[Any] = []
     resolved: set[int] = set()
     for value, indices in zip(values, operands, strict=True):
@@ -43,6 +41,37 @@ def contract(
     count = float(product([sizes[i] for i in present if i not in result and i not in resolved]))  # type: ignore[arg-type]
     shape = [total.shape[free.index(i)] if i in resolved else 1 for i in result]
     return (total * count).reshape(shape)
+
+
+def _contract_nodes(
+    op: Op,
+    values: Sequence[Any],
+    operands: Sequence[tuple[int, ...]],
+    result: Sequence[int],
+    sizes: dict[int, int | Dim],
+) -> Node:
+    """The same of formulas: given numbers differ from element to element, moments of a law are one scalar for all."""
+    total, parts, own = as_node(1.0), [], []
+    for value, indices in zip(values, operands, strict=True):
+        v = as_node(value) if isinstance(value, Node) or np.size(value) > 1 else as_node(float(np.ravel(value)[0]))
+        there = indices[len(indices) - v.type.rank :]
+        equal = tuple(a for a, i in enumerate(there) if v.shape[a] == 1 and sizes[i] != 1)
+        v, there = squeeze(v, equal), tuple(i for a, i in enumerate(there) if a not in equal)
+        if there:
+            parts.append(v)
+            own.append(there)
+        else:
+            total = total * v
+    resolved = {i for o in own for i in o}
+    summed = dict.fromkeys(i for o in operands for i in o if i not in result and i not in resolved)
+    count = product([sizes[i] for i in summed])
+    total = total * as_node(count if isinstance(count, Dim) else float(count))
+    if not parts:
+        return total
+    free = tuple(i for i in result if i in resolved)
+    found = apply(op, *parts, operands=tuple(own), result=free)
+    equal = tuple(a for a, i in enumerate(result) if i not in resolved) if free else ()
+    return total * expand_dims(found, equal)
 
 
 class ContractionRule:
@@ -59,7 +88,7 @@ class ContractionRule:
         sizes = {i: s for n, o in zip(node.inputs, operands, strict=True) for i, s in zip(o, n.shape, strict=True)}
         summed = [i for i in sizes if i not in result]
         if all(s.law == "given" for s in states):
-            mean = contract([s.mean for s in states], operands, result, sizes)
+            mean = contract(node.op, [s.mean for s in states], operands, result, sizes)
             return Moments(mean, mean * mean, law="given", why="a function of given numbers")
         random = [k for k, s in enumerate(states) if (s.odd or s.fresh) and set(summed) <= set(operands[k])]
         squares = _sum_of_squares(states, node, operands, result, sizes)
@@ -71,7 +100,7 @@ class ContractionRule:
             return replace(
                 UNKNOWN, sources=sources_of(states), why="a contraction without independent zero-mean weights"
             )
-        second = contract([s.second for s in states], operands, result, sizes)
+        second = contract(node.op, [s.second for s in states], operands, result, sizes)
         kinds = [s.kind for s in states]
         # Different elements of the weights are uncorrelated where they were drawn independently.
         weights = next((k for k in random if states[k].independent), random[0])
@@ -95,9 +124,9 @@ class ContractionRule:
                 return replace(UNKNOWN, sources=sources_of(states), why="weights with a mean, of an input without one")
             (h,) = others
             pair = (operands[weights], operands[1 - weights])
-            mean = contract([own.mean, h.mean], pair, result, sizes)
-            second = contract([own.variance, h.second], pair, result, sizes) + mean * mean
-            second = second + contract([own.mean * own.mean, h.variance], pair, result, sizes)
+            mean = contract(node.op, [own.mean, h.mean], pair, result, sizes)
+            second = contract(node.op, [own.variance, h.second], pair, result, sizes) + mean * mean
+            second = second + contract(node.op, [own.mean * own.mean, h.variance], pair, result, sizes)
             kinds.append("exact" if h.law == "given" else "approximate")
         # A sum of normal weights times given numbers is normal; times random ones it is so in the limit of many.
         shared = any(own.sources & s.sources for s in others)
@@ -128,8 +157,8 @@ def _sum_of_squares(
     of_one = squared(x, node)
     if np.size(x.second) > 1 or np.size(x.mean) > 1 or not of_one.known:
         return None
-    mean = contract([of_one.mean], [operands[0]], (), sizes)
-    variance = contract([of_one.variance], [operands[0]], (), sizes)
+    mean = contract(node.op, [of_one.mean], [operands[0]], (), sizes)
+    variance = contract(node.op, [of_one.variance], [operands[0]], (), sizes)
     why = "a sum of independent squares, E[x^4] = 3 v^2 + 6 m^2 v + m^4"
     return Moments(mean, variance + mean * mean, kind=x.kind, sources=x.sources, why=why)
 
@@ -164,14 +193,14 @@ def _single(
 ) -> Moments:
     """Permutations, and sums of one value (whose elements are taken as independent)."""
     if not summed:
-        if isinstance(state.second, Node):
+        if isinstance(state.second, Node) and not state.second.type.rank:
             return state
-        mean = None if state.mean is None else contract([state.mean], operands, result, sizes)
-        return replace(state, mean=mean, second=contract([state.second], operands, result, sizes))
+        mean = None if state.mean is None else contract(node.op, [state.mean], operands, result, sizes)
+        return replace(state, mean=mean, second=contract(node.op, [state.second], operands, result, sizes))
     if state.mean is None:
         return replace(UNKNOWN, sources=state.sources)
-    mean = contract([state.mean], operands, result, sizes)
-    variance = contract([state.variance], operands, result, sizes)
+    mean = contract(node.op, [state.mean], operands, result, sizes)
+    variance = contract(node.op, [state.variance], operands, result, sizes)
     law = "normal" if state.law == "normal" or not state.independent else "symmetric" if state.odd else "any"
     certain = state.is_normal and state.independent
     return Moments(

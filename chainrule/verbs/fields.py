@@ -16,7 +16,7 @@ import torch
 
 from chainrule.interpreters import fields as propagation
 from chainrule.ir import Node, TensorType
-from chainrule.ir.field import Field, fixed, iid
+from chainrule.ir.field import Field, fixed, iid, unknown
 from chainrule.ops.fields.registry import sizes
 
 _NORMAL = NormalDist()
@@ -96,7 +96,6 @@ def leaf_fields(trace: Any, statistics: Mapping[str, Moments2] | None = None, st
     names: dict[Node, str] = {}
     for name, leaf in trace.parameters.items():
         names.setdefault(leaf, name)
-    batch = set(trace.batch_inputs.values())
     found: dict[Node, Field] = {}
     for leaf, tensor in trace.values.items():
         if leaf in names:
@@ -108,7 +107,7 @@ def leaf_fields(trace: Any, statistics: Mapping[str, Moments2] | None = None, st
                 if strata:
                     found[leaf] = stratified(found[leaf])
         else:
-            found[leaf] = data_field(leaf, tensor, leaf in batch)
+            found[leaf] = data_field(leaf, tensor)
     return found
 
 
@@ -153,8 +152,6 @@ def parameter_field(name: str, tensor: torch.Tensor) -> Field:
     average = float(np.mean(second))
     centred = abs(mean) <= 4 * np.sqrt(average / count)
     if not np.isfinite(average):
-        from chainrule.ir.field import unknown
-
         return unknown(shape, f"{name} holds nan or inf", frozenset({name}))
     constant = average - mean * mean <= 1e-10 * average or count == 1
     if not constant and _repeats(values):
@@ -199,7 +196,7 @@ def declared(name: str, shape: Sequence[int]) -> Field:
     return redrawn(name, shape, 0.0, 1.0 / fan_in)
 
 
-def data_field(leaf: Node, tensor: torch.Tensor, of_batch: bool) -> Field:
+def data_field(leaf: Node, tensor: torch.Tensor) -> Field:
     """Data and buffers: as they are, or standard normal without values."""
     shape = tuple(tensor.shape)
     grades = grading(shape, leaf.type.is_float)
@@ -211,8 +208,6 @@ def data_field(leaf: Node, tensor: torch.Tensor, of_batch: bool) -> Field:
         return iid(shape, 0.0, 1.0, grades, kind="approximate", why="integers without values: all different")
     array = tensor.detach().to(torch.float64).cpu().numpy()
     if not np.all(np.isfinite(array)) and not np.any(np.isneginf(array)):
-        from chainrule.ir.field import unknown
-
         return unknown(shape, "the data hold nan or inf")
     return fixed(np.nan_to_num(array, neginf=-1e9), grades, why="as given")
 

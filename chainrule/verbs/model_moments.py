@@ -119,7 +119,7 @@ def model_moments(
         steps=(),
         values={},
         parameters=parameters,
-        findings=audited(case, trace, run, rows, parameters),
+        findings=audited(trace, run),
     )
 
 

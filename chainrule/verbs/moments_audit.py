@@ -15,7 +15,7 @@ import torch
 
 from chainrule.ir import Node, TensorType, toposort
 from chainrule.ir.field import Field
-from chainrule.verbs.moments import Departure, ParameterRow, Row
+from chainrule.verbs.moments import Departure
 
 _SHRINKS, _GROWS = 1 / 50, 1e3  # of the mean square of values, from the first layer on
 _FADES, _BLOWS = 1e-3, 1e3  # of the sum of squares of a gradient, from the last layer back
@@ -32,9 +32,7 @@ class _Place:
     cotangent: Field | None
 
 
-def audited(
-    case: Any, trace: Any, run: Any, rows: Sequence[Row], parameters: Sequence[ParameterRow]
-) -> tuple[Departure, ...]:
+def audited(trace: Any, run: Any) -> tuple[Departure, ...]:
     """Findings, those of the passes first."""
     places = list(_chain(trace, run))
     found = [*_overflow(trace, run), *_passes(places), *_residual(trace, run, places), *_scores(trace, run)]

@@ -101,10 +101,10 @@ def tensor_field(tensor: torch.Tensor, name: str) -> Field:
 
 def data_fields(found: Trace) -> dict[Node, Field]:
     """The data, buffers and closed-over tensors as they are."""
-    weights, batch = set(found.parameters.values()), set(found.batch_inputs.values())
+    weights = set(found.parameters.values())
     states: dict[Node, Field] = {}
     for leaf, tensor in found.values.items():
         if leaf not in weights and not tensor.is_complex():
             whole: Any = tensor
-            states[leaf] = data_field(leaf, whole.full_tensor() if is_sharded(whole) else whole, leaf in batch)
+            states[leaf] = data_field(leaf, whole.full_tensor() if is_sharded(whole) else whole)
     return states

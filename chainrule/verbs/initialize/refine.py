@@ -44,7 +44,7 @@ def refined(
     drawn = tensors(owned, {o.name: elements(o, choices[o.name], seed) for o in owned})
     now = {row.name: row.second for row in scales(looked, drawn)} if example is None else {}
     wanted: dict[str, tuple[str, float]] = {}
-    targets = _targets(case, owned, choices, example) if example is not None else {}
+    targets = _targets(owned, choices, example) if example is not None else {}
     for own in owned:
         path = own.stream.rpartition(".")[0]
         law = choices[own.name].law
@@ -65,10 +65,8 @@ def refined(
     return result
 
 
-def _targets(case: Case, owned: list[Own], choices: Mapping[str, Choice], example: Example | None) -> dict[str, float]:
+def _targets(owned: list[Own], choices: Mapping[str, Choice], example: Example) -> dict[str, float]:
     """module -> the mean square that the plan predicts for its output."""
-    if example is None:
-        return {}
     given, laws, roles = data_fields(example.trace), {}, {}
     for own in owned:
         leaf = example.leaf_of.get(id(own.tensor))
