@@ -16,6 +16,8 @@ The lowest layer raises with what it knows; an entry point may add the place wit
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ChainruleError(Exception):
     """Base of all errors raised on purpose.
@@ -100,7 +102,15 @@ class BackendError(ChainruleError, RuntimeError):
 
 
 class ModelError(ChainruleError, ValueError):
-    """A model, batch, loss or optimizer that cannot be used as given."""
+    """A model, batch, loss or optimizer that cannot be used as given.
+
+    Attributes:
+        place: of what the user's code raised, its line (:class:`chainrule.frontends.torch.places.Place`), where known.
+        module: path of the module that ran then.
+    """
+
+    place: Any = None
+    module: str = ""
 
 
 class StaleTraceError(ModelError):

@@ -22,8 +22,6 @@ from chainrule.ops.casts import cast
 from chainrule.ops.contraction import swap
 from chainrule.ops.movement import broadcast
 
-Lowered = "Node | list[Node]"
-
 
 def _dropout(x: Node, p: float, train: bool) -> Node:
     if not train or p == 0 or not x.type.numel:

@@ -10,6 +10,7 @@ import ast
 import linecache
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from types import CodeType, FrameType
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_REPLAY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "script.py")
 _SKIPPED = (
     *(os.path.join(_PACKAGE, part) + os.sep for part in ("verbs", "frontends", "backends", "cli")),
     os.path.dirname(os.path.abspath(torch.__file__)),
@@ -108,18 +108,24 @@ class Edit:
 
 
 def here(depth: int = 2) -> Place:
-    """The innermost frame that is neither torch's nor ours."""
+    """The innermost frame that is neither torch's nor ours, up to a call by :func:`called_at`."""
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
         code = frame.f_code
-        if code.co_name == "loss_of" and code.co_filename.startswith(_PACKAGE):
-            break  # a loss of torch's that the examination calls itself: the user's line is not on the stack
-        if code.co_name == "replay" and code.co_filename == _REPLAY:
-            return frame.f_locals.get("place") or Place()  # made again; this is where it was made first
+        if code is called_at.__code__:
+            return frame.f_locals["place"]
         if not skipped(code):
             return Place(code, frame.f_lasti, frame.f_lineno)
         frame = frame.f_back
     return Place()
+
+
+def called_at(place: Place, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Calls something of the user's for him; what it does in torch itself is placed at ``place``, not at our caller.
+
+    :func:`here` finds this frame on the stack, so the place goes to each thread and each nested call by itself.
+    """
+    return call(*args, **kwargs)
 
 
 _VERDICTS: dict[CodeType, bool] = {}
@@ -146,8 +152,3 @@ def of_traceback(error: BaseException) -> Place:
             found = Place(code, trace.tb_lasti, trace.tb_lineno)
         trace = trace.tb_next
     return found
-
-
-def source_of(value: Any) -> str:
-    """How an expression is written, given its tree."""
-    return ast.unparse(value)

@@ -27,7 +27,7 @@ from chainrule.errors import ModelError
 from chainrule.frontends.torch.batch import leaves
 from chainrule.frontends.torch.generators import generator_states
 from chainrule.frontends.torch.modules import around_calls
-from chainrule.frontends.torch.places import Place, here, skipped
+from chainrule.frontends.torch.places import Place, called_at, here, skipped
 from chainrule.frontends.torch.script_calls import asks, spelled, writes_a_leaf
 from chainrule.frontends.torch.script_end import (
     EARLY,
@@ -103,9 +103,8 @@ class Segment:
             return values.get(id(t), t)
 
         for event in self.events if events is None else events:
-            place = event.place  # noqa: F841  read in this frame by `places.here`: where the script made the call
             with torch.no_grad() if event.off is not None else contextlib.nullcontext():
-                out = event.call(*mapped(event.args, now), **mapped(event.kwargs, now))
+                out = called_at(event.place, event.call, *mapped(event.args, now), **mapped(event.kwargs, now))
             for (_, before), (_, after) in zip(leaves(event.out), leaves(out), strict=False):
                 values[id(before)] = after
         return values[id(self.loss)]

@@ -36,17 +36,19 @@ def end_at_next_line(until: CodeType) -> None:
 
 
 def stepped_first(place: Place) -> ModelError:
+    """The error of a step between a model's call and the backward pass of its loss."""
     error = ModelError(
         "optimizer.step() is called before loss.backward()",
         given="a step between the model's call and the backward() of its loss, and no backward() before it",
         required="the gradient of the loss at the step",
         instead="zero_grad(), the model and its loss, backward(), step(), in this order",
     )
-    error.place = place  # type: ignore[attr-defined]
+    error.place = place
     return error
 
 
 def no_backward(optimizer: torch.optim.Optimizer) -> ModelError:
+    """The error of steps without any backward pass that could be seen."""
     return ModelError(
         "the optimizer steps, and no loss.backward() was seen before",
         given=type(optimizer).__name__,
@@ -56,6 +58,7 @@ def no_backward(optimizer: torch.optim.Optimizer) -> ModelError:
 
 
 def raised(path: Path, error: BaseException) -> ModelError:
+    """What a script raised, with its line."""
     place = of_traceback(error)
     said = " ".join(str(error).split())
     missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
@@ -67,11 +70,12 @@ def raised(path: Path, error: BaseException) -> ModelError:
         if missing
         else f"python {path} alone; --debug shows the whole traceback",
     )
-    found.place = place  # type: ignore[attr-defined]
+    found.place = place
     return found
 
 
 def ended(path: Path, how: str, watch: Any) -> ModelError:
+    """The error of a script that was over (``how``) before there was anything to examine."""
     if watch.steps:
         what = f"{how} after {max(watch.steps.values())} optimizer steps"
     elif watch.backwards:

@@ -125,7 +125,7 @@ def _compare(
     held = iter(call.held)
     generator = torch.Generator().manual_seed(0)
 
-    def moved(t: torch.Tensor) -> torch.Tensor:
+    def moved(_: torch.Tensor) -> torch.Tensor:
         value = next(held)
         if not value.is_floating_point():
             return value
@@ -136,12 +136,10 @@ def _compare(
         return value + 1e-3 * (size or 1.0) * noise
 
     given = [_replaced(a, moved) for a in arguments]
-    inputs = [t for t in tensors_in(given) if t.is_floating_point()]
     needing = [t for t, original in zip(tensors_in(given), tensors_in(arguments), strict=True)
                if t.is_floating_point() and original.requires_grad]  # fmt: skip
     if not needing:
         return [], None, False
-    del inputs
 
     def run(shift: list[torch.Tensor] | None) -> list[torch.Tensor]:
         values = iter(shift) if shift is not None else None

@@ -41,7 +41,7 @@ def connections(e: Examination) -> list[Finding]:
         else:
             key = (call.no_grad.code, call.no_grad.line) if _no_grad(call) else id(call)
             cuts.setdefault(key, (call, []))[1].append(name)
-    found += [_cut(e, call, names, len(missing)) for call, names in cuts.values()]
+    found += [_cut(e, call, names) for call, names in cuts.values()]
     if not e.seen.loss.differentiable and not cuts and not found:
         found.append(_detached(e))
     found += _unused(e, unused) + _unreached(e, unreached) + frozen(e)
@@ -70,19 +70,18 @@ def _no_grad(call: Call) -> bool:
     return not call.tracking and call.name not in ("detach", "data")
 
 
-def _cut(e: Examination, call: Call, names: list[str], missing: int) -> Finding:
+def _cut(e: Examination, call: Call, names: list[str]) -> Finding:
     modules = modules_of(names)
     every = len(names) == len(e.trainable)
     place, patch = call.place, None
     if _no_grad(call):
         cause = "these layers run inside of torch.no_grad(), so autograd records nothing of them"
-        inside = call.index in e.seen.tape.reentrant
         where, fix = common(modules), "take the layers out of the no_grad block"
         place = call.no_grad if call.no_grad.code is not None else place
         patch = _without_no_grad(place)
-        if inside:
+        if call.index in e.seen.tape.reentrant:
             cause = "a reentrant checkpoint makes gradients only if one of its inputs requires one, and none does"
-            fix, patch, place = "checkpoint(..., use_reentrant=False)", None, place
+            fix, patch = "checkpoint(..., use_reentrant=False)", None
     else:
         where = f"{call.module + ' ' if call.module else ''}{_spelled(call)}"
         cause, fix = _reason(call) if call.outputs else ("", "")
@@ -166,7 +165,7 @@ def _rewritten(call: Call) -> Patch | None:
     elif call.name in ("gt", "ge") and isinstance(tree, ast.Compare) and len(tree.comparators) == 1:
         left, right = ast.unparse(tree.left), ast.unparse(tree.comparators[0])
         new = f"torch.sigmoid({left})" if right in ("0", "0.0") else f"torch.sigmoid(({left}) - ({right}))"
-    elif call.name in ("argmax",) and call.outputs and call.outputs[0].consumers:
+    elif call.name == "argmax" and call.outputs and call.outputs[0].consumers:
         return _soft_lookup(call)
     return Patch(edits=(Edit(segment, new),)) if new is not None else None
 

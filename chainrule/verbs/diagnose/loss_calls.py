@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+
+import torch
 
 from chainrule.verbs.diagnose.examination import Examination
 from chainrule.verbs.diagnose.torch_ops import LOSSES, TRANSPARENT
@@ -20,6 +23,20 @@ def classes_of(call: Call) -> int:
     """How many classes the first input of a loss has."""
     shape = call.inputs[0].shape
     return shape[1] if len(shape) > 1 else shape[0] if shape else 1
+
+
+def reduction_of(call: Call) -> str:
+    """``none``, ``mean`` or ``sum``: what a loss of torch does with its entries."""
+    at = _reduction_at(call.name)
+    return "none" if at is None else ("none", "mean", "sum")[call.argument(at, "reduction", 1)]
+
+
+@cache
+def _reduction_at(name: str) -> int | None:
+    """Which argument of torch's op it is; None of one that has none, or is of another library."""
+    packet = getattr(torch.ops.aten, name, None)
+    arguments = getattr(packet, packet.overloads()[0])._schema.arguments if packet is not None else ()
+    return next((k for k, a in enumerate(arguments) if a.name == "reduction"), None)
 
 
 def is_output(e: Examination, value: Value) -> bool:

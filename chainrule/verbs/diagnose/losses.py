@@ -14,7 +14,7 @@ import torch
 from chainrule.frontends.torch.places import Edit
 from chainrule.verbs.diagnose.axes import axis, over_the_batch, weights_of_an_average
 from chainrule.verbs.diagnose.examination import Examination
-from chainrule.verbs.diagnose.loss_calls import classes_of, is_output, losses_of
+from chainrule.verbs.diagnose.loss_calls import classes_of, is_output, losses_of, reduction_of
 from chainrule.verbs.diagnose.naming import container
 from chainrule.verbs.diagnose.optimizers import maximizes
 from chainrule.verbs.diagnose.patches import Patch, around_loss, submodule
@@ -66,7 +66,7 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
         return None
     name, classes = made.name, classes_of(call)
     if call.name == "poisson_nll_loss" and call.argument(2, "log_input", True) is True:
-        return _log_of_rate(e, call, made)
+        return _log_of_rate(e, made)
     if expects == "logits":
         if classes == 1:
             return _one_class(e.subject.case, call, made)
@@ -141,7 +141,7 @@ def _pairing(e: Examination, call: Call) -> Finding | None:
     return None
 
 
-def _log_of_rate(e: Examination, call: Call, made: Call) -> Finding | None:
+def _log_of_rate(e: Examination, made: Call) -> Finding | None:
     """A rate where its logarithm is meant: what is never negative makes a rate that is never below 1."""
     if made.name not in ("softplus", "exp", "relu"):
         return None
@@ -427,7 +427,7 @@ def _unsigned(e: Examination, call: Call) -> Patch | None:
 def _first_value(e: Examination, call: Call) -> Finding | None:
     """The value of a classification loss against that of a model that knows nothing."""
     number = call.outputs[0].scale if call.outputs and call.outputs[0].forward is not None else None
-    mean = call.argument(3, "reduction", 1) in (1, "mean")
+    mean = reduction_of(call) == "mean"
     if number is None or not mean or call.outputs[0].shape != () or not math.isfinite(number):
         return None
     if call.name == "cross_entropy_loss":

@@ -174,14 +174,14 @@ def _forward(e: Examination, call: Call) -> Finding:
     custom = f" {call.function.__name__}" if call.function is not None else ""
     return Finding(
         "nonfinite", "error", spelled + custom,
-        f"{call.name} gives {_number(e, call, value)} for finite inputs",
+        f"{call.name} gives {_number(call, value)} for finite inputs",
         measured=f"loss {e.seen.loss_number}; {_ranges(call)}", expected="finite numbers", fix=_advice(call),
         source=call.place.text, patch=_guard(call),
         consequences=("everything computed from it, the loss and all gradients are not finite",),
     )  # fmt: skip
 
 
-def _number(e: Examination, call: Call, value: float) -> str:
+def _number(call: Call, value: float) -> str:
     if call.name in ("log", "log2", "log10") and value == math.inf:
         return "-inf"
     return str(value)

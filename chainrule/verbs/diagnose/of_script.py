@@ -112,7 +112,7 @@ def _summed(captured: Captured, names: dict[int, str]) -> dict[str, torch.Tensor
     total: dict[str, torch.Tensor] = {}
     for segment in captured.segments:
         subject = _subject(captured, segment)
-        own = {n: p for n, p in subject.parameters.items()}
+        own = subject.parameters
         for n, g in subject.observe(sizes=False).gradients.items():
             name = names.get(id(own[n]))
             if g is not None and name is not None:
@@ -137,15 +137,15 @@ def _merged(results: Sequence[DiagnoseResult], watch: Watch) -> DiagnoseResult:
             expected="gradients of None or zero",
             fix="optimizer.zero_grad() in every step",
         )  # fmt: skip
-        findings = {k: f for k, f in findings.items() if f.kind not in ("lr_too_high",)}
+        findings = {k: f for k, f in findings.items() if f.kind != "lr_too_high"}
         findings[("accumulating", "", "")] = found
     notes = tuple(dict.fromkeys(n for r in results for n in r.notes))
     if alone and watch.renewed:
-        renewed = (
+        notes = (
+            *notes,
             "the loss after the first step is of other parameters: if the model is made anew in every pass of the "
+            "loop on purpose, that is as it should be; if not, make it before the loop",
         )
-        renewed += "loop on purpose, that is as it should be; if not, make it before the loop"
-        notes = (*notes, renewed)
     if len(results) > 1:
         notes = (*notes, f"{len(results)} optimizers were examined at their first steps")
     first = results[0]

@@ -7,14 +7,17 @@ depends on the batch; what is left is the gradient of the data.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 
 from chainrule.errors import ModelError
 from chainrule.verbs.diagnose.examination import Examination
+from chainrule.verbs.diagnose.loss_calls import reduction_of
 from chainrule.verbs.diagnose.naming import listed, modules_of
 from chainrule.verbs.diagnose.torch_ops import LOSSES
 from chainrule.verbs.diagnose.values import Call, Value, above
+from chainrule.verbs.diagnose.wide import norm
 from chainrule.verbs.kinds import Finding
 
 _LIMIT = 10.0  # times the gradient of the data
@@ -42,26 +45,15 @@ def _of_parameters(e: Examination) -> list[Finding]:
     terms = joins(e)
     if not terms:
         return []
-    places = {(call.index, k) for call, v in terms for k, u in enumerate(call.inputs) if u is v}
-    whole = {n: g for n, g in e.seen.gradients.items() if g is not None and n in e.trainable and not g.is_sparse}
-    silenced = _silenced(e, {v.producer.index for _, v in terms if v.producer is not None})
-    if silenced is None or not places:
+    ratios = _against_the_rest(e, [v for _, v in terms])
+    strong = [n for n, ratio in ratios.items() if ratio > _LIMIT]
+    if not strong or len(strong) < len(ratios) / 2:
         return []
-    strong: list[tuple[str, float]] = []
-    for n, g in whole.items():
-        own = silenced.get(n)
-        if own is None or g.dim() < 2:
-            continue
-        rest, data = float((g.double() - own.double()).norm()), float(own.double().norm())
-        if data > 0 and rest > _LIMIT * data:
-            strong.append((n, rest / data))
-    if not strong or len(strong) < sum(1 for g in whole.values() if g.dim() >= 2) / 2:
-        return []
-    name, ratio = max(strong, key=lambda s: s[1])
-    call = terms[-1][0]
+    name = max(strong, key=lambda n: ratios[n])
+    ratio, call = ratios[name], terms[-1][0]
     return [
         Finding(
-            "regularizer", "warning", listed(modules_of([n for n, _ in strong]), 6),
+            "regularizer", "warning", listed(modules_of(strong), 6),
             "the penalty that the loss adds is stronger than the data: the weights go to where it is least instead of "
             "learning",
             measured=f"at {name} its gradient is {ratio:.3g} times that of the data; together the terms are "
@@ -78,23 +70,11 @@ def _of_activations(e: Examination) -> list[Finding]:
     parts = _terms(e)
     if len(parts) < 2:
         return []
-    errors = [v for v in parts if _meets_target(e, v)]
+    errors = [v for v in parts if _meets_target(v)]
     summed = {v: rows for v in parts if v not in errors and (rows := _summed_over(e, v)) > 1}
     if not summed or not errors or not all(_averaged(v) for v in errors):
         return []
-    whole = {n: g for n, g in e.seen.gradients.items() if g is not None and n in e.trainable and g.dim() >= 2}
-    silenced = _silenced(e, {v.producer.index for v in summed if v.producer is not None})
-    if silenced is None:
-        return []
-    ratios = []
-    for n, g in whole.items():
-        own = silenced.get(n)
-        if g.is_sparse or own is None:
-            continue
-        rest, data = float((g.double() - own.double()).norm()), float(own.double().norm())
-        if rest > 0 and data > 0:
-            ratios.append((rest / data, n))
-    shared = [(r, n) for r, n in ratios if r > 1e-6]
+    shared = [(r, n) for n, r in _against_the_rest(e, summed).items() if r > 1e-6]  # the term depends on these too
     if not shared or sorted(shared)[len(shared) // 2][0] <= _LIMIT:
         return []
     ratio, name = max(shared)
@@ -132,7 +112,7 @@ def _terms(e: Examination) -> list[Value]:
 _WEIGHED = frozenset({"add", "sub", "mul", "div", "neg", "stack", "sum", "mean", "view", "squeeze", "clone"})
 
 
-def _meets_target(e: Examination, value: Value) -> bool:
+def _meets_target(value: Value) -> bool:
     """Whether a term compares something learned with something given: an error."""
     for v in above([value]):
         call = v.producer
@@ -165,10 +145,20 @@ def _summed_over(e: Examination, value: Value) -> int:
 
 def _averaged(value: Value) -> bool:
     call = value.producer
-    if call is None:
-        return False
-    mean = call.name in LOSSES and call.argument(3 if LOSSES[call.name].classes else 2, "reduction", 1) in (1, "mean")
-    return call.name == "mean" or mean
+    return call is not None and (call.name == "mean" or (call.name in LOSSES and reduction_of(call) == "mean"))
+
+
+def _against_the_rest(e: Examination, terms: Iterable[Value]) -> dict[str, float]:
+    """Matrix of weights -> its gradient by the terms as a multiple of that by the rest; 0 where the rest has none."""
+    rest = _silenced(e, {v.producer.index for v in terms if v.producer is not None})
+    ratios: dict[str, float] = {}
+    for n, g in e.seen.gradients.items():
+        if rest is None or g is None or g.is_sparse or g.dim() < 2 or n not in e.trainable:
+            continue
+        own = rest.get(n)
+        size = norm(own) if own is not None else 0.0
+        ratios[n] = norm(g.double() - own.double()) / size if own is not None and size > 0 else 0.0
+    return ratios
 
 
 def _silenced(e: Examination, producers: set[int]) -> dict[str, torch.Tensor | None] | None:

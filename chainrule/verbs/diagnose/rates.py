@@ -12,6 +12,7 @@ import torch
 
 from chainrule.verbs.diagnose.curvature import largest_eigenvalue
 from chainrule.verbs.diagnose.examination import Examination, Trial
+from chainrule.verbs.diagnose.loss_calls import reduction_of
 from chainrule.verbs.diagnose.naming import listed, modules_of
 from chainrule.verbs.diagnose.optimizers import is_adaptive, of_groups, rate_of
 from chainrule.verbs.diagnose.patches import Patch
@@ -166,8 +167,7 @@ def _high(e: Examination, trial: Trial, lr: float) -> list[Finding]:
             Finding(
                 "lr_too_high", "error", "the optimizer",
                 f"the loss rises: lr * lambda_max = {lr * (top or math.nan):.3g} is beyond {limit:g}, where steps "
-                f"along the "
-                "steepest direction overshoot by more than they gain"
+                "along the steepest direction overshoot by more than they gain"
                 + (f"; the loss is a sum over {summed} samples, so its curvature is {summed} times that of the mean"
                    if summed else ""),
                 measured=f"loss {losses[0]:.3g} -> {ended} in {len(losses) - 1} trial steps; lr {lr:g}, largest "
@@ -198,7 +198,7 @@ def _summed(e: Examination) -> int:
     """How many samples a loss adds up, as a loss of torch with reduction='sum' or by hand; 0 if it does not."""
     rows = {t.shape[0] for t in e.subject.input_tensors.values() if t.dim()}
     for call in e.seen.tape.calls:
-        if call.name in LOSSES and call.argument(3 if LOSSES[call.name].classes else 2, "reduction", 1) in (2, "sum"):
+        if call.name in LOSSES and reduction_of(call) == "sum":
             return call.inputs[0].shape[0] if call.inputs[0].shape else 0
     value = e.seen.loss
     while value.producer is not None and value.producer.name in ("neg", "mul", "add") and value.producer.inputs:

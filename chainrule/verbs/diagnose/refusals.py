@@ -47,8 +47,8 @@ def as_finding(error: ModelError, case: Any = None) -> Finding | None:
         )  # fmt: skip
     for pattern, kind, cause, fix in _KNOWN:
         if re.search(pattern, said):
-            place: Any = getattr(error, "place", None)
-            where = getattr(error, "module", "") or _WHERE.get(kind, "the loss")
+            place: Any = error.place
+            where = error.module or _WHERE.get(kind, "the loss")
             return Finding(
                 kind, "error", where, cause,
                 measured=said.split("\n")[0], expected=error.required, fix=fix,

@@ -18,7 +18,7 @@ from torch import nn
 from chainrule.errors import ChainruleError, ModelError
 from chainrule.frontends.torch import batch as convention
 from chainrule.frontends.torch import restore_generators
-from chainrule.frontends.torch.places import of_traceback
+from chainrule.frontends.torch.places import Place, called_at, of_traceback
 from chainrule.verbs.case import Case
 from chainrule.verbs.diagnose.heap import bytes_of, give_back
 from chainrule.verbs.diagnose.keeping import kept, parameters_of
@@ -139,22 +139,26 @@ class Subject:
         Raises:
             ModelError: the user's code raised, or the loss is not a scalar.
         """
-        case, given = self.case, self.case.batch if batch is None else batch
+        given = self.case.batch if batch is None else batch
         try:
             with self.around():
-                if case.objective is not None:
-                    return _scalar(case.objective(self.model, given), "the objective"), ()
-                if case.loss == "model":
-                    output = convention.call_model(self.model, given)
-                    return _scalar(_own_loss(output), 'the loss that the model returned (loss="model")'), output
-                inputs, target = convention.split(given)
-                output = convention.call_model(self.model, inputs)
-                assert callable(case.loss)
-                return _scalar(case.loss(output, target), "the loss"), output
+                return called_at(Place(), self._forward, given)  # the user's line is not on the stack
         except ChainruleError:
             raise
         except Exception as error:
             raise failure(error, given) from error
+
+    def _forward(self, given: Any) -> tuple[torch.Tensor, Any]:
+        case = self.case
+        if case.objective is not None:
+            return _scalar(case.objective(self.model, given), "the objective"), ()
+        if case.loss == "model":
+            output = convention.call_model(self.model, given)
+            return _scalar(_own_loss(output), 'the loss that the model returned (loss="model")'), output
+        inputs, target = convention.split(given)
+        output = convention.call_model(self.model, inputs)
+        assert callable(case.loss)
+        return _scalar(case.loss(output, target), "the loss"), output
 
     @contextmanager
     def safely(self) -> Iterator[dict[int, torch.Tensor]]:
@@ -207,7 +211,7 @@ class Subject:
                 with tape.recording():
                     loss, output = self.loss_of(given)
             except ModelError as error:
-                error.module = tape.path  # type: ignore[attr-defined]
+                error.module = tape.path
                 raise
             self.made = self.made or sum(tape.bytes_made())
             found = tape.of(loss)
@@ -239,7 +243,7 @@ class Subject:
         grads = {n: None if p.grad is None else whole(p.grad) for n, p in self.parameters.items()}
         return float(loss.detach()), grads
 
-    def steps(self, count: int, lr: float | None = None) -> list[float]:
+    def steps(self, count: int) -> list[float]:
         """Losses before and after each of some steps of the user's own optimizer. Call inside of ``safely``."""
         assert self.optimizer is not None
         losses = []
@@ -315,7 +319,7 @@ def failure(error: Exception, batch: Any, what: str = "the model") -> ModelError
         required="a model and a loss that run on this batch",
         instead=_advice(said, batch),
     )
-    found.place = place  # type: ignore[attr-defined]
+    found.place = place
     return found
 
 

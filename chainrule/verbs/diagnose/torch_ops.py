@@ -72,11 +72,6 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }  # fmt: skip
 # The derivative is zero wherever there is one.
 FLAT = frozenset("sign sgn round floor ceil trunc heaviside signbit".split())
-# Their results are of whole numbers or truth values, through which no derivative passes.
-DISCRETE = frozenset(
-    "gt ge lt le eq ne logical_not logical_and logical_or argmax argmin argsort bucketize searchsorted multinomial "
-    "bernoulli one_hot isnan isinf isfinite bitwise_not nonzero floor_divide".split()
-)
 
 # They ask a tensor for its shape only.
 SHAPE_ONLY = frozenset(

@@ -230,7 +230,7 @@ def dead(e: Examination) -> list[Finding]:
             expected="below half, and no unit dead for every input",
             fix="zero bias and weights of mean zero (He); centre the inputs",
             source=call.place.text,
-            patch=_revived(e, layer),
+            patch=_revived(layer),
             consequences=(f"gradient 0 for {len(before)} parameters: {listed(before)}",) if before else (),
         )
     ]  # fmt: skip
@@ -251,7 +251,7 @@ def _bias_and_sign(e: Examination, layer: Layer | None) -> tuple[float, bool]:
     return float(whole(bias.detach()).mean()) if bias is not None else 0.0, bool((weight <= 0).all())
 
 
-def _revived(e: Examination, layer: Layer | None) -> Patch | None:
+def _revived(layer: Layer | None) -> Patch | None:
     if layer is None or not layer.parameter.endswith("weight"):
         return None
     module = submodule(layer.parameter.rpartition(".")[0])
@@ -361,7 +361,7 @@ def linear_stack(e: Examination) -> list[Finding]:
         c for c in e.seen.tape.calls if _bends(c) and c.outputs and c.outputs[0] in e.path and _before_loss(e, c)
     ]
     whole = not nonlinear and len(e.layers) >= 2
-    first, second = pairs[0]
+    _, second = pairs[0]
     chain = list(dict.fromkeys(x.name for pair in pairs for x in pair))
     return [
         Finding(
@@ -370,7 +370,7 @@ def linear_stack(e: Examination) -> list[Finding]:
             + ("; the whole network is a linear model" if whole else ""),
             measured=f"{len(chain)} linear layers in a row", expected="an activation between them",
             fix="nn.ReLU() in between, or a single layer", source=second.call.place.text,
-            patch=_bent(e, first, second) if whole else None,
+            patch=_bent(e) if whole else None,
         )
     ]  # fmt: skip
 
@@ -420,7 +420,7 @@ def _bottleneck(a: Layer, b: Layer) -> bool:
     return inside < min(a.call.inputs[0].shape[-1], b.value.shape[-1])
 
 
-def _bent(e: Examination, first: Layer, second: Layer) -> Patch | None:
+def _bent(e: Examination) -> Patch | None:
     """Identities between the layers become ReLUs."""
     model: Any = e.subject.model
     idle = [path for path, m in model.named_modules() if type(m).__name__ == "Identity"]

@@ -63,9 +63,8 @@ class Call:
     Attributes:
         name: without namespace, overload and in-place underscore; ``data`` for ``.data``, ``custom`` for a custom
             ``autograd.Function`` (``function`` holds it). arguments: as given, tensors replaced by Values.
-        module: path of the running module. inside: how many calls of modules had ended before, by path.
-        tracking: whether autograd was on; if not,
-        ``no_grad`` is where it was switched off. liveness: for activations, see :class:`Liveness`.
+        module: path of the running module. tracking: whether autograd was on; if not, ``no_grad`` is where it was
+        switched off. liveness: for activations, see :class:`Liveness`.
         held: of losses and custom Functions, the tensors that went in. weight: of losses, the sum of the gradient of
         their output: what they are multiplied by on the way to the loss; of log-softmax, the least and the largest
         entry of it, and whether a row has several. again: of recurrent layers over sequences, the same call once more.
@@ -104,9 +103,8 @@ class Liveness:
 
     Attributes:
         units: for each unit, mean over the batch and all positions of |derivative| over its largest possible size.
-        dead: for each unit, whether the derivative was 0 everywhere. squashed: share of entries whose derivative is
-            below a thousandth of the largest possible. second: mean square of the derivative.
-        high: for each unit, the largest input anywhere.
+        dead: for each unit, whether the derivative was next to 0 everywhere. squashed: share of entries whose
+            derivative is below a thousandth of the largest possible. second: mean square of the derivative.
     """
 
     units: torch.Tensor

@@ -475,6 +475,18 @@ def dropping(norm: bool = True, drop: float = 0.3) -> nn.Sequential:
     return nn.Sequential(nn.Linear(32, 64), middle, nn.ReLU(), nn.Dropout(drop), nn.Linear(64, 10))
 
 
+@pytest.mark.parametrize(
+    "loss", [F.binary_cross_entropy_with_logits, F.mse_loss, F.soft_margin_loss], ids=lambda f: f.__name__
+)
+def test_a_sum_over_samples_is_said(loss: Any) -> None:
+    x, y = blobs()
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0))
+    target = y % 2 if loss is not F.soft_margin_loss else 2 * (y % 2) - 1
+    summed = lambda o, t: loss(o, t, reduction="sum")  # noqa: E731
+    r = cr.diagnose(model, (x, target.float()), summed, sgd(model, 10.0))
+    assert r.findings[0].kind == "lr_too_high" and f"a sum over {len(x)} samples" in r.findings[0].cause
+
+
 @pytest.mark.parametrize(("norm", "drop", "where"), [(True, 0.3, "3, 1"), (True, 0.0, "1"), (False, 0.3, "3")])
 def test_training_in_eval_mode_is_named(norm: bool, drop: float, where: str) -> None:
     model = dropping(norm, drop).eval()
