@@ -24,7 +24,7 @@ from chainrule.backends.torch.recompute.extract import CPU, CUDA, Meter
 from chainrule.backends.torch.recompute.joint import kept_generators, quiet
 from chainrule.errors import BudgetError, ModelError
 from chainrule.frontends.torch.batch import leaves, with_leaves
-from chainrule.verbs.checkpoint.budget import size_text
+from chainrule.planning.budget import size_text
 from chainrule.verbs.checkpoint.structure import likely, taken_apart
 
 _MARK = "_chainrule_plain_forward"

@@ -11,8 +11,8 @@ from torch import nn
 
 from chainrule.errors import ChainruleError
 from chainrule.frontends.torch.batch import leaves
+from chainrule.planning.budget import size_text
 from chainrule.verbs.checkpoint.apply import Choice, cheapest, tried, unwrap, wrap
-from chainrule.verbs.checkpoint.budget import size_text
 
 
 class SameModel(nn.Module):

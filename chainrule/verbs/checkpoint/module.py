@@ -16,9 +16,9 @@ from chainrule.backends.torch.recompute.source import Passes, passes_of
 from chainrule.errors import BackendError, ModelError, StaleTraceError, UnsupportedOpError
 from chainrule.frontends.torch import generator_states, restore_generators
 from chainrule.frontends.torch.batch import leaves
+from chainrule.planning.budget import parsed
 from chainrule.planning.frontier import judged
 from chainrule.planning.problem import Schedule
-from chainrule.verbs.checkpoint.budget import parsed
 from chainrule.verbs.checkpoint.by_modules import ByModules, SameModel, by_modules
 from chainrule.verbs.checkpoint.plan import Plan, planned
 from chainrule.verbs.checkpoint.program import Program, arguments, call_of, called, program_of, state_of

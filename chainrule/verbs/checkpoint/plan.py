@@ -23,7 +23,7 @@ from chainrule.planning.problem import Schedule
 from chainrule.planning.simulate import simulate
 from chainrule.verbs.case import Case
 from chainrule.verbs.checkpoint.batch_size import largest_batch
-from chainrule.verbs.checkpoint.budget import parsed, size_text
+from chainrule.planning.budget import parsed, size_text
 from chainrule.verbs.checkpoint.by_name import storages_kept
 from chainrule.verbs.checkpoint.program import Program, arguments, checked, inputs_of, program_of
 from chainrule.verbs.notebook import axes_for, html_table
