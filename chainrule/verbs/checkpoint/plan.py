@@ -16,6 +16,7 @@ from torch import nn
 from chainrule.backends.torch.recompute.eager import optimizer_bytes
 from chainrule.errors import BudgetError, ModelError
 from chainrule.frontends.torch.batch import leaves
+from chainrule.planning.budget import parsed, size_text
 from chainrule.planning.by_hand import keeping
 from chainrule.planning.frontier import Plan as Judged
 from chainrule.planning.frontier import front, judged
@@ -23,13 +24,11 @@ from chainrule.planning.problem import Schedule
 from chainrule.planning.simulate import simulate
 from chainrule.verbs.case import Case
 from chainrule.verbs.checkpoint.batch_size import largest_batch
-from chainrule.planning.budget import parsed, size_text
 from chainrule.verbs.checkpoint.by_name import storages_kept
 from chainrule.verbs.checkpoint.program import Program, arguments, checked, inputs_of, program_of
 from chainrule.verbs.notebook import axes_for, html_table
 
 _FORMAT = 1
-_WORKING = ("convolution", "recurrent")  # ops whose kernels allocate beside their results
 
 
 @dataclass(frozen=True)
@@ -396,8 +395,9 @@ def planned(
             )
         found = program.frontier.within(limit)
     missing = [what for what, held in (("loss", loss), ("optimizer", optimizer)) if held is None]
-    if program.prices is None and any(n.op.name.startswith(_WORKING) for n in program.trace.graph.nodes):
-        missing.append("what kernels of convolutions and recurrent layers take inside (calibrate=True measures it)")
+    inside = sorted({n.op.name for n in program.trace.graph.nodes if n.op.works_inside})
+    if inside and program.prices is None:
+        missing.append(f"what kernels take inside ({', '.join(inside)}: calibrate=True measures it)")
     plan = Plan(
         0,
         max(static + base.peak, floor),
