@@ -138,7 +138,8 @@ def _work(runs: Sequence[_Run]) -> list[int]:
             del left
     events = sorted(_memory_events(profile), key=itemgetter(0))
     at = [when for when, _ in events]
-    results: Any = profile.kineto_results
+    results = profile.kineto_results
+    assert results is not None  # the block above has ended
     for event in results.events():
         if event.name().startswith(_MARK):
             start = bisect_left(at, event.start_ns())
