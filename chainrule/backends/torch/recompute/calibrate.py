@@ -127,6 +127,7 @@ def _work(runs: Sequence[_Run]) -> list[int]:
     All lines of the processor are in one profile: torch writes to the standard error when one starts and ends.
     """
     found: dict[int, int] = {}
+    profile: Any  # torch's own type says that there may be none
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profile:
         for k, line in enumerate(runs):
             real = line.real()
@@ -138,9 +139,7 @@ def _work(runs: Sequence[_Run]) -> list[int]:
             del left
     events = sorted(_memory_events(profile), key=itemgetter(0))
     at = [when for when, _ in events]
-    results = profile.kineto_results
-    assert results is not None  # the block above has ended
-    for event in results.events():
+    for event in profile.kineto_results.events():
         if event.name().startswith(_MARK):
             start = bisect_left(at, event.start_ns())
             until = bisect_right(at, event.start_ns() + event.duration_ns())
