@@ -24,43 +24,20 @@ from functools import cache
 from time import process_time
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._functorch import config
 from torch._functorch.compile_utils import fx_graph_cse
-from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 import chainrule as cr
 from benchmarks.checkpoint_models import NAMES, joint, made
 from chainrule.backends.torch.recompute.calibrate import memory_of
-from chainrule.backends.torch.recompute.extract import Extraction
 from chainrule.backends.torch.recompute.fx_lines import extract_fx
+from chainrule.backends.torch.recompute.torch_budget import torch_schedule
 from chainrule.errors import BudgetError
 from chainrule.planning.frontier import frontier
-from chainrule.planning.problem import Schedule
 from chainrule.planning.simulate import simulate
 
 BUDGETS = (1.0, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.0)
-
-
-def torch_schedule(
-    module: fx.GraphModule, fakes: list, budget: float, extraction: Extraction
-) -> tuple[Schedule, float]:
-    """What torch's partitioner does with a budget, as a schedule, and its seconds."""
-    copy = fx.GraphModule(module, _copied(module.graph))
-    start = process_time()
-    with config.patch(activation_memory_budget=budget):
-        forward, backward = min_cut_rematerialization_partition(copy, fakes, num_fwd_outputs=1)
-    seconds = process_time() - start
-    task = {str(extraction.lines[at].writes[0]): t for t, at in extraction.line_at.items()}
-    ahead = [task[n.name] for n in forward.graph.nodes if n.op == "call_function" and n.name in task]
-    behind = [task[n.name] for n in backward.graph.nodes if n.op == "call_function" and n.name in task]
-    return Schedule((*ahead, *behind), len(ahead)), seconds
-
-
-def _copied(graph: fx.Graph) -> fx.Graph:
-    new = fx.Graph()
-    new.output(new.graph_copy(graph, {}))
-    return new
 
 
 def simulated(name: str) -> None:
@@ -87,7 +64,9 @@ def simulated(name: str) -> None:
     )
     print("  budget  torch s   saved    peak  (part) again % |    ours  again %  bound %   below torch")
     for budget in BUDGETS:
-        schedule, seconds = torch_schedule(module, fakes, budget, extraction)
+        start = process_time()
+        schedule = torch_schedule(module, fakes, 1, budget, extraction)
+        seconds = process_time() - start
         theirs = simulate(problem, schedule)
         ours = found.within(theirs.peak)
         low = bound.sharpened(theirs.peak, ours.again)

@@ -103,6 +103,7 @@ class Op:
             do, "" unknown; ``(node) -> str`` where that depends.
         aliases: whether torch's result may lie in the memory of an operand, or keep it for later (views, tapes);
             ``(node) -> bool`` where that depends.
+        works_inside: whether torch's kernel takes memory beside its operands and results, which only a run shows.
         prelude: source of what that expression calls, written once above. externals: ``(**params) -> objects`` that it
             refers to; their names come first among the operand names.
         fused_vjp: like vjp, by kernels that have no derivative themselves: what programs run; None where none fits.
@@ -153,6 +154,7 @@ class Op:
     into: str | Rule = ""
     order: str | Rule = ""
     aliases: bool | Rule = False
+    works_inside: bool = False
     prelude: str = ""
     externals: Rule | None = None
     fused_vjp: Rule | None = None

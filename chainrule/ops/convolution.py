@@ -97,6 +97,7 @@ CONVOLUTION = kernel(
     fused_vjp=convolution_vjp,
     fused_again=True,
     order="operands",
+    works_inside=True,
     cost=_cost,
     aten={"convolution": _lowered},
     samples=(
@@ -116,6 +117,7 @@ CONV_TRANSPOSE = kernel(
     fused_vjp=convolution_vjp,
     fused_again=True,
     order="operands",
+    works_inside=True,
     cost=lambda result, x, w, *_, **__: product([*x.shape, *w.shape[1:]]),
     samples=(
         Sample((_X, _T, np.arange(3.0) / 5), {**_ONES, "output_padding": (0,), "groups": 1, "given": ("bias",)}),

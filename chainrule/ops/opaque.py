@@ -173,6 +173,7 @@ def _declared(suffix: str, pure: bool) -> Op:
         "latex": _latex,
         "externals": lambda *, call, **_: () if call.function is None else (call.function,),
         "pure": pure,
+        "works_inside": True,
         "aliases": True,  # a function of the user's may return what it was given, and a tape keeps it
         "source": "the function itself; its derivative is its own",
     }

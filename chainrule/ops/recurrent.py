@@ -328,6 +328,7 @@ RECURRENT = composite(
     **written_as_call("recurrent_layer"),
     torch=_torch,
     prelude=_TRACKED,
+    works_inside=True,
     fused_vjp=_fused,
     recorded=_recorded,
     cost=_cost,

@@ -306,6 +306,7 @@ CONV = register(
         indexed=_conv_indexed,
         precedence=50,
         torch=_conv_torch,
+        works_inside=True,
         code=Code(_conv_code, jax=_conv_jax, helper=(_CONV,)),
         samples=(
             Sample((_X1, _W1), _options(1)),

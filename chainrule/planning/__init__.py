@@ -13,4 +13,5 @@ instants   of the backward pass, and what is there anyway
 windows    several of them together, for small problems: an integer program
 frontier   all plans worth having: where to start reading
 by_hand    plans that keep what somebody names
+budget     budgets as people write them
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,7 @@ from chainrule.backends.torch.recompute.extract import CPU, CUDA, Meter
 from chainrule.backends.torch.recompute.joint import kept_generators, quiet
 from chainrule.errors import BudgetError, ModelError
 from chainrule.frontends.torch.batch import leaves, with_leaves
-from chainrule.verbs.checkpoint.budget import size_text
+from chainrule.planning.budget import size_text
 from chainrule.verbs.checkpoint.structure import likely, taken_apart
 
 _MARK = "_chainrule_plain_forward"
@@ -123,8 +124,6 @@ def cheapest(choices: Sequence[Choice], limit: int, static: int, instead: str) -
 
 def hash_of(names: Sequence[str]) -> str:
     """A short hash of the choice, the same in every process."""
-    import hashlib
-
     return hashlib.blake2b("|".join(names).encode(), digest_size=6).hexdigest()
 
 
@@ -141,7 +140,10 @@ def _run(forward: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: A
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     before = _buffers(module)
-    contexts = lambda: (contextlib.nullcontext(), _as_they_were(before))  # noqa: E731
+
+    def contexts() -> tuple[Any, Any]:
+        return contextlib.nullcontext(), _as_they_were(before)
+
     return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
@@ -223,7 +225,7 @@ def measured(step: Any, names: Sequence[str]) -> Choice:
     try:
         with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             return _measured(step, names, lambda t: _fake(mode, t))
-    except (RuntimeError, NotImplementedError, ValueError, IndexError):
+    except (RuntimeError, ValueError, IndexError):  # as models and torch say it when a value is asked for
         if any(p.is_meta for p in step.model.parameters()):
             raise
         with kept_generators():

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from chainrule.backends.torch.recompute.eager import bytes_of
 from chainrule.errors import ChainruleError
 from chainrule.frontends.torch.batch import leaves
+from chainrule.planning.budget import size_text
 from chainrule.verbs.checkpoint.apply import Choice, cheapest, tried, unwrap, wrap
-from chainrule.verbs.checkpoint.budget import size_text
 
 
 class SameModel(nn.Module):
@@ -96,7 +97,7 @@ def by_modules(
     """
     plain, choices = tried(Step(model, args, kwargs))
     there = [*model.parameters(), *model.buffers(), *(t for _, t in leaves((args, kwargs)))]
-    static = sum(t.numel() * t.element_size() for t in dict.fromkeys(there))
+    static = bytes_of(there)
     limit = static + int(wanted * plain.peak) if isinstance(wanted, float) else int(wanted)
     why = " ".join(str(error).split("\n")[0].split())
     best = cheapest(choices, limit, static, "a larger budget, or a forward pass that a graph can hold")

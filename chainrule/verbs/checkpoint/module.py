@@ -16,12 +16,13 @@ from chainrule.backends.torch.recompute.source import Passes, passes_of
 from chainrule.errors import BackendError, ModelError, StaleTraceError, UnsupportedOpError
 from chainrule.frontends.torch import generator_states, restore_generators
 from chainrule.frontends.torch.batch import leaves
+from chainrule.planning.budget import parsed
 from chainrule.planning.frontier import judged
 from chainrule.planning.problem import Schedule
-from chainrule.verbs.checkpoint.budget import parsed
 from chainrule.verbs.checkpoint.by_modules import ByModules, SameModel, by_modules
-from chainrule.verbs.checkpoint.plan import Plan, planned
+from chainrule.verbs.checkpoint.plan import planned
 from chainrule.verbs.checkpoint.program import Program, arguments, call_of, called, program_of, state_of
+from chainrule.verbs.checkpoint.result import Plan
 
 _STALE = 3  # traces for other branches, after which the program branches on every batch
 
@@ -174,7 +175,7 @@ class Checkpointed(SameModel):
         same = program.problem.digest == carried.problem
         if same:
             plan = planned(program, (args, kwargs), self._objective, None, None, None)
-            return plan._with(judged(program.problem, carried.schedule), self._budget)
+            return plan.under(judged(program.problem, carried.schedule), self._budget)
         budget = carried.limit if self._budget is None else self._budget
         plan = planned(program, (args, kwargs), self._objective, None, budget, carried.limit)
         plan = replace(plan, budget=carried.limit)  # a fraction was one of another batch

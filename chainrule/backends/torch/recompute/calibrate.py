@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import itemgetter
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +26,7 @@ from chainrule.ir import Node
 
 _RUNS = 3
 _ENOUGH = 0.2  # seconds, after which a line is not run again
+_MARK = "line of a plan "
 
 
 def measured_prices(joint: Joint, values: Mapping[Node, torch.Tensor]) -> Prices:
@@ -29,22 +34,31 @@ def measured_prices(joint: Joint, values: Mapping[Node, torch.Tensor]) -> Prices
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             operands = _operands(joint.again(), {k: _fake(mode, v) for k, v in values.items()})
-    except (RuntimeError, NotImplementedError, IndexError):  # ops that look at values
+    except (RuntimeError, IndexError):  # ops that look at values
         with kept_generators():
             operands = _operands(joint.again(), {k: v.detach() for k, v in values.items()})
     base = CUDA if any(v.is_cuda for v in values.values()) else CPU
-    by_kind: dict[Any, tuple[float, int]] = {}
-    seconds: dict[int, float] = {}
-    work: dict[int, int] = {}
     joint = joint.again()  # on real tensors from here on
-    for at, (line, text, given) in enumerate(zip(joint.lines, joint.texts, operands, strict=True)):
-        kind = (_kind(text), tuple(_signature(t) for t in tensors_in(given)))
-        if kind not in by_kind:
-            with contextlib.suppress(RuntimeError, IndexError, ValueError):
-                by_kind[kind] = _measured(line.run, given)
-        if kind in by_kind:
-            seconds[at], work[at] = by_kind[kind]
-    return Prices(base.flops, base.bytes, base.call, seconds, work)
+    kinds = [
+        (_kind(text), tuple(_signature(t) for t in tensors_in(given)))
+        for text, given in zip(joint.texts, operands, strict=True)
+    ]
+    runs = {kind: _Run(line.run, given) for kind, line, given in zip(kinds, joint.lines, operands, strict=True)}
+    seconds: dict[Any, float] = {}
+    with torch.random.fork_rng(), torch.no_grad():
+        for kind, run in runs.items():
+            with contextlib.suppress(RuntimeError, IndexError, ValueError):  # an op that refuses made-up values
+                seconds[kind] = run.seconds()
+        worked = _work([runs[kind] for kind in seconds])
+    work = dict(zip(seconds, worked, strict=True))
+    known = [at for at, kind in enumerate(kinds) if kind in seconds]
+    return Prices(
+        base.flops,
+        base.bytes,
+        base.call,
+        {at: seconds[kinds[at]] for at in known},
+        {at: work[kinds[at]] for at in known},
+    )
 
 
 def _operands(joint: Joint, values: Mapping[Node, torch.Tensor]) -> list[list[Any]]:
@@ -82,46 +96,75 @@ def _real(value: Any) -> Any:
         return made.fill_(0.5) if made.is_floating_point() else made.zero_()
 
 
-def _measured(run: Any, given: Sequence[Any]) -> tuple[float, int]:
-    real = [tree_map(_real, g) for g in given]
-    best, spent = float("inf"), 0.0
-    with torch.random.fork_rng(), torch.no_grad():
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A line and operands without data."""
+
+    run: Callable[[Sequence[Any]], Sequence[Any]]
+    given: Sequence[Any]
+
+    def real(self) -> list[Any]:
+        """Made-up operands."""
+        return [tree_map(_real, g) for g in self.given]
+
+    def seconds(self) -> float:
+        """The shortest of a few runs."""
+        real = self.real()
+        best, spent = float("inf"), 0.0
         for _ in range(_RUNS + 1):
             start = perf_counter()
-            found = run(real)
+            self.run(real)
             took = perf_counter() - start
             best, spent = min(best, took), spent + took
             if spent > _ENOUGH:
                 break
-        del found
-        work = _work(run, real)
-    return best, work
+        return best
 
 
-def _work(run: Any, real: Sequence[Any]) -> int:
-    """Bytes at the worst moment of a line, beyond what it leaves."""
-    if any(t.is_cuda for t in tensors_in(real)):
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        found = run(real)
-        torch.cuda.synchronize()
-        left = torch.cuda.memory_allocated() - before
-        peak = torch.cuda.max_memory_allocated() - before
-        del found
-        return max(peak - left, 0)
+def _work(runs: Sequence[_Run]) -> list[int]:
+    """Bytes at the worst moment of each line, beyond what it leaves.
+
+    All lines of the processor are in one profile: torch writes to the standard error when one starts and ends.
+    """
+    found: dict[int, int] = {}
+    profile: Any  # torch's own type says that there may be none
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profile:
-        found = run(real)
-    left, peak = memory_of(profile)
+        for k, line in enumerate(runs):
+            real = line.real()
+            if any(t.is_cuda for t in tensors_in(real)):
+                found[k] = _work_on_device(line, real)
+                continue
+            with torch.autograd.profiler.record_function(f"{_MARK}{k}"):
+                left = line.run(real)
+            del left
+    events = sorted(_memory_events(profile), key=itemgetter(0))
+    at = [when for when, _ in events]
+    for event in profile.kineto_results.events():
+        if event.name().startswith(_MARK):
+            start = bisect_left(at, event.start_ns())
+            until = bisect_right(at, event.start_ns() + event.duration_ns())
+            sums = list(accumulate(size for _, size in events[start:until]))
+            found[int(event.name().removeprefix(_MARK))] = max([0, *sums]) - (sums[-1] if sums else 0)
+    return [found[k] for k in range(len(runs))]
+
+
+def _work_on_device(line: _Run, real: Sequence[Any]) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    found = line.run(real)
+    torch.cuda.synchronize()
+    left, peak = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
     del found
     return max(peak - left, 0)
 
 
+def _memory_events(profile: Any) -> Iterator[tuple[int, int]]:
+    """(moment, bytes more or less) of the processor."""
+    return ((e.start_ns(), e.nbytes()) for e in profile.kineto_results.events() if e.name() == "[memory]")
+
+
 def memory_of(profile: Any) -> tuple[int, int]:
     """(bytes at the end, bytes at the worst moment) by the memory events of a profile of the processor."""
-    events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return now, peak
+    sums = list(accumulate(size for _, size in sorted(_memory_events(profile), key=itemgetter(0))))
+    return (sums[-1], max(0, *sums)) if sums else (0, 0)

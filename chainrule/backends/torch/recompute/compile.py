@@ -21,6 +21,7 @@ from chainrule.backends.torch.recompute.extract import CPU, CUDA, Extraction
 from chainrule.backends.torch.recompute.fx_lines import extract_fx, is_item, items_of
 from chainrule.backends.torch.recompute.sizes import BySizes, symbolic
 from chainrule.errors import BackendError, BudgetError
+from chainrule.planning.budget import parsed
 from chainrule.planning.frontier import frontier
 from chainrule.planning.problem import Schedule
 
@@ -30,9 +31,13 @@ def chainrule(module: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> A
 
     Options: ``memory_budget``: bytes for everything that is alive (an int, or text such as ``"8GB"``), or a float, a
     fraction of the unplanned activation peak; ``compiler``: ``"inductor"`` or ``"eager"``.
+
+    Raises:
+        ModelError: a budget that is none. BackendError: another option, or a graph that this back end does not take.
+        BudgetError: less than any plan needs. ``torch.compile`` wraps them in an error of its own.
     """
     options = dict(kwargs.get("options") or {})
-    budget = options.pop("memory_budget", 1.0)
+    budget = parsed(options.pop("memory_budget", 1.0))
     compiler = options.pop("compiler", None) or ("inductor" if has_compiler() else "eager")
     if options:
         raise BackendError(
@@ -44,7 +49,7 @@ def chainrule(module: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> A
     return _compiled(module, inputs, budget, compiler)
 
 
-def _compiled(module: fx.GraphModule, inputs: Sequence[Any], budget: int | float | str, compiler: str) -> Any:
+def _compiled(module: fx.GraphModule, inputs: Sequence[Any], budget: int | float, compiler: str) -> Any:
     partition = Partition(budget)
     if compiler == "inductor":
         from chainrule.backends.torch.recompute.inductor import compiled  # heavy: Inductor's own modules
@@ -73,7 +78,7 @@ _CUT = 2  # counts up when plans are cut otherwise: Inductor's caches outlive th
 class Partition:
     """Cuts a joint graph by a plan; ``extraction`` and ``schedule`` are those of the last graph."""
 
-    def __init__(self, budget: int | float | str) -> None:
+    def __init__(self, budget: int | float) -> None:
         self.budget = budget
         self.extraction: Extraction | None = None
         self.schedule: Schedule | None = None
@@ -109,7 +114,7 @@ class Partition:
             if n.op == "placeholder" and _is_tensor(n) and not str(n.target).startswith("tangents")
         )
         wanted = self.budget
-        limit = wanted * found.plans[0].peak if isinstance(wanted, float) else int(wanted) - static
+        limit = wanted * found.plans[0].peak if isinstance(wanted, float) else wanted - static
         try:
             schedule = found.within(limit).schedule
         except BudgetError as error:

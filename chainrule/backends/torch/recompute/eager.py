@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,11 @@ def loss_of(
     return Loss(saved, forward, backward, meter.moved)
 
 
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Of the elements of these tensors; one that is given twice counts once."""
+    return sum(t.numel() * t.element_size() for t in dict.fromkeys(tensors))
+
+
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
     """(state, temporaries) of one step of an optimizer like this one, in bytes.
 
@@ -75,10 +80,11 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
     user's optimizer is not touched.
     """
     on_host = all(p.device.type in ("cpu", "meta") for g in optimizer.param_groups for p in g["params"])
-    with contextlib.suppress(RuntimeError, NotImplementedError):
+    # Without data torch raises a RuntimeError where a value is read; what else is wrong with a step, zeros raise again.
+    with contextlib.suppress(RuntimeError):
         if on_host:  # quicker than fake tensors, and the same ops
             return _stepped(optimizer, lambda p: torch.empty_like(p, device="meta"))
-    with contextlib.suppress(RuntimeError, NotImplementedError), FakeTensorMode(allow_non_fake_inputs=True):
+    with contextlib.suppress(RuntimeError), FakeTensorMode(allow_non_fake_inputs=True):
         return _stepped(optimizer, lambda p: torch.empty_like(p, device=p.device))
     return _stepped(optimizer, torch.zeros_like)
 

@@ -293,7 +293,7 @@ def extraction_of(
     try:
         with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             return _extracted(joint.again(), {k: _fake(mode, v) for k, v in values.items()}, prices, loss)
-    except (RuntimeError, NotImplementedError, IndexError) as error:
+    except (RuntimeError, IndexError) as error:
         # Some ops look at values (lengths of packed sequences, CTC): they have no answer without data.
         if any(v.is_meta for v in values.values()):
             raise UnsupportedOpError(

@@ -6,6 +6,7 @@ the user's runs.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,37 +38,49 @@ def torch_budgets(
 
     Empty where torch cannot capture the function as one graph.
     """
+    taken = _captured(function, args, kwargs)
+    if taken is None:
+        return []
+    joint, inputs, outputs = taken
+    values = [n.meta.get("val") for n in joint.graph.nodes if n.op == "placeholder"]
+    on_cuda = any(isinstance(v, torch.Tensor) and v.is_cuda for v in values)
+    extraction = extract_fx(joint.graph, outputs, CUDA if on_cuda else CPU)
+    plans, cost = frontier(extraction.problem), extraction.problem.cost or 1.0
     found: list[tuple[float, int, float, float]] = []
+    for budget in budgets:
+        theirs = simulate(extraction.problem, torch_schedule(joint, inputs, outputs, budget, extraction))
+        ours = plans.within(max(theirs.peak, plans.plans[-1].peak))
+        found.append((budget, theirs.peak, theirs.again / cost, ours.again / cost))
+    return found
+
+
+def _captured(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[fx.GraphModule, Any, int] | None:
+    """(the joint graph, its inputs, how many outputs are the forward pass's), None where there is no such graph."""
+    found: list[tuple[fx.GraphModule, Any, int]] = []
 
     def partition(joint: fx.GraphModule, inputs: Any, *, num_fwd_outputs: int, **_: Any) -> Any:
         outputs = num_fwd_outputs + len(written_inputs(joint.graph, num_fwd_outputs))
         joint.graph.eliminate_dead_code()
         joint.graph = fx_graph_cse(joint.graph)
         joint.recompile()
-        values = [n.meta.get("val") for n in joint.graph.nodes if n.op == "placeholder"]
-        on_cuda = any(isinstance(v, torch.Tensor) and v.is_cuda for v in values)
-        extraction = extract_fx(joint.graph, outputs, CUDA if on_cuda else CPU)
-        plans, cost = frontier(extraction.problem), extraction.problem.cost or 1.0
-        for budget in budgets:
-            theirs = simulate(extraction.problem, _schedule(joint, inputs, outputs, budget, extraction))
-            ours = plans.within(max(theirs.peak, plans.plans[-1].peak))
-            found.append((budget, theirs.peak, theirs.again / cost, ours.again / cost))
+        found.append((joint, inputs, outputs))
         raise _Taken
 
     from torch._dynamo.backends.common import aot_autograd  # heavy
 
     taken = aot_autograd(fw_compiler=lambda graph, _: graph, partition_fn=partition)
     torch._dynamo.reset()
-    try:
+    # Dynamo's errors are RuntimeErrors (ours come wrapped in one), and assertions of its own.
+    with contextlib.suppress(RuntimeError, AssertionError):
         torch.compile(function, backend=taken, fullgraph=True, dynamic=False)(*args, **kwargs)
-    except Exception:  # _Taken, wrapped by dynamo; or whatever torch says of a model that it cannot capture
-        return found if len(found) == len(budgets) else []
-    finally:
-        torch._dynamo.reset()
-    return []
+    torch._dynamo.reset()
+    return found[0] if found else None
 
 
-def _schedule(joint: fx.GraphModule, inputs: Any, outputs: int, budget: float, extraction: Extraction) -> Schedule:
+def torch_schedule(joint: fx.GraphModule, inputs: Any, outputs: int, budget: float, extraction: Extraction) -> Schedule:
+    """What torch's partitioner does with a joint graph at a budget; ``outputs``: how many are the forward pass's."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(joint.graph, {}))
     with config.patch(activation_memory_budget=budget):

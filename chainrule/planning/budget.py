@@ -24,22 +24,23 @@ def parsed(budget: Any) -> int | float:
     >>> parsed("8GB"), parsed("1.5 MiB"), parsed(0.5)
     (8000000000, 1572864, 0.5)
     """
-    if isinstance(budget, str):
-        found = _TEXT.fullmatch(budget)
-        if found is None or found[2].lower() not in _UNITS:
-            raise _refused(budget)
-        if not found[2] and "." in found[1]:
-            return parsed(float(found[1]))
-        budget = int(float(found[1]) * _UNITS[found[2].lower()])
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
+    found: Any = _number(budget) if isinstance(budget, str) else budget
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
         raise _refused(budget)
-    if isinstance(budget, float):
-        if math.isnan(budget) or not 0.0 < budget <= 1.0:
-            raise _refused(budget)
-        return budget
-    if budget <= 0:
+    if found <= 0 or (isinstance(found, float) and not found <= 1.0):  # not a number is not at most one
         raise _refused(budget)
-    return budget
+    return found
+
+
+def _number(text: str) -> int | float | None:
+    """What is written: bytes, a fraction, or neither."""
+    found = _TEXT.fullmatch(text)
+    if found is None or found[2].lower() not in _UNITS:
+        return None
+    number = float(found[1]) * _UNITS[found[2].lower()]
+    if not found[2] and "." in found[1]:
+        return number
+    return int(number) if math.isfinite(number) else None
 
 
 def _refused(budget: Any) -> ModelError:
