@@ -72,7 +72,7 @@ def watch(
 
 def _hooked(modules: list[nn.Module]) -> bool:
     """Whether hooks run with these modules: theirs, or those of all modules."""
-    return _has_any_global_hook() or any(getattr(m, name) for m in modules for name in _HOOKS)
+    return bool(_has_any_global_hook()) or any(getattr(m, name) for m in modules for name in _HOOKS)
 
 
 def _is_torchs(function: Any) -> bool:
