@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.backends.native import copies, jit, replicated, sharing
+from chainrule.backends.native import copies, jit, meetings, replicated, sharing
 from chainrule.backends.native.access import sizes
 from chainrule.backends.native.draws import STEP_COUNTER, drawing
 from chainrule.backends.native.emitter import Emitter
@@ -124,8 +124,9 @@ def build(
     entry = jit.read(key)
     text: str | None = None
     if entry is None:
-        how = {"replicas": replicas, "threads": threads}
-        text, layout, used, draws = emit(graph, batch, rates, fixed, external, target, **how)
+        text, layout, used, draws = emit(
+            graph, batch, rates, fixed, external, target, replicas=replicas, threads=threads
+        )
         if longest is not None and len(text) > longest:
             raise BackendError(
                 f"{len(text):,} characters of code take long to compile", required=f"at most {longest:,}"
@@ -354,8 +355,8 @@ def emit(
         e.line(f"call void @run({', '.join([*given, *crew])})")
 
     if crew:
-        e.functions += sharing.functions(threads, target.triple)
-        e.function("call", ", ".join(["ptr %arguments", *crew]), lambda: sharing.entry(e, call))
+        e.functions += meetings.functions(threads, target.triple)
+        e.function("call", ", ".join(["ptr %arguments", *crew]), lambda: meetings.entry(e, call))
     else:
         e.function("call", "ptr %arguments", call)
     return e.module(), layout, tuple(batch), draws

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from chainrule.backends.native import jit
-from chainrule.backends.native.sharing import BEGIN
+from chainrule.backends.native.meetings import BEGIN
 from chainrule.errors import BackendError
 
 _WORDS = 24  # two lines of the cache, wherever the first begins
