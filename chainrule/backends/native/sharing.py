@@ -8,14 +8,14 @@ where one reads what another has written, or writes where another reads; not whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chainrule.backends.native import access
 from chainrule.backends.native.access import Index, sizes
 from chainrule.backends.native.axes import axis_classes
 from chainrule.backends.native.draws import STEP_COUNTER
-from chainrule.backends.native.layout import operand_loads, vector_axis
+from chainrule.backends.native.layout import kind_of, operand_loads, vector_axis
 from chainrule.backends.native.memory import View
 from chainrule.backends.native.plan import Kernel
 from chainrule.backends.native.values import BYTES, Affine, LoopVar
@@ -89,13 +89,14 @@ class Crew(Solo):
         self.number = LoopVar("%thread", 0)
         self.reads: list[_Access] = []  # since the threads have met
         self.writes: list[_Access] = []
+        self.held: set[Node] = set()  # what every thread has read since it was written
         self.turn = writer.e.fresh()
         writer.e.scopes[0].head += [f"  {self.turn} = alloca i64", f"  store i64 0, ptr {self.turn}"]
 
     # ---- parts ---------------------------------------------------------------------------------------------
     def gather(self, leaf: Node, body: Callable[[], None]) -> None:
         view, shape = self.w.layout.views[leaf], sizes(leaf)
-        split = self._best(shape, {0: self._granule(view, 0)}, ()) if math.prod(shape) >= _LITTLE else None
+        split = self._best(shape, {0: self._granule(view, 0)}, {}) if math.prod(shape) >= _LITTLE else None
         self._part(split, [], [self._accessed(leaf, view, self._own(leaf, 0, split))], body)
 
     def copy(self, leaf: Node, to: View, body: Callable[[], None]) -> None:
@@ -104,7 +105,7 @@ class Crew(Solo):
         axes = {a: 1 for a, n in enumerate(shape) if n > 1 and a not in (slow, view.innermost)}
         if slow is not None:
             axes[slow] = self.w.e.lanes
-        split = self._best(shape, axes, ())
+        split = self._best(shape, axes, {})
         own = None if split is None else self._own(leaf, split.axis, split)
         held = ALONE if split is None else (to, split)
         self._part(split, [self._accessed(leaf, view, own or ALONE)], [self._accessed(leaf, to, held)], body)
@@ -115,16 +116,17 @@ class Crew(Solo):
         self._part(None, found[0], found[1], body)
 
     def kernel(self, kernel: Kernel, body: Callable[[], None]) -> None:
-        split = self._split(kernel)
         views, layout = self.w.layout.views, self.w.layout
-        loads = _loads(kernel, self.w.plan.stored) if split is not None else []
+        loads = _loads(kernel, self.w.plan.stored)
+        split = self._split(kernel, loads)
         reads = []
         for node in kernel.reads:
             own: object = ALONE
             if split is not None:
-                at = {_own_axis(index, split.axis) for other, index in loads if other is node}
-                axis = at.pop() if len(at) == 1 else None
+                axis = _own_axis(node, loads, split.axis)
                 own = None if axis is None else self._own(node, axis, split)
+                if axis is None:
+                    self.held.add(node)
             for view in (*([views[node]] if node in views else []), *layout.copies.get(node, {}).values()):
                 reads.append(self._accessed(node, view, own))
         if STEP_COUNTER in views and _draws(kernel, self.w.plan.stored):
@@ -135,6 +137,7 @@ class Crew(Solo):
             own = ALONE if split is None else None if root.part is not None else self._own(node, split.axis, split)
             view = self.w.destination(root)
             writes.append(self._accessed(root.node if root.part is not None else node, view, own))
+            self.held.discard(node)
         self._part(split, reads, writes, body)
 
     def end(self) -> None:
@@ -142,7 +145,7 @@ class Crew(Solo):
         self._meet()
 
     # ---- shares --------------------------------------------------------------------------------------------
-    def _split(self, kernel: Kernel) -> _Split | None:
+    def _split(self, kernel: Kernel, loads: Sequence[tuple[Node, Index]]) -> _Split | None:
         """The axis that a nest is divided along; None where one thread does it."""
         shape, core = kernel.shape, kernel.core
         terms, vector = 1, None
@@ -171,20 +174,30 @@ class Crew(Solo):
         strides = self.w.destination(kernel.roots[0]).strides
         axes = dict(sorted(axes.items(), key=lambda item: (item[0] == vector, -strides[item[0]])))
         result = core if core is not None else kernel.roots[0].node
-        return self._best(shape, axes, [a for a in axes if self.classes(result, a) in self.samples])
+        results = sum(_bytes(root.node) for root in kernel.roots)
+        moved = {}
+        for a in axes:
+            apart = [n for n in kernel.reads if n not in self.held and _own_axis(n, loads, a) is None]
+            by_sample = self.classes(result, a) in self.samples
+            moved[a] = sum(map(_bytes, apart)) + (0 if by_sample else results)
+        return self._best(shape, axes, moved)
 
     def _granule(self, view: View, axis: int) -> int:
         return self.w.e.lanes if view.strides and view.strides[axis] == 1 else 1
 
-    def _best(self, shape: Sequence[int], axes: dict[int, int], samples: Sequence[int]) -> _Split | None:
-        """The division with the most even shares. ``axes``: axis -> what a share is a multiple of, outermost first."""
+    def _best(self, shape: Sequence[int], axes: Mapping[int, int], moved: Mapping[int, int]) -> _Split | None:
+        """A division into even shares, and of these the one for which least goes from thread to thread.
+
+        Args:
+            axes: axis -> what a share is a multiple of, outermost first. moved: axis -> bytes.
+        """
         found = []
         for place, (axis, granule) in enumerate(axes.items()):
             share = -(-shape[axis] // self.threads)
             share = -(-share // granule) * granule
             if share < shape[axis]:
                 even = shape[axis] / (share * self.threads)
-                rank = (even >= _EVEN, axis in samples if even >= _EVEN else even, -place)
+                rank = (even >= _EVEN, 0 if even >= _EVEN else even, -moved.get(axis, 0), -place)
                 found.append((rank, _Split(axis, share, shape[axis])))
         return max(found, key=lambda f: f[0])[1] if found else None
 
@@ -236,8 +249,17 @@ class Crew(Solo):
         return _Access(view.start if view.external else 0, start + first, start + end, own)
 
 
-def _own_axis(index: Index, axis: int) -> int | None:
-    """The dimension of an operand that is read where the result's axis is, and nowhere else."""
+def _bytes(node: Node) -> int:
+    return math.prod(sizes(node)) * BYTES[kind_of(node)]
+
+
+def _own_axis(node: Node, loads: Sequence[tuple[Node, Index]], axis: int) -> int | None:
+    """The dimension of an operand that is read where the result's axis is, and nowhere else; None: there is none."""
+    found = {_dimension(index, axis) for other, index in loads if other is node}
+    return found.pop() if len(found) == 1 else None
+
+
+def _dimension(index: Index, axis: int) -> int | None:
     at = [(a, i) for a, i in enumerate(index) if any(v.depth == axis and v.ssa == f"o{axis}" for v, _ in i.terms)]
     if len(at) != 1 or len(at[0][1].terms) != 1 or at[0][1].terms[0][1] != 1 or at[0][1].const:
         return None
@@ -251,7 +273,8 @@ def _loads(kernel: Kernel, stored: set[Node]) -> list[tuple[Node, Index]]:
     out: list[tuple[Node, Index]] = []
     if core is not None:
         found = access.accumulation(core)
-        assert found is not None
+        if found is None:
+            return out
         more = tuple(Affine(((LoopVar(f"r{a}", a), 1),)) for a in range(len(found.sizes)))
         for x, at in zip(core.inputs, found.read(index, more), strict=True):
             out += operand_loads(x, at, stored)
