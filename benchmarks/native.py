@@ -7,6 +7,9 @@ optimizer, no DataLoader and its batches ready. The floor is the arithmetic of t
 measured in the same run. Ours is the code that a run has after ten seconds (``settle``). Before anything is timed,
 losses are checked against eager ones in float64.
 
+``--threads N`` shows what further threads give: the same loops on one and on N, beside eager torch with N; the numbers
+of both are checked to be equal to the last bit.
+
 ``--calls`` times single calls in place of loops: ``compile_step`` and ``compile_forward``, and the first call: emit,
 compile, and from the cache.
 """
@@ -19,6 +22,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -117,8 +121,11 @@ def workloads() -> Iterator[Workload]:
 
 
 # ---- contestants -------------------------------------------------------------------------------------------
-def peak() -> float:
-    """Multiply-adds per second times two, float32, of one core: twelve independent chains of vectors."""
+def peak(threads: int = 1) -> float:
+    """Multiply-adds per second times two, float32, of one core: twelve independent chains of vectors.
+
+    ``threads``: at once, the rates added up.
+    """
     target = jit.host()
     e = Emitter(target.bytes // 4)
 
@@ -132,13 +139,23 @@ def peak() -> float:
 
     e.function("f", "ptr %x, i64 %n", body)
     engine = jit.loaded(jit.compiled(e.module(), target), target)
-    run, x, turns = jit.function(engine, "f", 2), np.zeros(64, np.float32), 20_000
-    best = float("inf")
-    for _ in range(200):
-        begin = perf_counter()
-        run(x.ctypes.data, turns)
-        best = min(best, perf_counter() - begin)
-    return 2.0 * e.lanes * 12 * turns / best
+    run, turns = jit.function(engine, "f", 2), 20_000
+    gate, best = threading.Barrier(threads), [float("inf")] * threads
+
+    def measured(k: int) -> None:
+        x = np.zeros(64, np.float32)
+        for _ in range(200):
+            gate.wait()
+            begin = perf_counter()
+            run(x.ctypes.data, turns)
+            best[k] = min(best[k], perf_counter() - begin)
+
+    started = [threading.Thread(target=measured, args=(k,)) for k in range(threads)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+    return sum(2.0 * e.lanes * 12 * turns / seconds for seconds in best)
 
 
 def order_of(w: Workload) -> np.ndarray:
@@ -229,6 +246,48 @@ def row(w: Workload, jax: Jax, rate: float) -> str:
     )
 
 
+# ---- several threads ---------------------------------------------------------------------------------------
+def scaling(w: Workload, threads: int) -> str:
+    """One row: a step on one thread and on several."""
+    start = copy.deepcopy(w.model)
+    example = tuple(d[: w.batch] for d in w.data)
+    engines, found = [], []
+    order, rates = order_of(w), np.full(w.steps, 1e-3)
+    for count in (1, threads):
+        model = copy.deepcopy(start)
+        engine = native_engine(
+            model, example if w.loss is not None else example[0], w.loss, w.optimizer(model.parameters()),
+            objective=w.objective, threads=count,
+        )  # fmt: skip
+        assert isinstance(engine, NativeEngine)
+        losses = engine.run(w.data, order, w.batch, rates)
+        engine.store()
+        found.append([losses, *(p.detach().numpy() for p in model.parameters())])
+        engine.settle()
+        engines.append(engine)
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True)), w.name
+    torch_run = eager(w, copy.deepcopy(start))
+    begin = perf_counter()
+    engines[0].run(w.data, order, w.batch, rates)
+    turns = max(1, int(5e-3 / (perf_counter() - begin)))  # calls are taken together: this is about the steps
+    order, rates = np.tile(order, turns), np.tile(rates, turns)
+    ours, theirs = [float("inf")] * 2, float("inf")
+    for _ in range(ROUNDS):
+        for k, engine in enumerate(engines):
+            for _ in range(2 * WINDOWS):
+                begin = perf_counter()
+                engine.run(w.data, order, w.batch, rates)
+                ours[k] = min(ours[k], (perf_counter() - begin) / len(rates))
+        for _ in range(WINDOWS):
+            begin = perf_counter()
+            count = len(torch_run())
+            theirs = min(theirs, (perf_counter() - begin) / count)
+    return (
+        f"{w.name:12} {ours[0] * 1e6:9.1f} {ours[1] * 1e6:10.1f} {ours[0] / ours[1]:7.2f} {theirs * 1e6:10.1f}"
+        f" {theirs / ours[1]:7.2f}"
+    )
+
+
 # ---- single calls ------------------------------------------------------------------------------------------
 def best_of(run: Callable[[], Any], count: int = 50, windows: int = 400) -> float:
     best = float("inf")
@@ -296,8 +355,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--calls", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
+    if arguments.threads > 1:
+        one, several = peak(), peak(arguments.threads)
+        print(f"multiply-add rate {one / 1e9:.1f} GFLOP/s, of {arguments.threads} threads at once {several / one:.2f}x")
+        print(f"{'':12} {'1 thread':>9} {f'{arguments.threads} threads':>10} {'ratio':>7} {'eager':>10} {'ratio':>7}")
+        for w in workloads():
+            if (not arguments.names and w.steps <= 100) or w.name in arguments.names:
+                print(scaling(w, arguments.threads), flush=True)
+        return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if arguments.calls:

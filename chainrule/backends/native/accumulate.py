@@ -153,8 +153,9 @@ class Accumulating(Blocks):
         rest.sort(key=lambda a: -target.strides[a])
         row_axis = self._row_axis(core, found, vector, rest)
         outer = [a for a in rest if a != row_axis]
-        vectors = 1 if vector is None else -(-shape[vector] // lanes)
-        rows_total = 1 if row_axis is None else shape[row_axis]
+        first_row, rows_total = self.span(row_axis, 1 if row_axis is None else shape[row_axis])
+        first_column, size = self.span(vector, 1 if vector is None else shape[vector])
+        vectors = 1 if vector is None else -(-size // lanes)
         long_term = self.length(core.inputs) >= LONG  # is written once, and makes a block by itself
         rows, columns = self.shape_of_block(rows_total, vectors, len(core.inputs), math.prod(found.sizes))
         if long_term:
@@ -194,21 +195,20 @@ class Accumulating(Blocks):
 
         def all_rows(v: Affine, nr: int, tail: int) -> None:
             full = rows_total // rows * rows
-            self.loop(full, lambda m: block(m, rows, v, nr, tail), step=rows)
+            self.loop(full, lambda m: block(first_row + m, rows, v, nr, tail), step=rows)
             if full < rows_total:
-                self.loop(1, lambda _: block(Affine((), full), rows_total - full, v, nr, tail))
+                self.loop(1, lambda _: block(first_row + full, rows_total - full, v, nr, tail))
 
         def all_columns() -> None:
             if vector is None:
                 all_rows(ZERO, 1, 0)
                 return
-            size = shape[vector]
             tail = size % lanes
             whole = size // lanes // columns * columns
-            self.loop(whole * lanes, lambda v: all_rows(v, columns, 0), step=columns * lanes)
+            self.loop(whole * lanes, lambda v: all_rows(first_column + v, columns, 0), step=columns * lanes)
             left = vectors - whole
             if left:
-                self.loop(1, lambda _: all_rows(Affine((), whole * lanes), left, tail))
+                self.loop(1, lambda _: all_rows(first_column + whole * lanes, left, tail))
 
         self.nest(outer, shape, index, all_columns)
 
@@ -246,8 +246,8 @@ class Accumulating(Blocks):
         axes = [a for a, n in enumerate(shape) if n > 1]
         first, second = self._pair(core, found, axes)
         outer = [a for a in axes if a not in (first, second)]
-        rows_total = 1 if first is None else shape[first]
-        columns_total = 1 if second is None else shape[second]
+        first_row, rows_total = self.span(first, 1 if first is None else shape[first])
+        first_column, columns_total = self.span(second, 1 if second is None else shape[second])
         rows, columns = self.shape_of_block(rows_total, columns_total, 2)
         index: list[Affine] = [ZERO] * len(shape)
 
@@ -298,14 +298,14 @@ class Accumulating(Blocks):
         def inside() -> None:
             def all_columns(m: Affine, mr: int) -> None:
                 full = columns_total // columns * columns
-                self.loop(full, lambda n: block(m, mr, n, columns), step=columns)
+                self.loop(full, lambda n: block(m, mr, first_column + n, columns), step=columns)
                 if full < columns_total:
-                    self.loop(1, lambda _: block(m, mr, Affine((), full), columns_total - full))
+                    self.loop(1, lambda _: block(m, mr, first_column + full, columns_total - full))
 
             full = rows_total // rows * rows
-            self.loop(full, lambda m: all_columns(m, rows), step=rows)
+            self.loop(full, lambda m: all_columns(first_row + m, rows), step=rows)
             if full < rows_total:
-                self.loop(1, lambda _: all_columns(Affine((), full), rows_total - full))
+                self.loop(1, lambda _: all_columns(first_row + full, rows_total - full))
 
         self.nest(outer, shape, index, inside)
         if later:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from chainrule.backends.native.access import ZERO, Index, sizes
 from chainrule.backends.native.emitter import Emitter
-from chainrule.backends.native.memory import View
+from chainrule.backends.native.memory import Layout, View
 from chainrule.backends.native.prepare import StepGraph
 from chainrule.backends.native.values import Affine, Scope, Value
 from chainrule.backends.native.write import Writer
 from chainrule.ir import Node
 
 
-def copy_weights(w: Writer, graph: StepGraph, external: bool) -> None:
-    """Copies of weights: of those that a step has changed, or, of torch's own memory, of all before a step."""
-    for leaf, copies in w.layout.copies.items():
-        if w.layout.views[leaf].external != external or (not external and leaf not in graph.updates):
-            continue
-        for view in copies.values():
-            copy_weight(w, leaf, view)
+def wanted(layout: Layout, graph: StepGraph, external: bool) -> Iterator[tuple[Node, View]]:
+    """(weight, its copy): of those that a step has changed, or, of torch's own memory, of all before a step."""
+    for leaf, copies in layout.copies.items():
+        if layout.views[leaf].external == external and (external or leaf in graph.updates):
+            yield from ((leaf, view) for view in copies.values())
 
 
 def copy_weight(w: Writer, leaf: Node, to: View) -> None:
@@ -38,7 +36,8 @@ def copy_weight(w: Writer, leaf: Node, to: View) -> None:
     others = [a for a, size in enumerate(sizes(leaf)) if size > 1 and a not in (fast, slow)]
 
     def squares() -> None:
-        rows, columns = sizes(leaf)[slow], sizes(leaf)[fast]
+        first, rows = w.span(slow, sizes(leaf)[slow])
+        columns = sizes(leaf)[fast]
         whole_rows = rows // n * n
 
         def square(i: Affine, j: Affine) -> None:
@@ -60,12 +59,12 @@ def copy_weight(w: Writer, leaf: Node, to: View) -> None:
                 with w.counting(columns % n):
                     w.loop(1, lambda _: square(i, Affine((), columns // n * n)))
 
-        w.loop(whole_rows, all_columns, step=n)
+        w.loop(whole_rows, lambda i: all_columns(first + i), step=n)
         for r in range(whole_rows, rows):  # the last rows one by one
 
             def column(j: Affine, r: int = r) -> None:
                 at = list(index)
-                at[slow], at[fast] = Affine((), r), j
+                at[slow], at[fast] = first + r, j
                 value = e.load(w.base(source), source.kind, source.address(tuple(at)))
                 e.store(value, w.base(to), to.address(tuple(at)))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+import chainrule.ops  # noqa: F401  it declares what a variable is
 from chainrule.backends.native.access import ZERO, Index, sizes
 from chainrule.backends.native.values import Value
 from chainrule.backends.native.write import Writer

@@ -48,7 +48,7 @@ def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
         def block(b: Affine) -> None:
             _into_lanes(w, leaf, view, b, [row(replace(b, lane=0) + k) for k in range(e.valid)], dense)
 
-        w.along(sizes(leaf)[0], block)
+        w.along(sizes(leaf)[0], block, 0)
     else:
         # The longest run of elements that lie one after the other in both.
         run, axis = 1, len(sample)
@@ -75,7 +75,8 @@ def gather(w: Writer, leaf: Node, source: str, position: str) -> None:
 
             w.nest(range(1, 1 + axis), sizes(leaf), index, inside)
 
-        w.loop(sizes(leaf)[0], copy)
+        first, samples = w.span(0, sizes(leaf)[0])
+        w.loop(samples, lambda b: copy(first + b))
     e.scopes.pop()
 
 

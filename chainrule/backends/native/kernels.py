@@ -75,6 +75,6 @@ class KernelWriter(Accumulating):
                 index[axis] = i
                 self.store(self.e.vector(zero), view, tuple(index))
 
-            self.along(sizes(node)[vector], vectors)
+            self.along(sizes(node)[vector], vectors, vector)
 
         self.nest(order, sizes(node), index, inside)

@@ -10,13 +10,13 @@ import hashlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from chainrule.backends.native import jit, replicated
+from chainrule.backends.native import copies, jit, meetings, replicated, sharing
 from chainrule.backends.native.access import sizes
-from chainrule.backends.native.copies import copy_weights
 from chainrule.backends.native.draws import STEP_COUNTER, drawing
 from chainrule.backends.native.emitter import Emitter
 from chainrule.backends.native.forms import KINDS
@@ -28,6 +28,7 @@ from chainrule.backends.native.plan import Kernel, Schedule
 from chainrule.backends.native.prepare import StepGraph, weight
 from chainrule.backends.native.schedule import schedule
 from chainrule.backends.native.search import Search
+from chainrule.backends.native.team import entrance
 from chainrule.backends.native.tiers import Improving
 from chainrule.backends.native.values import BYTES, LoopVar, Value
 from chainrule.errors import BackendError, UnsupportedOpError
@@ -45,7 +46,7 @@ class Program:
             order, steps, rates, losses, tensors (see :func:`emit`).
         batch: leaves of the batch in order. rates: leaves of the learning rates.
         draws: whether it needs a counter for random numbers. cached: whether it came from the cache.
-        engine: what owns the machine code. key: of its entry in the cache.
+        engine: what owns the machine code. key: of its entry in the cache. threads: that run a step together.
         improving: what runs ``code`` where it is quick code, to be replaced.
     """
 
@@ -58,6 +59,7 @@ class Program:
     cached: bool
     engine: Any
     key: str
+    threads: int = 1
     improving: Improving | None = None
 
     def run(self, arguments: np.ndarray, size: int) -> None:
@@ -99,6 +101,7 @@ def build(
     longest: int | None = None,
     quick: bool = False,
     replicas: int = 1,
+    threads: int = 1,
 ) -> Program:
     """The program of a step graph, from the cache where it is there.
 
@@ -108,6 +111,7 @@ def build(
         external: nodes whose memory is torch's, in the order of their addresses at a call.
         longest: characters of LLVM text that may be compiled; it takes about a second per million.
         replicas: trainings side by side, see ``emit``; never with ``quick``.
+        threads: that run a step together; the numbers do not depend on it.
         quick: compiled in a hurry where it is not in the cache; ``Program.run`` then sees to better code.
     Raises:
         BackendError: the text is longer.
@@ -116,11 +120,13 @@ def build(
     if any(0 in sizes(node) for node in (*batch, *graph.order)):
         raise UnsupportedOpError("tensors without elements in native code", required="at least one sample")
     target = target or jit.host()
-    key = _key(graph, batch, rates, fixed, external, target, replicas)
+    key = _key(graph, batch, rates, fixed, external, target, replicas, threads)
     entry = jit.read(key)
     text: str | None = None
     if entry is None:
-        text, layout, used, draws = emit(graph, batch, rates, fixed, external, target, replicas=replicas)
+        text, layout, used, draws = emit(
+            graph, batch, rates, fixed, external, target, replicas=replicas, threads=threads
+        )
         if longest is not None and len(text) > longest:
             raise BackendError(
                 f"{len(text):,} characters of code take long to compile", required=f"at most {longest:,}"
@@ -141,7 +147,8 @@ def build(
                 code = jit.compiled(text, target)
                 jit.write(key, description, code)
     engine = jit.loaded(code, target)
-    made = Program(graph, layout, jit.function(engine, "call", 1), used, tuple(rates), draws, cached, engine, key)
+    run = entrance(engine, threads)
+    made = Program(graph, layout, run, used, tuple(rates), draws, cached, engine, key, threads)
     if not quick:
         return made
 
@@ -163,12 +170,13 @@ def _key(
     external: Sequence[Node],
     target: jit.Target,
     replicas: int,
+    threads: int,
 ) -> str:
     state = hashlib.blake2b(digest_size=20)
     updates = [digest(n) for pair in graph.updates.items() for n in pair]
     for part in (
         jit.version().encode(),
-        repr((target, replicas)).encode(),
+        repr((target, replicas, threads)).encode(),
         *(digest(n) for n in graph.results),
         *updates,
         b"/",
@@ -245,18 +253,21 @@ def emit(
     blocks: Mapping[int, tuple[int, int]] | None = None,
     planned: tuple[Schedule, Layout] | None = None,
     replicas: int = 1,
+    threads: int = 1,
 ) -> tuple[str, Layout, tuple[Node, ...], bool]:
     """(LLVM text, layout, leaves of the batch that are read, whether it draws random numbers) of a step.
 
     The function ``run`` takes the arena, the addresses of the data, the sample numbers, how many steps, the learning
     rates (float64, one row per step), where the losses go (float64; in their own dtype where there are external
-    tensors), and the addresses of external tensors; ``call`` takes the address of these seven.
+    tensors), and the addresses of external tensors; ``call`` takes the address of these seven, and, where several
+    threads share a step, what they meet at (see ``sharing``) and the number of the thread.
 
     Args:
         only: which kernels are written: to measure them one by one.
         blocks: position of a kernel -> (rows, columns) of its blocks, in place of those that are estimated to be best.
         planned: what :func:`plan_of` returned, where it was asked before.
         replicas: trainings side by side; sample numbers, rates and losses have a last dimension for them.
+        threads: that run a step together, each calling ``call``.
     """
     plan, layout = planned or plan_of(graph, batch, fixed, external, target, replicas)
     order = graph.order
@@ -280,44 +291,60 @@ def emit(
         def step(s: LoopVar, _: list[Value]) -> list[Value]:
             writer = KernelWriter(e, plan, layout, "%arena", target.registers)
             writer.draw = drawing(writer)
+            crew = sharing.Solo() if threads == 1 else sharing.Crew(writer, threads, order, batch)
+
+            def rate(g: int, leaf: Node) -> None:
+                at = e.let(f"mul nuw nsw i64 {s.ssa}, {len(rates)}")
+                at = e.let(f"add nuw nsw i64 {at}, {g}")
+                slot = e.let(f"getelementptr inbounds {_several('double', replicas)}, ptr %rates, i64 {at}")
+                text = e.let(f"load {_several('double', replicas)}, ptr {slot}, align 8")
+                writer.ground = len(e.scopes) - 1
+                writer.store(Value(e, "f64", replicas, text), layout.views[leaf], ())
+
+            def loss(node: Node) -> None:
+                writer.ground = len(e.scopes) - 1
+                e.scopes[-1].values = {}
+                view = layout.views[node]
+                kind = view.kind if external else "f64"
+                value = e.convert(e.load(writer.base(view), view.kind, view.address(())), kind)
+                slot = e.let(f"getelementptr inbounds {value.type}, ptr %losses, i64 {s.ssa}")
+                e.line(f"store {value.type} {value.text}, ptr {slot}, align {BYTES[kind]}")
+
+            def count() -> None:
+                view = layout.views[STEP_COUNTER]
+                number = e.load(writer.base(view), "i64", view.address(()))
+                e.store(number + 1, writer.base(view), view.address(()))
+
+            def copied(external: bool) -> None:
+                for leaf, view in copies.wanted(layout, graph, external):
+                    crew.copy(leaf, view, partial(copies.copy_weight, writer, leaf, view))
+
             for k, leaf in enumerate(batch):
-                size = sizes(leaf)[0]
-                position = e.let(f"mul nuw nsw i64 {s.ssa}, {size}")
-                gather(writer, leaf, sources[k], position)
+                position = e.let(f"mul nuw nsw i64 {s.ssa}, {sizes(leaf)[0]}")
+                crew.gather(leaf, partial(gather, writer, leaf, sources[k], position))
             for g, leaf in enumerate(rates):
                 if leaf in plan.stored:
-                    at = e.let(f"mul nuw nsw i64 {s.ssa}, {len(rates)}")
-                    at = e.let(f"add nuw nsw i64 {at}, {g}")
-                    slot = e.let(f"getelementptr inbounds {_several('double', replicas)}, ptr %rates, i64 {at}")
-                    text = e.let(f"load {_several('double', replicas)}, ptr {slot}, align 8")
-                    rate = Value(e, "f64", replicas, text)
-                    writer.ground = len(e.scopes) - 1
-                    writer.store(rate, layout.views[leaf], ())
-            copy_weights(writer, graph, external=True)
+                    crew.single(partial(rate, g, leaf), writes=[leaf])
+            copied(external=True)
             for position, kernel in enumerate(plan.kernels):
                 if only is None or only(kernel):
                     writer.block = (blocks or {}).get(position)
-                    writer.kernel(kernel)
+                    crew.kernel(kernel, partial(writer.kernel, kernel))
             if only is None:
-                copy_weights(writer, graph, external=False)
-            writer.ground = len(e.scopes) - 1
-            e.scopes[-1].values = {}
+                copied(external=False)
             if graph.loss is not None:
-                view = layout.views[graph.loss]
-                kind = view.kind if external else "f64"
-                loss = e.convert(e.load(writer.base(view), view.kind, view.address(())), kind)
-                slot = e.let(f"getelementptr inbounds {loss.type}, ptr %losses, i64 {s.ssa}")
-                e.line(f"store {loss.type} {loss.text}, ptr {slot}, align {BYTES[kind]}")
+                crew.single(partial(loss, graph.loss), reads=[graph.loss])
             if draws:
-                view = layout.views[STEP_COUNTER]
-                count = e.load(writer.base(view), "i64", view.address(()))
-                e.store(count + 1, writer.base(view), view.address(()))
+                crew.single(count, writes=[STEP_COUNTER])
+            crew.end()
             return []
 
         e.loop("%steps", step)
 
     pointers = ("arena", "data", "order", "steps", "rates", "losses", "tensors")
-    e.function("run", ", ".join(_ARGUMENTS[n] for n in pointers), body)
+    crew = ["ptr %team", "i64 %thread"] if threads > 1 else []  # what one thread has to itself, LLVM may know
+    taken = [_ARGUMENTS[n] if not crew or n != "arena" else "ptr %arena" for n in pointers]
+    e.function("run", ", ".join([*taken, *crew]), body)
 
     def call() -> None:
         given = []
@@ -325,9 +352,13 @@ def emit(
             kind = _ARGUMENTS[name].split()[0]
             slot = e.let(f"getelementptr inbounds i64, ptr %arguments, i64 {k}")
             given.append(f"{kind} {e.let(f'load {kind}, ptr {slot}, align 8')}")
-        e.line(f"call void @run({', '.join(given)})")
+        e.line(f"call void @run({', '.join([*given, *crew])})")
 
-    e.function("call", "ptr %arguments", call)
+    if crew:
+        e.functions += meetings.functions(threads, target.triple)
+        e.function("call", ", ".join(["ptr %arguments", *crew]), lambda: meetings.entry(e, call))
+    else:
+        e.function("call", "ptr %arguments", call)
     return e.module(), layout, tuple(batch), draws
 
 

@@ -1,6 +1,7 @@
 """Block shapes by measurement: each loop nest that does much of the work is tried with a few shapes, by itself.
 
-What is found is part of the code that the cache keeps, so that it is searched for once per program and machine.
+What is found is part of the code that the cache keeps, so that it is searched for once per program and machine. A step
+that threads share is measured on one: what other threads wait for is no measure of a block.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Search:
             turns = [[_measured(program, layout, c, steps) for c, _ in (kept, code)] for _ in range(2)]
             if min(t[1] for t in turns) < min(t[0] for t in turns):
                 blocks[position], kept, text = shape, code, trial
-        return text
+        return text if program.threads == 1 else self.write(blocks=blocks, threads=program.threads)[0]
 
     def _fastest(
         self, program: Program, planned: tuple[Schedule, Layout], position: int, kernel: Kernel

@@ -18,6 +18,7 @@ import numpy as np
 
 from chainrule.backends.native import jit
 from chainrule.backends.native.search import Search, random_steps
+from chainrule.backends.native.team import entrance
 from chainrule.errors import BackendError
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Improving:
         try:
             code = jit.compiled(text, self.target)
             engine = jit.loaded(code, self.target)
-            better = jit.function(engine, "call", 1)
+            better = entrance(engine, self.program.threads)
             if not self._same(better):
                 raise BackendError(
                     "optimized machine code computes something else than plain machine code of the same program",

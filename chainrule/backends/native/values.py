@@ -244,6 +244,20 @@ class Arithmetic:
         self.label(leave)
         return out
 
+    def when(self, condition: str, body: Callable[[], None]) -> None:
+        """``body`` where an i1 holds."""
+        self.count += 1
+        inside, after = f"then{self.count}", f"after{self.count}"
+        self.line(f"br i1 {condition}, label %{inside}, label %{after}")
+        self.label(inside)
+        scope = Scope()
+        self.scopes[-1].body.append(scope)
+        self.scopes.append(scope)
+        body()
+        self.scopes.pop()
+        self.line(f"br label %{after}")
+        self.label(after)
+
     # ---- constants and shapes of values --------------------------------------------------------------------
     def constant(self, number: float | int | bool, kind: str, lanes: int = 1) -> Value:
         """A constant, the same in every lane."""

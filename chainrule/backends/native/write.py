@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chainrule.backends.native import access
@@ -20,6 +20,15 @@ from chainrule.backends.native.plan import Root, Schedule
 from chainrule.backends.native.values import BYTES, LLVM, Affine, LoopVar, Value
 from chainrule.errors import UnsupportedOpError
 from chainrule.ir import Node
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a loop nest is written: ``count`` values of one axis of its results, from ``first`` on."""
+
+    axis: int
+    first: Affine
+    count: int
 
 
 class Writer:
@@ -47,6 +56,7 @@ class Writer:
         self.ground = 0  # the scope of the kernel that is being written
         self.block_memory: str | None = None
         self.block: tuple[int, int] | None = None  # rows and columns of the kernel's blocks, where they are given
+        self.part: Part | None = None  # what of a kernel is written, where threads share it
 
     # ---- memory --------------------------------------------------------------------------------------------
     def base(self, view: View) -> str:
@@ -327,7 +337,7 @@ class Writer:
                 index[axis] = i
                 self.roots(roots, tuple(index))
 
-            self.along(shape[vector], vectors)
+            self.along(shape[vector], vectors, vector)
 
         self.nest(order, shape, index, inside)
 
@@ -337,21 +347,30 @@ class Writer:
             inside()
             return
 
+        first, count = self.span(order[0], shape[order[0]])
+
         def body(i: Affine) -> None:
-            index[order[0]] = i
+            index[order[0]] = first + i
             self.nest(order[1:], shape, index, inside)
 
-        self.loop(shape[order[0]], body)
+        self.loop(count, body)
 
-    def along(self, size: int, body: Callable[[Affine], Any]) -> None:
+    def along(self, size: int, body: Callable[[Affine], Any], axis: int | None = None) -> None:
         """``body`` at every vector of an index, the last of which may have lanes that do not count."""
         e = self.e
         lanes = e.lanes
+        first, size = self.span(axis, size)
         full = size // lanes * lanes
-        self.loop(full, lambda i: body(replace(i, lane=1)), step=lanes)
+        self.loop(full, lambda i: body(replace(first + i, lane=1)), step=lanes)
         if full < size:
             with self.counting(size - full):
-                self.loop(1, lambda _: body(Affine((), full, 1)))
+                self.loop(1, lambda _: body(replace(first + full, lane=1)))
+
+    def span(self, axis: int | None, size: int) -> tuple[Affine, int]:
+        """Where an index begins and how many values of it are written: all, but of the one that threads share."""
+        if self.part is None or self.part.axis != axis:
+            return ZERO, size
+        return self.part.first, self.part.count
 
     @contextmanager
     def counting(self, valid: int):

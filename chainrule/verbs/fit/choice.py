@@ -12,7 +12,7 @@ from chainrule.backends.engine import Engine
 from chainrule.errors import BackendError, ChainruleError, ModelError
 from chainrule.verbs.fit.data import Arrays, Source
 from chainrule.verbs.fit.schedule import Schedule
-from chainrule.verbs.fit.step import check_backend
+from chainrule.verbs.fit.step import check_backend, check_threads
 from chainrule.verbs.fit.torch_engine import TorchEngine
 
 _MISFITS = 6  # batches of other shapes that native code is compiled again for in one run
@@ -33,11 +33,13 @@ class Choice:
     optimizers: Sequence[torch.optim.Optimizer]
     schedule: Schedule
     source: Source
+    threads: int | None = None  # of a native step
     seed: int | None = None  # of the native stream of random draws, where there is one
     misfits: int = field(default=0, init=False)  # batches that the running engine could not take
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
+        check_threads(self.threads, self.backend)
 
     def __call__(self, batch: Any) -> Engine:
         """The engine for batches like this one.
@@ -84,7 +86,9 @@ class Choice:
         except ModuleNotFoundError as error:
             raise BackendError(f"{error.name} is not installed", instead='pip install "chainrule[torch]"') from None
         small = self.backend == "auto"
-        engine = native_engine(self.model, batch, self.loss, optimizer, objective=self.objective, small=small)
+        engine = native_engine(
+            self.model, batch, self.loss, optimizer, objective=self.objective, small=small, threads=self.threads
+        )
         if engine.draws:
             if self.seed is None:  # so that torch.manual_seed decides the masks, and two runs have different ones
                 self.seed = int(torch.randint(2**31 - 1, ()))

@@ -98,6 +98,22 @@ def check_backend(backend: str) -> None:
         raise BackendError(f"unknown back end {backend!r}", required=" or ".join(BACKENDS), instead='backend="auto"')
 
 
+def check_threads(threads: int | None, backend: str) -> None:
+    """Raises BackendError for what is no number of threads, or where native code is not to run."""
+    if threads is None:
+        return
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise BackendError(
+            f"threads={threads!r}",
+            required="a whole number, at least 1, or None: as many as a step is worth",
+            instead="threads=1",
+        )
+    if backend == "torch":
+        raise BackendError(
+            "threads are those of native code", given='backend="torch"', instead=f"torch.set_num_threads({threads})"
+        )
+
+
 class StepOfYourOwn:
     """``step(x, y) -> loss``; see :func:`compile_step`.
 

@@ -52,6 +52,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
     accelerator: Any = None,
+    threads: int | None = None,
 ) -> FitResult:
     """Trains a model in place; parameters, buffers and optimizer state stay torch's, so training can go on there.
 
@@ -81,6 +82,8 @@ def fit(
         progress: a bar on stderr; None is where that is a terminal.
         accelerator: an ``accelerate.Accelerator`` (DDP, FSDP2, mixed precision, gradient accumulation). Without one,
             a program under ``torchrun`` gets a plain one. Every process trains on its share of the batches.
+        threads: that share a native step; the numbers do not depend on it, to the last bit. None: as many as the step
+            is worth, at most ``torch.get_num_threads()``; one for each of several ``seeds``.
 
     Returns:
         FitResult: ``h.loss``, ``h.step_loss``, ``h.validation``, ``h.backend``, ``h.reason``, ``h.plot()``. Ctrl-C
@@ -136,7 +139,7 @@ def fit(
                 objective=objective,
                 source=source,
                 validation=held,
-                engine=Choice(backend, model, loss, objective, optimizers, schedule, source),
+                engine=Choice(backend, model, loss, objective, optimizers, schedule, source, threads),
                 schedule=schedule,
                 epochs=epochs,
                 best=Best(patience, min_delta, best_weights),
@@ -164,6 +167,7 @@ def fit(
             raise ModelError("seeds and several modules are for one process", instead="one module, under torchrun")
         return _distributed(accelerator, train, model, optimizers, schedulers, source, backend, epochs, progress)
     if seeds is not None:
+        threads = 1 if threads is None else threads  # replicas have the cores
         seeds = list(seeds) if isinstance(seeds, Iterable) else _no_seeds(seeds)
         silent = Progress(epochs, shown=False)
         run = lambda m, o, s, d: train(m, o, s, d, silent)  # noqa: E731

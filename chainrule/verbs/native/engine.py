@@ -7,6 +7,7 @@ the number of threads; they are not torch's bits.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from chainrule.backends.native import access, jit, optimizers
 from chainrule.backends.native.draws import STEP_COUNTER
 from chainrule.backends.native.prepare import StepGraph
 from chainrule.backends.native.program import Program
+from chainrule.backends.native.threads import Threads
 from chainrule.errors import BackendError, ModelError, UnsupportedOpError
 from chainrule.frontends.torch import Trace, trace_case
 from chainrule.frontends.torch import batch as convention
@@ -42,6 +44,7 @@ class NativeEngine:
         seed: int,
         small: bool = False,
         beside: tuple[int, Compiled | None] | None = None,
+        threads: int | None = None,
     ) -> None:
         self.model, self.loss, self.objective, self.optimizer = model, loss, objective, optimizer
         self.example, self.seed, self.small = example, seed, small
@@ -54,7 +57,7 @@ class NativeEngine:
         self.size = _batch_size(example)
         replicas, known = beside or (1, None)
         self.replica = 0  # which of those that are trained side by side
-        self.compiled = known or shared(self._key(), self.size, replicas)
+        self.compiled = known or shared(self._key(), self.size, replicas, allowed(threads if beside is None else 1))
         self._case: Trace | None = None
         self.first, self.traced = self._program(self.size)
         self.case = None if self.first.cached else self._case  # not held against torch so far
@@ -79,6 +82,8 @@ class NativeEngine:
         graph = self.first.graph
         count = sum(int(np.prod(access.sizes(leaf))) for leaf in graph.parameters)
         words = f"{count:,} parameters, batches of {size}, {type(self.optimizer).__name__}: one compiled loop"
+        if self.first.threads > 1:
+            words += f" on {self.first.threads} threads"
         return words + ("; dropout from a stream of its own" if self.first.draws else "")
 
     @property
@@ -308,6 +313,7 @@ def native_engine(
     objective: Callable[[Any, Any], Any] | None = None,
     seed: int = 0,
     small: bool = False,
+    threads: int | None = None,
 ) -> NativeEngine | ClosureEngine:
     """A compiled training step.
 
@@ -316,6 +322,7 @@ def native_engine(
         optimizer: SGD, Adam, AdamW, RMSprop or LBFGS of torch.
         seed: of random draws.
         small: refuse what is so large that torch's kernels on all cores are faster.
+        threads: that run a step together; None: as many as it is worth, at most ``torch.get_num_threads()``.
     Raises:
         UnsupportedOpError: an op, dtype or optimizer without a native form; names it.
         BackendError: something that native code cannot do here.
@@ -332,7 +339,15 @@ def native_engine(
         return ClosureEngine(model, loss, objective, optimizer, example)
     if not optimizers.supported(optimizer):
         raise UnsupportedOpError(f"optimizer {type(optimizer).__name__} has no native form", instead='backend="torch"')
-    return NativeEngine(model, loss, objective, optimizer, example, seed, small)
+    return NativeEngine(model, loss, objective, optimizer, example, seed, small, threads=threads)
+
+
+def allowed(asked: int | None) -> Threads:
+    """How many threads a step may run on: those that were asked for, or as many as torch would use."""
+    if asked is not None:
+        return Threads(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Threads(min(torch.get_num_threads(), cores), exact=False)
 
 
 _SMALL = 3_000_000  # parameters

@@ -14,6 +14,7 @@ import torch
 
 from chainrule.backends.native.prepare import Limit
 from chainrule.backends.native.program import Program, build
+from chainrule.backends.native.threads import ONE, Threads
 from chainrule.errors import ModelError
 from chainrule.ir import Node
 from chainrule.verbs.native.traced import Traced
@@ -46,8 +47,8 @@ class Checked:
 class Compiled:
     """The programs of one architecture, by batch size. Holds no tensor of a model, so that models share it."""
 
-    def __init__(self, size: int, replicas: int = 1) -> None:
-        self.size, self.replicas = size, replicas
+    def __init__(self, size: int, replicas: int = 1, threads: Threads = ONE) -> None:
+        self.size, self.replicas, self.threads = size, replicas, threads
         self.programs: dict[int, tuple[Program, Traced]] = {}
         self.lock = threading.RLock()
 
@@ -65,7 +66,9 @@ class Compiled:
     def _made(self, traced: Traced, longest: int | None) -> tuple[Program, Traced]:
         fixed = self.programs[self.size][0].layout if self.programs else None
         rates = traced.rule.rates if traced.rule is not None else ()
-        how: dict[str, Any] = {"quick": True} if self.replicas == 1 else {"replicas": self.replicas}
+        how: dict[str, Any] = {"replicas": self.replicas}
+        if self.replicas == 1:
+            how = {"quick": True, "threads": self.threads.of(traced.graph)}
         return build(traced.graph, traced.batch, rates, fixed, longest=longest, **how), traced
 
 
@@ -86,13 +89,13 @@ _COMPILED: OrderedDict[Hashable, Compiled] = OrderedDict()
 _LOCK = threading.Lock()
 
 
-def shared(key: Hashable | None, size: int, replicas: int = 1) -> Compiled:
+def shared(key: Hashable | None, size: int, replicas: int = 1, threads: Threads = ONE) -> Compiled:
     """What was compiled for this architecture in this process; a new one where there is no key."""
     if key is None:
-        return Compiled(size, replicas)
-    key = (key, replicas)
+        return Compiled(size, replicas, threads)
+    key = (key, replicas, threads)
     with _LOCK:
-        found = _COMPILED.pop(key, None) or Compiled(size, replicas)
+        found = _COMPILED.pop(key, None) or Compiled(size, replicas, threads)
         _COMPILED[key] = found
         while len(_COMPILED) > _KEPT:
             _COMPILED.popitem(last=False)
