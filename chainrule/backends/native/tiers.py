@@ -2,7 +2,7 @@
 
 All compute the same bits, for nothing in the text lets LLVM reorder or fuse arithmetic and blocks of accumulators do
 not change the order of a sum; what comes later is held against the first on random numbers before it is used. It is
-made beside the run, once that has been busy for a while.
+made beside the run, once that has been busy for so long that it would have paid: a short run never pays for it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from chainrule.errors import BackendError
 if TYPE_CHECKING:
     from chainrule.backends.native.program import Program
 
-_BUSY = 0.002  # seconds that quick code runs, in more than one call, before better code is asked for
-_LONG = 0.05  # the same within one call
+_COST = 5e-7  # seconds that better code takes to be made, per character of its text
 _WORTH_A_SEARCH = 10.0  # seconds that good code runs before better blocks are looked for
 _PIECE = 0.005  # seconds between looks whether it is there
 
@@ -51,7 +50,7 @@ class Improving:
         self.error: BaseException | None = None
         self._asked = text is None
         self._spent = self._step = 0.0
-        self._calls = 0
+        self._pays = _COST * len(text or "") / jit.quick_loses(target)
         self._engines: list[Any] = []
 
     def run(self, arguments: np.ndarray, size: int, groups: int) -> None:
@@ -66,7 +65,6 @@ class Improving:
             self._run_better(arguments)
             return
         given, steps = arguments.copy(), int(arguments[3])
-        self._calls += 1
         done = 0
         while done < steps:
             better = self.better is not None
@@ -84,7 +82,7 @@ class Improving:
             took = perf_counter() - begin
             self._step, self._spent = took / piece, self._spent + took
             done += piece
-            if not self._asked and self._spent > (_BUSY if self._calls > 1 else _LONG):
+            if not self._asked and self._spent > self._pays:
                 self._asked, self._spent = True, 0.0
                 BACKGROUND.add(self.improve)
 
