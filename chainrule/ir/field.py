@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import pairs as pair
+from chainrule.ir.logarithms import log_shortfall, log_variance
 from chainrule.ir.moments import KINDS
 from chainrule.ir.pairs import Axis
 
@@ -75,6 +76,7 @@ class Field:
         kurtosis: E[x^4] / E[x^2]^2 of an element, given its scale.
         scale: source -> exponent: the mean square is multiplied by exp(sum of exponent * z), z independent normal.
         own: relative variance of the mean square through the value's own units; None: as for a normal value.
+        key: the source under which ``scale`` counts that variance in what weights make of the value.
         sources: names of the parameters that it depends on. odd: those whose change of sign changes its sign.
         fresh: it is a parameter itself, as drawn.
         array: the numbers, where they are given. law: (its pairs, function, argument): it is
@@ -111,6 +113,7 @@ class Field:
     kurtosis: float = 3.0
     scale: Mapping[Any, float] = field(default_factory=dict)
     own: float | None = None
+    key: Any = None
     sources: frozenset[str] = frozenset()
     odd: frozenset[str] = frozenset()
     fresh: bool = False
@@ -266,12 +269,12 @@ class Field:
     @property
     def log_spread(self) -> float:
         """Variance of the logarithm of the mean square over draws of the weights."""
-        return sum(e * e for e in self.scale.values()) + float(np.log1p(self.own_spread))
+        return sum(e * e for e in self.scale.values()) + log_variance(self.own_spread)
 
     @property
     def log_mean(self) -> float:
         """The mean of the logarithm of the mean square over draws of the weights."""
-        return float(np.log(self.mean_square)) - self.lean - float(np.log1p(self.own_spread)) / 2
+        return float(np.log(self.mean_square)) - self.lean - log_shortfall(self.own_spread)
 
     @property
     def band(self) -> tuple[float, float]:
@@ -334,6 +337,12 @@ def with_scale(scale: Mapping[Any, float], key: Any, exponent: float) -> dict[An
         found = {("together", key): float(np.sqrt(sum(found.pop(k) ** 2 for k in old))), **found}
     found[key] = exponent
     return found
+
+
+def with_own(scale: Mapping[Any, float], value: Field, key: Any) -> dict[Any, float]:
+    """The scale of what weights make of a value: its own spread is one more source, the same for all of them."""
+    exponent = float(np.sqrt(log_variance(value.own_spread)))
+    return with_scale(scale, key if value.key is None else value.key, exponent)
 
 
 # ---- making fields -----------------------------------------------------------------------------------------

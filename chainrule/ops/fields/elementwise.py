@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Echo, Field, consistent, fixed, pair_average, unknown, within_budget, worst
+from chainrule.ir.field import Echo, Field, consistent, fixed, pair_average, unknown, with_own, within_budget, worst
+from chainrule.ir.logarithms import log_shortfall
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import broadcasted
 
@@ -58,7 +59,8 @@ def added(
         else 0.0
     )
     q = float(np.mean(second))
-    own = _own_of_sum(parts, axes, q) if any(f.own for f in random) and q > 0 else None
+    parts, together = _with_own_in_common(parts)
+    own = _own_of_sum(parts, axes, q) if q > 0 and (together or any(f.own for f in random)) else None
     shares = [(f, f.mean_square / q if q > 0 else 0.0) for f in parts]
     return within_budget(
         Field(
@@ -79,6 +81,7 @@ def added(
             units=max(f.units for f in parts),
             visible=visible,
             own=own,
+            key=object(),
             strata=max(f.strata for f in parts),
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=frozenset.intersection(*(f.odd for f in parts if f.mean_square > 0)) if q > 0 else frozenset(),
@@ -86,6 +89,22 @@ def added(
             why="uncorrelated terms",
         )
     )
+
+
+def _with_own_in_common(parts: Sequence[Field]) -> tuple[list[Field], bool]:
+    """The terms, those of whose own spread another term's scale knows with it in their scale, and if there are any.
+
+    A stream and what layers have made of it grow together.
+    """
+    found, some = list(parts), False
+    for k, f in enumerate(parts):
+        if f.key is None or f.array is not None or not any(p.scale.get(f.key) for p in parts if p is not f):
+            continue
+        own = f.own_spread
+        if own > 0:
+            scale, some = with_own(f.scale, f, f.key), True
+            found[k] = replace(f, scale=scale, lean=f.lean + log_shortfall(own), own=0.0)
+    return found, some
 
 
 def _own_of_sum(parts: Sequence[Field], axes: Sequence[Axis], q: float) -> float:
@@ -155,6 +174,7 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
             kurtosis=kurtosis,
             scale=scale,
             own=own,
+            key=object(),
             noise=a.noise + b.noise,
             noise_lean=a.noise_lean + b.noise_lean,
             echo=_times_given(a, b) or _times_given(b, a),
