@@ -76,7 +76,8 @@ class Field:
         kurtosis: E[x^4] / E[x^2]^2 of an element, given its scale.
         scale: source -> exponent: the mean square is multiplied by exp(sum of exponent * z), z independent normal.
         own: relative variance of the mean square through the value's own units; None: as for a normal value.
-        key: the source under which ``scale`` counts that variance in what weights make of the value.
+        own_sources: what that variance is made of: independent sources with exponents whose squares add up to one, as
+            which ``scale`` counts it in what weights make of the value; None: one of its own.
         sources: names of the parameters that it depends on. odd: those whose change of sign changes its sign.
         fresh: it is a parameter itself, as drawn.
         array: the numbers, where they are given. law: (its pairs, function, argument): it is
@@ -113,7 +114,7 @@ class Field:
     kurtosis: float = 3.0
     scale: Mapping[Any, float] = field(default_factory=dict)
     own: float | None = None
-    key: Any = None
+    own_sources: Mapping[Any, float] | None = None
     sources: frozenset[str] = frozenset()
     odd: frozenset[str] = frozenset()
     fresh: bool = False
@@ -342,7 +343,15 @@ def with_scale(scale: Mapping[Any, float], key: Any, exponent: float) -> dict[An
 def with_own(scale: Mapping[Any, float], value: Field, key: Any) -> dict[Any, float]:
     """The scale of what weights make of a value: its own spread is one more source, the same for all of them."""
     exponent = float(np.sqrt(log_variance(value.own_spread)))
-    return with_scale(scale, key if value.key is None else value.key, exponent)
+    return with_sources(scale, value.own_sources or {key: 1.0}, exponent)
+
+
+def with_sources(scale: Mapping[Any, float], sources: Mapping[Any, float], exponent: float) -> dict[Any, float]:
+    """The scale with so much of these sources."""
+    found = dict(scale)
+    for k, e in sources.items():
+        found = with_scale(found, k, found.get(k, 0.0) + e * exponent)
+    return found
 
 
 # ---- making fields -----------------------------------------------------------------------------------------

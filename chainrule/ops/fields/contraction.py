@@ -134,7 +134,7 @@ def contracted(
             units=units,
             strata=max(f.strata for f in fields),
             own=0.0 if given else spread,
-            key=object(),
+            own_sources={object(): 1.0},
             sources=frozenset().union(*(f.sources for f in fields)),
             odd=odd_product(fields),
             kind=kind,

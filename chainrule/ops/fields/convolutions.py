@@ -111,7 +111,7 @@ def windowed(
                 degree=x.degree if x.array is None else 0.0,
                 rough=rough,
                 units=float(n_out),
-                key=object(),
+                own_sources={object(): 1.0},
                 sources=x.sources | w.sources,
                 odd=odd_product([x, w]),
                 kind=worst(x.kind, w.kind),

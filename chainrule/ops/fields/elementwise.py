@@ -81,7 +81,7 @@ def added(
             units=max(f.units for f in parts),
             visible=visible,
             own=own,
-            key=object(),
+            own_sources=_sources_of_sum(shares, axes),
             strata=max(f.strata for f in parts),
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=frozenset.intersection(*(f.odd for f in parts if f.mean_square > 0)) if q > 0 else frozenset(),
@@ -98,13 +98,35 @@ def _with_own_in_common(parts: Sequence[Field]) -> tuple[list[Field], bool]:
     """
     found, some = list(parts), False
     for k, f in enumerate(parts):
-        if f.key is None or f.array is not None or not any(p.scale.get(f.key) for p in parts if p is not f):
+        keys = f.own_sources or {}
+        if f.array is not None or not any(p.scale.get(key) for key in keys for p in parts if p is not f):
             continue
         own = f.own_spread
         if own > 0:
-            scale, some = with_own(f.scale, f, f.key), True
+            scale, some = with_own(f.scale, f, None), True
             found[k] = replace(f, scale=scale, lean=f.lean + log_shortfall(own), own=0.0)
     return found, some
+
+
+_MOST_SOURCES = 24
+
+
+def _sources_of_sum(shares: Sequence[tuple[Field, float]], axes: Sequence[Axis]) -> dict[Any, float]:
+    """What a sum's own spread is made of: that of its terms, and their products."""
+    found: dict[Any, float] = {}
+    products = 0.0
+    for k, (f, share) in enumerate(shares):
+        own = f.own_spread**0.5 * share if f.array is None else 0.0
+        for key, e in (f.own_sources or {object(): 1.0}).items():
+            found[key] = found.get(key, 0.0) + own * e
+        for b, other in shares[k + 1 :]:
+            level = f.mean_square * b.mean_square
+            products += 4.0 * share * other * max(pair_average(f.pairs * b.pairs, axes), 0.0) / level if level else 0.0
+    largest = sorted(found, key=lambda key: -abs(found[key]))
+    rest = sum(found.pop(key) ** 2 for key in largest[_MOST_SOURCES:])
+    found[object()] = (products + rest) ** 0.5
+    whole = sum(e * e for e in found.values()) ** 0.5
+    return {key: e / whole for key, e in found.items() if e} if whole > 0 else {object(): 1.0}
 
 
 def _own_of_sum(parts: Sequence[Field], axes: Sequence[Axis], q: float) -> float:
@@ -174,7 +196,7 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
             kurtosis=kurtosis,
             scale=scale,
             own=own,
-            key=object(),
+            own_sources={object(): 1.0},
             noise=a.noise + b.noise,
             noise_lean=a.noise_lean + b.noise_lean,
             echo=_times_given(a, b) or _times_given(b, a),
