@@ -72,7 +72,7 @@ def added(
             kurtosis=3.0 + excess,
             scale=shared_scale(shares),
             local=sum(f.local * min(share, 1.0) ** 2 for f, share in shares),
-            noise=sum(f.noise * min(share, 1.0) ** 2 for f, share in shares),
+            noise=_noise_of_sum(shares),
             noise_lean=sum(f.noise_lean * min(share, 1.0) for f, share in shares),
             echo=_one_echo(parts, signs),
             lean=sum(f.lean * share for f, share in shares),
@@ -106,6 +106,14 @@ def _with_own_in_common(parts: Sequence[Field]) -> tuple[list[Field], bool]:
             scale, some = with_own(f.scale, f, None), True
             found[k] = replace(f, scale=scale, lean=f.lean + log_shortfall(own), own=0.0)
     return found, some
+
+
+def _noise_of_sum(shares: Sequence[tuple[Field, float]]) -> float:
+    """Terms that are made of the same values have their noise in common."""
+    some = [f.sources for f, _ in shares if f.noise]
+    if some and frozenset.intersection(*some):
+        return sum(f.noise**0.5 * min(share, 1.0) for f, share in shares) ** 2
+    return sum(f.noise * min(share, 1.0) ** 2 for f, share in shares)
 
 
 _MOST_SOURCES = 24
