@@ -14,7 +14,7 @@ import numpy as np
 
 from chainrule.interpreters.pointwise_moments import fused
 from chainrule.ir import Node, apply, rebuild, toposort
-from chainrule.ir.moments import UNKNOWN, Moments, worst
+from chainrule.ir.moments import UNKNOWN, Moments
 
 
 def forward(outputs: Sequence[Node], given: Mapping[Node, Moments], strict: bool = False) -> dict[Node, Moments]:
@@ -52,13 +52,7 @@ def _state(node: Node, states: Mapping[Node, Moments], strict: bool) -> Moments:
         found = _of_elements(node, found, random, states, strict)
     elif found.independent and found is not inputs[0] and any(node.type.numel != i.type.numel for i in node.inputs):
         found = replace(found, independent=False)  # elements are repeated
-    if (
-        strict
-        and shared
-        and found.taken is None
-        and found.kind == "approximate"
-        and worst(*(s.kind for s in inputs)) == "exact"
-    ):
+    if strict and shared and found.coupled and found.taken is None:
         twice = ", ".join(sorted(shared))
         return replace(UNKNOWN, sources=found.sources, why=f"it depends on {twice} twice, and no law gives the product")
     return found

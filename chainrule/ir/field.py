@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import pairs as pair
+from chainrule.ir.logarithms import log_shortfall, log_variance
 from chainrule.ir.moments import KINDS
 from chainrule.ir.pairs import Axis
 
@@ -75,6 +76,8 @@ class Field:
         kurtosis: E[x^4] / E[x^2]^2 of an element, given its scale.
         scale: source -> exponent: the mean square is multiplied by exp(sum of exponent * z), z independent normal.
         own: relative variance of the mean square through the value's own units; None: as for a normal value.
+        own_sources: what that variance is made of: independent sources with exponents whose squares add up to one, as
+            which ``scale`` counts it in what weights make of the value; None: one of its own.
         sources: names of the parameters that it depends on. odd: those whose change of sign changes its sign.
         fresh: it is a parameter itself, as drawn.
         array: the numbers, where they are given. law: (its pairs, function, argument): it is
@@ -111,6 +114,7 @@ class Field:
     kurtosis: float = 3.0
     scale: Mapping[Any, float] = field(default_factory=dict)
     own: float | None = None
+    own_sources: Mapping[Any, float] | None = None
     sources: frozenset[str] = frozenset()
     odd: frozenset[str] = frozenset()
     fresh: bool = False
@@ -266,12 +270,12 @@ class Field:
     @property
     def log_spread(self) -> float:
         """Variance of the logarithm of the mean square over draws of the weights."""
-        return sum(e * e for e in self.scale.values()) + float(np.log1p(self.own_spread))
+        return sum(e * e for e in self.scale.values()) + log_variance(self.own_spread)
 
     @property
     def log_mean(self) -> float:
         """The mean of the logarithm of the mean square over draws of the weights."""
-        return float(np.log(self.mean_square)) - self.lean - float(np.log1p(self.own_spread)) / 2
+        return float(np.log(self.mean_square)) - self.lean - log_shortfall(self.own_spread)
 
     @property
     def band(self) -> tuple[float, float]:
@@ -333,6 +337,20 @@ def with_scale(scale: Mapping[Any, float], key: Any, exponent: float) -> dict[An
         old = list(found)[: _MOST_SCALES // 2]
         found = {("together", key): float(np.sqrt(sum(found.pop(k) ** 2 for k in old))), **found}
     found[key] = exponent
+    return found
+
+
+def with_own(scale: Mapping[Any, float], value: Field, key: Any) -> dict[Any, float]:
+    """The scale of what weights make of a value: its own spread is one more source, the same for all of them."""
+    exponent = float(np.sqrt(log_variance(value.own_spread)))
+    return with_sources(scale, value.own_sources or {key: 1.0}, exponent)
+
+
+def with_sources(scale: Mapping[Any, float], sources: Mapping[Any, float], exponent: float) -> dict[Any, float]:
+    """The scale with so much of these sources."""
+    found = dict(scale)
+    for k, e in sources.items():
+        found = with_scale(found, k, found.get(k, 0.0) + e * exponent)
     return found
 
 

@@ -34,6 +34,7 @@ class Moments:
         fresh: the value is a tensor of weights as drawn, with independent elements.
         independent: the elements are independent by declaration, or functions of such elements one by one.
         bounds: of a uniform law in numbers.
+        coupled: operands with common sources were taken as independent in this step.
         why: the assumption or source of the last step.
     """
 
@@ -51,6 +52,7 @@ class Moments:
     fresh: bool = False
     independent: bool = False
     bounds: tuple[float, float] | None = None
+    coupled: bool = False
     why: str = ""
 
     @property

@@ -106,7 +106,8 @@ class ContractionRule:
         weights = next((k for k in random if states[k].independent), random[0])
         others = [s for k, s in enumerate(states) if k != weights]
         why = "independent weights of mean zero: E[f^2] = sum of Var(w) E[h^2]"
-        if any(states[weights].sources & s.sources for s in others):
+        coupled = any(states[weights].sources & s.sources for s in others)
+        if coupled:
             kinds.append("approximate")
         if summed and not states[weights].independent:
             kinds.append("approximate")
@@ -134,6 +135,7 @@ class ContractionRule:
         return Moments(
             mean,
             second,
+            coupled=coupled,
             law="normal",
             limit="" if certain else "symmetric" if own.odd else "any",
             kind=worst(*kinds),
@@ -152,7 +154,7 @@ def _sum_of_squares(
     if len(states) != 2 or node.inputs[0] is not node.inputs[1] or operands[0] != operands[1] or result:
         return None
     x = states[0]
-    if not x.is_normal or not x.independent or x.mean is None:
+    if x.law != "normal" or not x.independent or x.mean is None:
         return None
     of_one = squared(x, node)
     if np.size(x.second) > 1 or np.size(x.mean) > 1 or not of_one.known:
@@ -160,7 +162,15 @@ def _sum_of_squares(
     mean = contract(node.op, [of_one.mean], [operands[0]], (), sizes)
     variance = contract(node.op, [of_one.variance], [operands[0]], (), sizes)
     why = "a sum of independent squares, E[x^4] = 3 v^2 + 6 m^2 v + m^4"
-    return Moments(mean, variance + mean * mean, kind=x.kind, sources=x.sources, why=why)
+    return Moments(
+        mean,
+        variance + mean * mean,
+        taken=of_one.taken,
+        kind=of_one.kind,
+        mean_kind=of_one.kind_of_mean,
+        sources=x.sources,
+        why=why,
+    )
 
 
 def _spread_of_inputs(x: Moments, own: Sequence[int], weights: Sequence[int], result: Sequence[int], n: int) -> Any:

@@ -188,6 +188,7 @@ class SumRule:
         return Moments(
             mean,
             second,
+            coupled=not uncorrelated(a, b),
             law=law,
             limit=limit,
             kind=kind,
@@ -283,6 +284,7 @@ class ProductRule:
         return Moments(
             mean,
             a.second * b.second,
+            coupled=bool(a.sources & b.sources) and b.law != "given",
             law=law,
             limit=a.limit if law == "normal" else "",
             kind=kind,

@@ -316,8 +316,12 @@ def moments(
     sizes = {d: as_node(Dim(d)) for d in dimensions - set(leaves)}
     states = {leaf: law_of(name, laws[name], sizes) if name in laws else _fixed(leaf) for name, leaf in leaves.items()}
     named = [(s.name or "y", s.node) for s in program.statements]
-    image = propagation.expanded([node for _, node in named])
-    found = propagation.forward([image[node] for _, node in named], states, strict=True)
+    image, found = _propagated([node for _, node in named], states)
+    if any(not found[image[node]].known for _, node in named):  # norm(a)^2 is a sum of squares
+        shorter = [(name, node if found[image[node]].known else simplify(node)) for name, node in named]
+        other_image, other = _propagated([node for _, node in shorter], states)
+        if sum(other[other_image[n]].known for _, n in shorter) > sum(found[image[n]].known for _, n in named):
+            named, image, found = shorter, other_image, other
     values, steps = {}, []
     names = {image[node]: name for name, node in named}
     for node, state in found.items():
@@ -328,7 +332,8 @@ def moments(
                 if state.taken is not None:
                     wide = names.get(state.taken) or text(state.taken, names)
                     where = f"for E[{shown}], " if state.kind == "exact" else ""
-                    why += f"; {where}{wide} is taken as normal: exact for wide layers"
+                    exact = "exact for wide layers" if state.taken.inputs else "iid does not say so"
+                    why += f"; {where}{wide} is taken as normal: {exact}"
                 steps.append(f"E[{_squared(shown)}] = {_expression(state.second).text}: {why}")
             else:
                 steps.append(f"E[{_squared(shown)}] is unknown: {state.why}")
@@ -336,6 +341,13 @@ def moments(
         values[name] = _quantity(name, found[image[node]])
     shown_laws = tuple(f"{name} ~ {law}" for name, law in laws.items())
     return MomentsResult((), shown_laws, tuple(steps), values, question=(source, shapes, laws))
+
+
+def _propagated(
+    nodes: Sequence[Node], states: Mapping[Node, Moments]
+) -> tuple[Mapping[Node, Node], Mapping[Node, Moments]]:
+    image = propagation.expanded(nodes)
+    return image, propagation.forward([image[node] for node in nodes], states, strict=True)
 
 
 def _squared(name: str) -> str:
@@ -431,6 +443,7 @@ def law_of(name: str, law: str, sizes: Mapping[str, Node] | None = None) -> Mome
         mean,
         second,
         law="uniform" if bounds is not None else laws[kind] if centred or kind in ("normal", "iid") else "any",
+        limit="" if kind != "iid" else "symmetric" if centred else "any",
         sources=source,
         odd=source if centred else frozenset(),
         fresh=kind == "iid",

@@ -263,7 +263,28 @@ def test_functions_of_independent_elements_equal_sampling(source: str, law: str,
 
 
 def test_repeated_elements_are_not_independent():
-    assert cr.moments("b = sum(x + x')", given={"x": "normal(0, 1)"}, shapes={"x": "3,3"})["b"].kind != "exact"
+    b = cr.moments("b = sum(x + x')", given={"x": "normal(0, 1)"}, shapes={"x": "3,3"})["b"]
+    assert b.second is not None and b.second.evaluate() == 36  # of twice the sum of nine
+    b = cr.moments("b = sum((x + x')^2)", given={"x": "normal(0, 1)"}, shapes={"x": "3,3"})["b"]
+    assert b.kind != "exact"
+
+
+def test_what_iid_does_not_say_is_not_exact():
+    shapes = {"W": "m,n", "c": "n"}
+    m = cr.moments("y = (W @ c)^2", given={"W": "iid(0, s^2)"}, shapes=shapes)
+    assert m["y"].mean_kind == "exact" and m["y"].kind == "approximate"  # a fourth moment
+    assert "W @ c is taken as normal" in m.steps[-1]
+    assert cr.moments("y = (W @ c)^2", given={"W": "normal(0, s^2)"}, shapes=shapes)["y"].kind == "exact"
+    assert cr.moments("y = relu(W @ c)", given={"W": "iid(0, s^2)"}, shapes=shapes)["y"].kind == "exact"
+    m = cr.moments("y = a^2", given={"a": "iid(0, s^2)"})
+    assert m["y"].kind == "approximate" and "a is taken as normal" in m.steps[-1]
+    assert cr.moments("y = (W @ c)^2 * (W @ c)", given={"W": "iid(0, s^2)"}, shapes=shapes)["y"].second is None
+
+
+def test_a_squared_norm_is_a_sum_of_squares():
+    y = cr.moments("y = norm(a)^2", given={"a": "normal(0, 1)"}, shapes={"a": "3"})["y"]
+    assert y.mean is not None and y.second is not None and y.kind == "exact"
+    assert (y.mean.evaluate(), y.second.evaluate()) == (3, 15)
 
 
 def test_numbers_are_rounded():

@@ -97,7 +97,21 @@ class _Attention:
         common = float(share @ (self.norm / np.outer(size, size)) @ share)
         samples, tables = float(self.q.shape[0]), max(float(np.prod(self.q.shape[:-2])), 1.0)
         own = float(np.sum(share**2 * 2.0 / freedom)) + 4.0 / self.width * common
-        return own / tables + (self.v.noise + self.k.noise) * common / samples
+        v, k = self.noise_of_differences(self.v), self.noise_of_differences(self.k)
+        # made of the same vectors, whose products enter squared
+        noise = v + k + (2.0 * (v * k) ** 0.5 if self.v.sources & self.k.sources else 0.0)
+        return own / tables + noise * common / samples
+
+    def noise_of_differences(self, f: Field) -> float:
+        """The noise of products of what differs between keys: 1 - c varies by c / (1 - c) times what c does."""
+        table = self.over_width(f)
+        table = table[(0,) * (table.ndim - 2)]
+        n, same = self.keys, float(np.trace(table))
+        if n < 2 or not same > 0:
+            return f.noise
+        c = float(np.clip((float(table.sum()) - same) / (n - 1) / same, 0.0, 0.95))
+        own = min(f.local, f.noise)
+        return own + (f.noise - own) * max(1.0, c / (1.0 - c)) ** 2
 
     def kept_alignment(self, gg: np.ndarray) -> float:
         """The part of an output's alignment that each value that it is a mean of has."""

@@ -14,7 +14,8 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Dims, Field, unknown, with_scale, within_budget, worst
+from chainrule.ir.field import Dims, Field, unknown, with_own, with_scale, within_budget, worst
+from chainrule.ir.logarithms import log_shortfall
 from chainrule.ops.fields.align import aligned, factor_labels, product_over, restricted
 from chainrule.ops.fields.registry import rule, sizes
 from chainrule.ops.fields.spread import summed_up
@@ -81,8 +82,7 @@ def contracted(
     spread: float | None = None
     lean = sum(f.lean for f in random)
     if fresh and len(others) == 1 and others[0].array is None:
-        fluctuation = float(np.log1p(others[0].own_spread))
-        scale, lean = with_scale(scale, name, float(np.sqrt(fluctuation))), lean + fluctuation / 2
+        scale, lean = with_own(scale, others[0], name), lean + log_shortfall(others[0].own_spread)
     for f, own in zip(fields, labels, strict=True):
         if f.strata and not fresh and any(a.size == f.strata for a, x in zip(f.axes, own, strict=True) if x in summed):
             fluctuation = float(np.log1p(f.uneven_strata))  # which the sum over the units leaves behind
@@ -134,6 +134,7 @@ def contracted(
             units=units,
             strata=max(f.strata for f in fields),
             own=0.0 if given else spread,
+            own_sources={object(): 1.0},
             sources=frozenset().union(*(f.sources for f in fields)),
             odd=odd_product(fields),
             kind=kind,

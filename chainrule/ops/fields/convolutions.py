@@ -15,7 +15,8 @@ import numpy as np
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
 from chainrule.ir.factors import merged, with_factor
-from chainrule.ir.field import Field, consistent, unknown, with_scale, within_budget, worst
+from chainrule.ir.field import Field, consistent, unknown, with_own, within_budget, worst
+from chainrule.ir.logarithms import log_shortfall
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.contraction import contracted, odd_product
 from chainrule.ops.fields.elementwise import added
@@ -87,8 +88,7 @@ def windowed(
     scale, lean, local, noise, noise_lean, rough = dict(x.scale), x.lean, 0.0, 0.0, 0.0, 0.0
     fan_in = max(channel.size * float(np.prod([len(t) for t in taps])), 1.0)  # of all groups together
     if x.array is None:
-        fluctuation = float(np.log1p(x.own_spread))
-        scale, lean = with_scale(scale, name, float(np.sqrt(fluctuation))), lean + fluctuation / 2
+        scale, lean = with_own(scale, x, name), lean + log_shortfall(x.own_spread)
         local = x.local + max(x.kurtosis - 1.0, 0.0) / fan_in
         more = x.spread_of_vector(fan_in)
         noise, noise_lean, rough = x.noise + more, x.noise_lean + more / 2, x.rough
@@ -111,6 +111,7 @@ def windowed(
                 degree=x.degree if x.array is None else 0.0,
                 rough=rough,
                 units=float(n_out),
+                own_sources={object(): 1.0},
                 sources=x.sources | w.sources,
                 odd=odd_product([x, w]),
                 kind=worst(x.kind, w.kind),

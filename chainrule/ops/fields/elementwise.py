@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Echo, Field, consistent, fixed, pair_average, unknown, within_budget, worst
+from chainrule.ir.field import Echo, Field, consistent, fixed, pair_average, unknown, with_own, within_budget, worst
+from chainrule.ir.logarithms import log_shortfall
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import broadcasted
 
@@ -58,7 +59,8 @@ def added(
         else 0.0
     )
     q = float(np.mean(second))
-    own = _own_of_sum(parts, axes, q) if any(f.own for f in random) and q > 0 else None
+    parts, together = _with_own_in_common(parts)
+    own = _own_of_sum(parts, axes, q) if q > 0 and (together or any(f.own for f in random)) else None
     shares = [(f, f.mean_square / q if q > 0 else 0.0) for f in parts]
     return within_budget(
         Field(
@@ -70,7 +72,7 @@ def added(
             kurtosis=3.0 + excess,
             scale=shared_scale(shares),
             local=sum(f.local * min(share, 1.0) ** 2 for f, share in shares),
-            noise=sum(f.noise * min(share, 1.0) ** 2 for f, share in shares),
+            noise=_noise_of_sum(shares),
             noise_lean=sum(f.noise_lean * min(share, 1.0) for f, share in shares),
             echo=_one_echo(parts, signs),
             lean=sum(f.lean * share for f, share in shares),
@@ -79,6 +81,7 @@ def added(
             units=max(f.units for f in parts),
             visible=visible,
             own=own,
+            own_sources=_sources_of_sum(shares, axes),
             strata=max(f.strata for f in parts),
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=frozenset.intersection(*(f.odd for f in parts if f.mean_square > 0)) if q > 0 else frozenset(),
@@ -86,6 +89,52 @@ def added(
             why="uncorrelated terms",
         )
     )
+
+
+def _with_own_in_common(parts: Sequence[Field]) -> tuple[list[Field], bool]:
+    """The terms, those of whose own spread another term's scale knows with it in their scale, and if there are any.
+
+    A stream and what layers have made of it grow together.
+    """
+    found, some = list(parts), False
+    for k, f in enumerate(parts):
+        keys = f.own_sources or {}
+        if f.array is not None or not any(p.scale.get(key) for key in keys for p in parts if p is not f):
+            continue
+        own = f.own_spread
+        if own > 0:
+            scale, some = with_own(f.scale, f, None), True
+            found[k] = replace(f, scale=scale, lean=f.lean + log_shortfall(own), own=0.0)
+    return found, some
+
+
+def _noise_of_sum(shares: Sequence[tuple[Field, float]]) -> float:
+    """Terms that are made of the same values have their noise in common."""
+    some = [f.sources for f, _ in shares if f.noise]
+    if some and frozenset.intersection(*some):
+        return sum(f.noise**0.5 * min(share, 1.0) for f, share in shares) ** 2
+    return sum(f.noise * min(share, 1.0) ** 2 for f, share in shares)
+
+
+_MOST_SOURCES = 24
+
+
+def _sources_of_sum(shares: Sequence[tuple[Field, float]], axes: Sequence[Axis]) -> dict[Any, float]:
+    """What a sum's own spread is made of: that of its terms, and their products."""
+    found: dict[Any, float] = {}
+    products = 0.0
+    for k, (f, share) in enumerate(shares):
+        own = f.own_spread**0.5 * share if f.array is None else 0.0
+        for key, e in (f.own_sources or {object(): 1.0}).items():
+            found[key] = found.get(key, 0.0) + own * e
+        for b, other in shares[k + 1 :]:
+            level = f.mean_square * b.mean_square
+            products += 4.0 * share * other * max(pair_average(f.pairs * b.pairs, axes), 0.0) / level if level else 0.0
+    largest = sorted(found, key=lambda key: -abs(found[key]))
+    rest = sum(found.pop(key) ** 2 for key in largest[_MOST_SOURCES:])
+    found[object()] = (products + rest) ** 0.5
+    whole = sum(e * e for e in found.values()) ** 0.5
+    return {key: e / whole for key, e in found.items() if e} if whole > 0 else {object(): 1.0}
 
 
 def _own_of_sum(parts: Sequence[Field], axes: Sequence[Axis], q: float) -> float:
@@ -155,6 +204,7 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
             kurtosis=kurtosis,
             scale=scale,
             own=own,
+            own_sources={object(): 1.0},
             noise=a.noise + b.noise,
             noise_lean=a.noise_lean + b.noise_lean,
             echo=_times_given(a, b) or _times_given(b, a),

@@ -193,6 +193,7 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
         rough=u.rough * response,
         units=u.units,
         own=max(own, 0.0),
+        own_sources={object(): 1.0},
         strata=u.strata,
         law=(pairs, f, u),
         sources=u.sources,

@@ -10,7 +10,8 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, fixed, iid, pair_average, unknown, with_scale, worst
+from chainrule.ir.field import Field, fixed, iid, pair_average, unknown, with_own, worst
+from chainrule.ir.logarithms import log_shortfall
 from chainrule.ops.fields.align import aligned
 from chainrule.ops.fields.elementwise import added, multiplied, scaled
 from chainrule.ops.fields.lookup import alike
@@ -136,7 +137,7 @@ def _response(x: Field, p: Field, g: Field, axis: int) -> dict[str, Any]:
     others = [d for d in range(len(x.dims)) if d != axis]
     together = [_pairs_over(f, others) for f in (g, p, moved)]
     turned = np.log1p((together[2] - together[1]) / together[0]) / (2 * step) if together[0] > 0 else 0.0
-    sources = x.scale if x.own_spread == 0 else with_scale(x.scale, object(), float(np.sqrt(np.log1p(x.own_spread))))
+    sources = x.scale if x.own_spread == 0 else with_own(x.scale, x, object())
     # the sum over samples is s + d, s the classes' frequencies and d random in n - 1 directions: var |s + d|^2
     n = x.shape[axis]
     random = float(np.clip((together[1] - 1.0 / n**2) / together[0], 0.0, 1.0)) if together[0] > 0 else 0.0
@@ -144,7 +145,7 @@ def _response(x: Field, p: Field, g: Field, axis: int) -> dict[str, Any]:
     response = max(float(turned), float(growth), 0.0)
     return {
         "scale": {k: e * growth for k, e in sources.items()},
-        "lean": (x.lean + float(np.log1p(x.own_spread)) / 2) * growth,
+        "lean": (x.lean + log_shortfall(x.own_spread)) * growth,
         "noise": x.noise * response**2 + turns,
         "noise_lean": x.noise_lean * response + turns / 2.0,
         "units": float(x.shape[axis]),

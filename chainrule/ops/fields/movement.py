@@ -126,6 +126,7 @@ def picked(value: Field, dim: int, index: np.ndarray) -> Field:
         pairs=table,
         array=take(value.array),
         own=None if value.array is None else 0.0,
+        own_sources=None,
     )
 
 

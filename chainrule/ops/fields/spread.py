@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field
+from chainrule.ir.field import Field, with_scale
 from chainrule.ir.pairs import Axis
 
 _MOST = 192  # positions whose pairs are kept one by one, as a matrix
@@ -38,13 +38,11 @@ def summed_up(
             return found
         own = found.own_spread
         terms = min(own * f.units / 2.0, 1.0)
-        own = 0.0 if f.steady else own
-        more = max(terms * f.noise - inherited, 0.0)
-        shift = max(terms * f.noise_lean, lean) - float(np.log1p(own + more) - np.log1p(own)) / 2
         return replace(
             found,
-            own=own + more,
-            lean=shift,
+            own=0.0 if f.steady else own,
+            scale=with_scale(found.scale, object(), max(terms * f.noise - inherited, 0.0) ** 0.5),
+            lean=max(terms * f.noise_lean, lean),
             noise=f.noise,
             noise_lean=f.noise_lean,
             rough=f.rough,
@@ -62,9 +60,9 @@ def summed_up(
     terms = min(terms + (1.0 - terms) * uneven, 1.0)
     own = sum(f.spread_of_vector(n) for f, n in zip(fields, sizes, strict=True))
     noise, noise_lean = sum(f.noise for f in fields), sum(f.noise_lean for f in fields)
-    own, more = terms * own, max(terms * noise - inherited, 0.0)
-    shift = max(terms * noise_lean, lean) - float(np.log1p(own + more) - np.log1p(own)) / 2
-    return replace(found, own=own + more, lean=shift, noise=noise, noise_lean=noise_lean, units=0.0)
+    scale = with_scale(found.scale, object(), max(terms * noise - inherited, 0.0) ** 0.5)
+    lean = max(terms * noise_lean, lean)
+    return replace(found, own=terms * own, scale=scale, lean=lean, noise=noise, noise_lean=noise_lean, units=0.0)
 
 
 def _over_units(f: Field, own: Sequence[Any], summed: Sequence[Any]) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field, consistent, pair_average, unknown, with_scale, within_budget, worst
+from chainrule.ir.field import Field, consistent, pair_average, unknown, with_sources, within_budget, worst
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted
 from chainrule.ops.fields.drift import reaching
@@ -224,7 +224,7 @@ def back_through_norm(
             np.sqrt(g.mean_square * normal.mean_square / (found.mean_square * factor * x.mean_square))
         )
     spread_of_size = float(share) ** 2 * float(np.log1p(_spread_of_size(x, g, dims)))
-    scale = with_scale(scale, object(), -float(np.sqrt(spread_of_size)))  # a source of its own
+    scale = with_sources(scale, x.own_sources or {object(): 1.0}, -float(np.sqrt(spread_of_size)))
     return within_budget(
         replace(
             found,
