@@ -5,8 +5,8 @@ with momentum 0.9, gradients clipped at norm 1, 400 steps of 128 images (300 at 
 rates (0.1 and 0.01 up to depth 30, 0.01 and 0.001 above). The cells are means over the seeds (split, start, batches),
 with the lowest seed in brackets.
 
-Run: python -m benchmarks.depth_map [--seeds N] [--depths 10,30,50,100,1000] [--activations tanh,relu,gelu]
-     [--starts default,he,auto]
+Run: python -m benchmarks.depth_map [--seeds N] [--first SEED] [--depths 10,30,50,100,1000]
+     [--activations tanh,relu,gelu] [--starts default,he,auto]
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ def accuracy(net: nn.Module, rate: float, steps: int, seed: int, data: tuple[tor
         return float((net(x_test).argmax(1) == y_test).float().mean())
 
 
-def cell(activation: str, depth: int, start: str, seeds: int) -> list[float]:
+def cell(activation: str, depth: int, start: str, seeds: range) -> list[float]:
     """The accuracy of every seed."""
     found = []
-    for seed in range(seeds):
+    for seed in seeds:
         data = digits(seed)
         rates, steps = ((0.1, 0.01) if depth <= 30 else (0.01, 0.001)), (300 if depth >= 1000 else 400)
         scores = []
-        for rate in rates if depth < 1000 else rates[:1]:
+        for rate in rates:
             net = started(activation, depth, start, seed, (data[0][:BATCH], data[1][:BATCH]))
             scores.append(accuracy(net, rate, steps, seed, data))
         found.append(max(scores))
@@ -94,6 +94,7 @@ def main() -> None:
     """Prints one row per activation and start."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.depth_map")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first of them: a long table in pieces")
     parser.add_argument("--depths", default="10,30,50,100")
     parser.add_argument("--activations", default="tanh,relu,gelu")
     parser.add_argument("--starts", default=",".join(STARTS))
@@ -101,14 +102,15 @@ def main() -> None:
     depths = [int(d) for d in options.depths.split(",")]
     torch.set_num_threads(1)
     print(machine())
-    print(f"{options.seeds} seeds: mean (lowest)")
+    seeds = range(options.first, options.first + options.seeds)
+    print(f"seeds {seeds[0]} to {seeds[-1]}: mean (lowest)")
     print(f"{'':16}" + "".join(f"{f'depth {d}':>16}" for d in depths))
     begin = perf_counter()
     for activation in options.activations.split(","):
         for start in options.starts.split(","):
             print(f"{activation:7}{start:9}", end="", flush=True)
             for depth in depths:
-                found = cell(activation, depth, start, options.seeds)
+                found = cell(activation, depth, start, seeds)
                 print(f"{f'{np.mean(found):.3f} ({min(found):.3f})':>16}", end="", flush=True)
             print()
     print(f"{perf_counter() - begin:.0f} s")

@@ -10,9 +10,10 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Dims, Echo, Field, unknown, within_budget, worst
+from chainrule.ir.field import Dims, Echo, Field, fixed, unknown, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import aligned
+from chainrule.ops.fields.elementwise import multiplied
 from chainrule.ops.fields.movement import picked
 from chainrule.ops.fields.registry import rule, sizes
 
@@ -160,4 +161,12 @@ def _padded_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted
 
 @rule("padded_rows", backward=_padded_back)
 def _padded(node: Node, inputs: Sequence[Field]) -> Any:
-    return inputs[0]
+    """The padding row starts at zero: equal rows at padded places are equal zeros, not equal draws."""
+    rows, index = inputs
+    if not rows.known or rows.array is not None or index.array is None:
+        return rows
+    kept = np.broadcast_to(index.array, [a.size for a in index.axes]) != node.params["padding"]
+    if kept.all():
+        return rows
+    mask = fixed(kept.reshape(*index.shape, 1).astype(float), [*(a.lags for a in index.axes), 0])
+    return multiplied([rows, mask], sizes(node.shape))

@@ -135,7 +135,8 @@ class Planner:
         if self.chains.choose(chosen, node, use):
             return None
         self.ground.flow.set_weight(chosen.leaf, chosen.name, 1.0)
-        made = self.ground.flow.second(node)
+        inner = self.ground.flow.product_of(chosen.leaf) if not isinstance(node.type, TensorType) else None
+        made = self.ground.flow.second(inner or node)
         if made is None:
             std, told = math.sqrt(1 / fan_in), "what it reads cannot be predicted: taken as 1"
             self.ground.give(chosen, Normal(std), f"fan_in {fan_in}; {told}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.interpreters import fields as propagation
-from chainrule.ir import Node, toposort
+from chainrule.ir import Node, TensorType, toposort
 from chainrule.ir.field import Field, iid, unknown
 from chainrule.ops.fields.registry import sizes
 from chainrule.verbs.fields import redrawn
@@ -125,6 +125,18 @@ class Propagation:
             return {}
         known = {n: f for n, f in found.items() if isinstance(f, Field) and f.known}
         return {n: known[i] for n, i in self.image.items() if i in known}
+
+    def product_of(self, leaf: Node) -> Node | None:
+        """The first product that a parameter of a recurrent layer enters, inside of that layer; None for others."""
+        for user in self.users.get(leaf, ()):
+            if len(user.inputs) == 1 and isinstance(user.type, TensorType):
+                found = self.product_of(user)
+                if found is not None:
+                    return found
+            elif "operands" in user.params and len(user.inputs) == 2:
+                self.image.setdefault(user, user)
+                return user
+        return None
 
     def second(self, node: Node) -> float | None:
         """The mean of E[x^2] over all elements, None where it is not known."""
