@@ -26,6 +26,9 @@ from chainrule.sklearn.losses import Loss, Objective
 from chainrule.sklearn.network import NAMES, get_weights, linear_layers, perceptron, set_weights
 from chainrule.verbs.fit.step import CompiledStep
 
+_BY_AUTOGRAD = 100  # evaluations of L-BFGS, before a step without autograd is worth its trace
+_AT_ONCE = 512  # steps whose learning rates are computed together
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -121,13 +124,13 @@ class Training:
         compiled.load(coefs, intercepts, state and state["optimizer"], self._rule.count)
         self._sizes = self._batches.counts
         self.samples = int(self._sizes.sum())
+        self._factors, self._factors_from = np.empty(0), 0
         self._rates = np.empty((len(self._sizes), len(compiled.optimizer.param_groups)))
 
     def epoch(self, order: np.ndarray | None, rate: float) -> float:
         """Mean loss of the epoch over its samples; not a number as soon as a step's is not finite."""
         order = self._batches.order(order)
-        steps = self._taken + 1 + np.arange(len(self._sizes))
-        self._rates[:] = (rate * self._rule.factors(steps))[:, None]
+        self._rates[:] = rate * self._next_factors(len(self._sizes))[:, None]
         if self._plan.solver == "sgd" and self._rate not in (None, rate):
             self._keep_velocity(self._rate / rate)
         self._taken, self._rate = self._taken + len(self._sizes), rate
@@ -141,6 +144,14 @@ class Training:
         if len(losses) < len(self._sizes):
             return float("nan")
         return float(losses @ self._sizes / self.samples)
+
+    def _next_factors(self, count: int) -> np.ndarray:
+        """The rule's factors of the next steps, which are computed for many at once."""
+        at = self._taken - self._factors_from
+        if at + count > len(self._factors):
+            self._factors_from, at = self._taken, 0
+            self._factors = self._rule.factors(self._taken + 1 + np.arange(max(count, _AT_ONCE)))
+        return self._factors[at : at + count]
 
     def _keep_velocity(self, factor: float) -> None:
         """The learning rate is inside of scikit-learn's velocity and outside of torch's buffer."""
@@ -212,7 +223,8 @@ def lbfgs(
     """SciPy's L-BFGS-B on the whole data, as scikit-learn runs it: (coefs, intercepts, loss, iterations)."""
     module = plan.module(tensors[0].dtype)
     set_weights(module, coefs, intercepts)
-    step = CompiledStep(module, objective=Objective(plan.loss, plan.alpha))
+    objective = Objective(plan.loss, plan.alpha)
+    step, evaluated = CompiledStep(module, objective=objective), 0
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     flat = np.concatenate([p.numpy().ravel() for p in parameters.values()]).astype(np.float64)
 
@@ -223,9 +235,17 @@ def lbfgs(
             parameter.copy_(torch.from_numpy(point[at : at + size]).view_as(parameter))
             at += size
 
+    def evaluate() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        nonlocal evaluated
+        evaluated += 1
+        if evaluated > _BY_AUTOGRAD or plan.dropout:
+            return step(parameters, tensors)
+        loss = objective(module, tensors)
+        return loss.detach(), dict(zip(parameters, torch.autograd.grad(loss, list(module.parameters())), strict=True))
+
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
         place(point)
-        loss, grads = step(parameters, tensors)
+        loss, grads = evaluate()
         return float(loss), np.concatenate([grads[n].numpy().ravel() for n in parameters]).astype(np.float64)
 
     found = scipy.optimize.minimize(
