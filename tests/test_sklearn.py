@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +13,15 @@ import scipy.sparse
 import torch
 from sklearn import neural_network as theirs
 from sklearn.base import clone
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine, make_multilabel_classification
+from sklearn.datasets import (
+    load_breast_cancer,
+    load_diabetes,
+    load_iris,
+    load_wine,
+    make_classification,
+    make_multilabel_classification,
+    make_regression,
+)
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -21,6 +31,7 @@ from torch import nn
 
 import chainrule.sklearn as ours
 from chainrule.errors import ModelError
+from chainrule.sklearn import solvers
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -393,3 +404,36 @@ def test_net_regressor() -> None:
     warm = ours.NetRegressor(warm_start=True, **(base | {"max_iter": 5})).fit(X, y)
     first = warm.loss_curve_[-1]
     assert warm.fit(X, y).loss_curve_[-1] < first
+
+
+@pytest.mark.parametrize("samples", [67, 178, 200, 205, 390])
+def test_batches_filled_up_are_the_batches_of_scikit_learn(samples: int) -> None:
+    """A short last batch is filled with samples of weight zero: in float64 nothing is left of them."""
+    X, y = make_regression(samples, 6, random_state=0)
+    options: dict[str, Any] = {"max_iter": 4, "random_state": 0, "hidden_layer_sizes": (9,)}
+    expected = theirs.MLPRegressor(**options).fit(X, y / y.std())
+    mine = ours.MLPRegressor(**options, precision="double").fit(X, y / y.std())
+    np.testing.assert_allclose(mine.loss_curve_, expected.loss_curve_, rtol=1e-8)
+    for a, b in zip(mine.coefs_, expected.coefs_, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_pieces_of_many_sizes_share_code() -> None:
+    X, y = make_classification(400, 7, random_state=1)
+    model = ours.MLPClassifier(hidden_layer_sizes=(11,), random_state=0)
+    sizes = [131, 140, 157, 129]
+    with mock.patch.object(solvers, "compile_training", wraps=solvers.compile_training) as compiling:
+        for size in sizes:
+            model.partial_fit(X[:size], y[:size], classes=[0, 1])
+    assert compiling.call_count == 1
+
+
+def test_partial_fit_goes_on_from_a_pickle() -> None:
+    X, y = make_classification(120, 5, random_state=2)
+    for solver in ("adam", "sgd", "adamw"):
+        one = ours.MLPClassifier(hidden_layer_sizes=(8,), solver=solver, random_state=0).partial_fit(
+            X, y, classes=[0, 1]
+        )
+        other = pickle.loads(pickle.dumps(one))
+        one.partial_fit(X, y), other.partial_fit(X, y)
+        assert all(np.array_equal(a, b) for a, b in zip(one.coefs_, other.coefs_, strict=True))

@@ -196,7 +196,17 @@ class Perceptron(BaseEstimator):
             self._optimizer_state, self._rate = None, self.learning_rate_init
         seed = int(self._random_state.randint(2**31 - 1)) if self.dropout else 0
         tensors = self._tensors(X, y, weights, whole=size == samples)
-        training = Training(plan, tensors, size, self.coefs_, self.intercepts_, self._optimizer_state, seed)
+        training = Training(
+            plan,
+            tensors,
+            size,
+            self.coefs_,
+            self.intercepts_,
+            self._optimizer_state,
+            seed,
+            self.max_iter,
+            incremental,
+        )
         self.backend_, self.backend_reason_ = training.compiled.engine.name, training.compiled.engine.reason
         try:
             self._epochs(training, held, incremental, X.dtype)
@@ -219,7 +229,7 @@ class Perceptron(BaseEstimator):
         return train[0], train[1], train[2] if weights is not None else None, tuple(held)
 
     def _epochs(self, training: Training, held: Any, incremental: bool, dtype: Any) -> None:
-        samples = len(training.tensors[0])
+        samples = training.samples
         order = np.arange(samples)
         best: Any = None
         self.n_iter_ = 0

@@ -46,17 +46,26 @@ class Compiled:
         set_weights(self.module, coefs, intercepts)
         self.optimizer.state.clear()
         if state is not None:
-            self.optimizer.load_state_dict(state)
+            for parameter, held in zip(self.module.parameters(), state, strict=True):
+                self.optimizer.state[parameter] = _copied(held)
         elif count:
             for parameter in self.module.parameters():
                 zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = {"step": torch.tensor(float(count)), **zeros}
         self.engine.load()
 
+    def state(self) -> list[dict[str, Any]]:
+        """The optimizer's state by parameter, copied (torch's ``state_dict`` imports its compiler: a second)."""
+        return [_copied(self.optimizer.state.get(parameter, {})) for parameter in self.module.parameters()]
+
     def weights(self, dtype: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The weights as they are now, in scikit-learn's layout."""
         self.engine.store()
         return get_weights(self.module, dtype)
+
+
+def _copied(state: Any) -> dict[str, Any]:
+    return {name: held.clone() if isinstance(held, torch.Tensor) else held for name, held in state.items()}
 
 
 def take(key: Hashable) -> Compiled | None:
@@ -83,11 +92,10 @@ def compile_training(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     objective: Objective,
-    tensors: tuple[torch.Tensor, ...],
-    batch_size: int,
+    batch: tuple[torch.Tensor, ...],
     backend: str,
 ) -> Compiled:
-    """The engine for batches of these tensors."""
-    source = Arrays(tensors, batch_size, None)
+    """The engine for batches like this one."""
+    source = Arrays(batch, len(batch[0]), None)
     choice = Choice(backend, module, None, objective, [optimizer], Schedule([], [optimizer]), source, seed=0)
     return Compiled(module, optimizer, objective, choice(source.example()))

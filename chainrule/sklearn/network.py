@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 # scikit-learn's names; any other is one of torch.nn.functional
-_NAMES: dict[str, Callable[[], nn.Module]] = {
+NAMES: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
     "logistic": nn.Sigmoid,
     "tanh": nn.Tanh,
@@ -57,12 +57,12 @@ def activation_module(activation: Any) -> nn.Module:
     if callable(activation):
         function: Any = activation
         return _Function(function)
-    if activation in _NAMES:
-        return _NAMES[activation]()
+    if activation in NAMES:
+        return NAMES[activation]()
     function = getattr(F, activation, None) if isinstance(activation, str) else None
     if function is None:
         raise ValueError(
-            f"activation={activation!r} is not known: one of {', '.join(_NAMES)}, a function of "
+            f"activation={activation!r} is not known: one of {', '.join(NAMES)}, a function of "
             "torch.nn.functional, an nn.Module, or a function of a tensor"
         )
     return _Function(function)

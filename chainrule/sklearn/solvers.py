@@ -20,10 +20,14 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
+from chainrule.sklearn.batches import Batches
 from chainrule.sklearn.compiled import Compiled, compile_training, give_back, take
 from chainrule.sklearn.losses import Loss, Objective
-from chainrule.sklearn.network import get_weights, linear_layers, perceptron, set_weights
+from chainrule.sklearn.network import NAMES, get_weights, linear_layers, perceptron, set_weights
 from chainrule.verbs.fit.step import CompiledStep
+
+_BY_AUTOGRAD = 100  # evaluations of L-BFGS, before a step without autograd is worth its trace
+_AT_ONCE = 512  # steps whose learning rates are computed together
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +47,11 @@ class Plan:
     options: tuple[tuple[str, Any], ...]
     backend: str
     key: Hashable | None
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether no sample of a batch can see another, and each has a loss of its own."""
+        return self.key is not None and self.activation in NAMES
 
     def module(self, dtype: torch.dtype) -> nn.Sequential:
         """The network, its weights not set."""
@@ -80,6 +89,7 @@ class Training:
 
     Args:
         tensors: ``(X, y)`` or ``(X, y, weights)``. coefs, intercepts, state: where it starts. seed: of dropout.
+        epochs: how many there will be at most. pieces: whether data of other sizes will follow.
     """
 
     def __init__(
@@ -91,7 +101,12 @@ class Training:
         intercepts: Sequence[np.ndarray],
         state: Any,
         seed: int,
+        epochs: int,
+        pieces: bool,
     ) -> None:
+        work = 3.0 * epochs * sum(a * b for a, b in pairwise(plan.sizes))
+        self._batches = Batches(tensors, batch_size, work, plan.elementwise, pieces)
+        tensors, batch_size = self._batches.tensors, self._batches.size
         self._rule = rule_of(plan)
         self._taken, self._rate = (0, None) if state is None else (state["taken"], state["rate"])
         self.tensors, self.batch_size, self._plan, self._seed = tensors, batch_size, plan, seed
@@ -102,20 +117,20 @@ class Training:
             set_weights(module, coefs, intercepts)
             objective = Objective(plan.loss, 0.0 if plan.solver == "adamw" else plan.alpha)
             optimizer = plan.optimizer(module)
-            compiled = compile_training(module, optimizer, objective, tensors, batch_size, plan.backend)
+            compiled = compile_training(module, optimizer, objective, self._batches.example(), plan.backend)
         self.compiled: Compiled = compiled
         if plan.dropout and hasattr(compiled.engine, "seed"):
             compiled.engine.seed = seed  # type: ignore[attr-defined]
         compiled.load(coefs, intercepts, state and state["optimizer"], self._rule.count)
-        samples = len(tensors[0])
-        self._sizes = np.full(-(-samples // batch_size), float(batch_size))
-        self._sizes[-1] = samples - batch_size * (len(self._sizes) - 1)
+        self._sizes = self._batches.counts
+        self.samples = int(self._sizes.sum())
+        self._factors, self._factors_from = np.empty(0), 0
         self._rates = np.empty((len(self._sizes), len(compiled.optimizer.param_groups)))
 
     def epoch(self, order: np.ndarray | None, rate: float) -> float:
         """Mean loss of the epoch over its samples; not a number as soon as a step's is not finite."""
-        steps = self._taken + 1 + np.arange(len(self._sizes))
-        self._rates[:] = (rate * self._rule.factors(steps))[:, None]
+        order = self._batches.order(order)
+        self._rates[:] = rate * self._next_factors(len(self._sizes))[:, None]
         if self._plan.solver == "sgd" and self._rate not in (None, rate):
             self._keep_velocity(self._rate / rate)
         self._taken, self._rate = self._taken + len(self._sizes), rate
@@ -128,7 +143,15 @@ class Training:
             losses = self.compiled.engine.run(self.tensors, order, self.batch_size, self._rates)
         if len(losses) < len(self._sizes):
             return float("nan")
-        return float(losses @ self._sizes / len(self.tensors[0]))
+        return float(losses @ self._sizes / self.samples)
+
+    def _next_factors(self, count: int) -> np.ndarray:
+        """The rule's factors of the next steps, which are computed for many at once."""
+        at = self._taken - self._factors_from
+        if at + count > len(self._factors):
+            self._factors_from, at = self._taken, 0
+            self._factors = self._rule.factors(self._taken + 1 + np.arange(max(count, _AT_ONCE)))
+        return self._factors[at : at + count]
 
     def _keep_velocity(self, factor: float) -> None:
         """The learning rate is inside of scikit-learn's velocity and outside of torch's buffer."""
@@ -147,13 +170,7 @@ class Training:
     def state(self) -> Any:
         """The optimizer's state as data, to go on from."""
         self.compiled.engine.store()
-        held = self.compiled.optimizer.state_dict()
-        copied = {
-            k: {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in s.items()}
-            for k, s in held["state"].items()
-        }
-        optimizer = {"state": copied, "param_groups": held["param_groups"]}
-        return {"optimizer": optimizer, "taken": self._taken, "rate": self._rate}
+        return {"optimizer": self.compiled.state(), "taken": self._taken, "rate": self._rate}
 
 
 @dataclass(frozen=True)
@@ -206,7 +223,8 @@ def lbfgs(
     """SciPy's L-BFGS-B on the whole data, as scikit-learn runs it: (coefs, intercepts, loss, iterations)."""
     module = plan.module(tensors[0].dtype)
     set_weights(module, coefs, intercepts)
-    step = CompiledStep(module, objective=Objective(plan.loss, plan.alpha))
+    objective = Objective(plan.loss, plan.alpha)
+    step, evaluated = CompiledStep(module, objective=objective), 0
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     flat = np.concatenate([p.numpy().ravel() for p in parameters.values()]).astype(np.float64)
 
@@ -217,9 +235,17 @@ def lbfgs(
             parameter.copy_(torch.from_numpy(point[at : at + size]).view_as(parameter))
             at += size
 
+    def evaluate() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        nonlocal evaluated
+        evaluated += 1
+        if evaluated > _BY_AUTOGRAD or plan.dropout:
+            return step(parameters, tensors)
+        loss = objective(module, tensors)
+        return loss.detach(), dict(zip(parameters, torch.autograd.grad(loss, list(module.parameters())), strict=True))
+
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
         place(point)
-        loss, grads = step(parameters, tensors)
+        loss, grads = evaluate()
         return float(loss), np.concatenate([grads[n].numpy().ravel() for n in parameters]).astype(np.float64)
 
     found = scipy.optimize.minimize(

@@ -54,6 +54,7 @@ class NativeEngine:
         self._loaded = False
         self._filled: set[int] = set()
         self._checked = Checked()
+        self._last: tuple[Any, ...] = (None, None, None)
         self.size = _batch_size(example)
         replicas, known = beside or (1, None)
         self.replica = 0  # which of those that are trained side by side
@@ -109,8 +110,9 @@ class NativeEngine:
         Raises:
             BackendError: it differs; the program is forgotten.
         """
+        again = {} if self.draws or case.updates else self._known()
         case = verify.with_draws(case, self._counter())
-        expected = verify.expected_step(case, self.model, self.optimizer, self.example)
+        expected = verify.expected_step(case, self.model, self.optimizer, self.example, **again)
         if expected is None:
             return
         tensors = tuple(t for _, t in convention.leaves(self.example))
@@ -124,6 +126,13 @@ class NativeEngine:
             self.compiled.programs.clear()
             raise
         self._loaded = False
+
+    def _known(self) -> dict[str, Any]:
+        """Loss and objective, where nothing but torch's code and ours runs in a step: it has no effects."""
+        own = type(self.objective).__module__.startswith("chainrule.")
+        if architecture.key_of(self.model) is None or not (own or architecture.key_of_loss(self.loss)):
+            return {}
+        return {"objective": self.objective} if own else {"loss": self.loss}
 
     def settle(self) -> None:
         """Makes the best code now, which is otherwise made beside a run that takes seconds."""
@@ -192,6 +201,7 @@ class NativeEngine:
 
     def store(self) -> None:
         """Writes parameters, buffers and optimizer state back into the torch objects."""
+        self._last = (None, None, None)  # no engine keeps data beyond its run
         if not self._loaded:
             return
         program, traced = self.first, self.traced
@@ -271,12 +281,22 @@ class NativeEngine:
         if program.draws:  # every batch size has a counter of its own, and all of them are one stream
             program.array(arena, STEP_COUNTER)[...] = self._counter()
         self._drawn += steps
-        tensors = self._tensors(program, traced, arrays)
-        pointers = np.array([t.data_ptr() for t in tensors], dtype=np.uint64)
+        pointers, _held = self._pointers(program, traced, arrays)
         held = [arena, pointers, order, rates, losses]
         start, data, numbers, rate, out = [a.__array_interface__["data"][0] for a in held]
         arguments = np.array([start, data, numbers, steps, rate, out, 0], dtype=np.uint64)
         program.run(arguments, size)
+
+    def _pointers(self, program: Program, traced: Traced, arrays: tuple) -> tuple[np.ndarray, list[torch.Tensor]]:
+        """Where the data are, and what keeps them there; looked at again where it is not what the last call had."""
+        places = [(t.data_ptr(), t._version) for t in arrays]
+        if self._last[0] is not arrays or self._last[1] is not program or self._last[2] != places:
+            tensors = self._tensors(program, traced, arrays)
+            pointers = np.array([t.data_ptr() for t in tensors], dtype=np.uint64)
+            if not all(t.is_contiguous() for t in arrays):  # these are copies, of what they hold now
+                return pointers, tensors
+            self._last = arrays, program, places, pointers, tensors
+        return self._last[3], self._last[4]
 
     def _counter(self) -> int:
         """The number of the next step in the stream of random draws."""

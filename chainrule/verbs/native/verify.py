@@ -16,7 +16,7 @@ import torch
 from chainrule.backends.native.draws import drawn
 from chainrule.backends.torch import step as torch_step
 from chainrule.errors import BackendError, ChainruleError
-from chainrule.frontends.torch import Trace, untouched
+from chainrule.frontends.torch import Trace, loss_value, untouched
 from chainrule.ir import Graph, rebuild, toposort, variable
 
 # Relative to the largest entry. Adaptive rules divide a gradient by its size: where it is all rounding (a bias in front
@@ -27,17 +27,34 @@ _FEW = 0.02
 
 
 def expected_step(
-    case: Trace, model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Any
+    case: Trace,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Any,
+    loss: Any = None,
+    objective: Any = None,
 ) -> tuple[float, dict[str, torch.Tensor], dict[str, torch.Tensor | None]] | None:
-    """(loss, parameters after one step, gradients) by the torch back end; None where that cannot run the case.
+    """(loss, parameters after one step, gradients) by torch; None where that cannot run the case.
 
     The user's model and optimizer stay as they are.
+
+    Args:
+        loss, objective: where they and the model are torch's own code or ours, which can be called once more:
+            autograd's gradients are there sooner than the torch back end's.
     """
     named = dict(model.named_parameters())
     try:
-        step = torch_step(case)
-        with untouched(()):
-            loss, grads = step({n: p.detach() for n, p in named.items()}, batch, update=False)
+        if loss is None and objective is None:
+            step = torch_step(case)
+            with untouched(()):
+                value, found = step({n: p.detach() for n, p in named.items()}, batch, update=False)
+            grads: dict[str, torch.Tensor | None] = dict(found)
+        else:
+            wanted = {name: p for name, p in named.items() if p.requires_grad}
+            with untouched((model,)), torch.enable_grad():
+                value = loss_value(model, batch, loss, objective)
+                gradients = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
+            grads = dict(zip(wanted, gradients, strict=True))
     except ChainruleError:
         return None
     copies = {id(p): p.detach().clone().requires_grad_(p.requires_grad) for p in named.values()}
@@ -46,7 +63,7 @@ def expected_step(
         copies[id(parameter)].grad = grads.get(name)
     with torch.no_grad():
         inspect.unwrap(type(twin).step)(twin)  # as torch wraps it, it imports torch's compiler: a second and a half
-    return float(loss), {name: copies[id(p)].detach() for name, p in named.items()}, grads
+    return float(value.detach()), {name: copies[id(p)].detach() for name, p in named.items()}, grads
 
 
 def with_draws(case: Trace, step: int) -> Trace:
