@@ -190,7 +190,10 @@ def _of_elements(node: Node, inputs: Sequence[Field], states: States, roots: dic
     if rule is not None:
         found = rule.forward(node, inputs)
         return replace(
-            found, kind=worst(found.kind, "approximate"), why="operands with common sources, taken as independent"
+            found,
+            kind=worst(found.kind, "approximate"),
+            mean_kind="",
+            why="operands with common sources, taken as independent",
         )
     return probed(node, inputs)
 

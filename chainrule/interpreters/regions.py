@@ -271,7 +271,8 @@ def _of_several(region: Region, slope: Node | None = None, times: tuple[float, f
     fourth = float(np.sum(weight * values**4))
     level = pair_average(np.broadcast_to(series, np.broadcast_shapes(series.shape, (1,) * len(axes))), axes)
     turned = 1.0 - base / level if level > 0 else 1.0  # the part of the products that depends on directions
-    sure = all(f.normal for f in full) and unique.shape[1] == 1 and not region.shared
+    own = sum(len(f.sources) for f in full) == len(frozenset().union(*(f.sources for f in full)))
+    sure = all(f.normal and not f.mixed for f in full) and unique.shape[1] == 1 and own and not region.shared
     return Field(
         dims,
         first,
@@ -285,7 +286,7 @@ def _of_several(region: Region, slope: Node | None = None, times: tuple[float, f
         units=max(f.units for f in full),
         strata=max(f.strata for f in full),
         sources=frozenset().union(*(f.sources for f in full)),
-        kind=worst(*(f.kind for f in full), "exact" if sure else "approximate"),
+        kind=worst(*(f.kind_of_both for f in full), "exact" if sure else "approximate"),
         why="operands with common sources, taken as independent" if region.shared else "quadrature under normal laws",
     )
 

@@ -103,7 +103,10 @@ class Field:
         strata: the number of units of a vector at whose quantiles it was taken, 0 without one: the moments are
             resolved by unit, and another draw of the units has other means over them.
         visible: of scores, which elements a mask leaves (a tensor that broadcasts); the moments are those of them.
-        kind: exact, approximate, probe or unknown. why: the assumption of the last step.
+        kind: how good ``second`` is: exact, approximate, probe or unknown. mean_kind: how good ``mean`` is, and what is
+            known of pairs, where that differs. why: the assumption of the last step.
+        mixed: how far ``normal`` holds: 0 at any width; 1 given the size of what weights of mean zero were multiplied
+            with, which differs from draw to draw; 2 for wide layers only.
     """
 
     dims: Dims
@@ -119,6 +122,8 @@ class Field:
     odd: frozenset[str] = frozenset()
     fresh: bool = False
     kind: str = "exact"
+    mean_kind: str = ""
+    mixed: int = 0
     why: str = ""
     array: np.ndarray | None = None
     law: tuple[np.ndarray, Any, Any] | None = None
@@ -155,6 +160,16 @@ class Field:
     def known(self) -> bool:
         """Whether the moments are known."""
         return self.kind != "unknown"
+
+    @property
+    def kind_of_mean(self) -> str:
+        """How good ``mean`` is."""
+        return self.mean_kind or self.kind
+
+    @property
+    def kind_of_both(self) -> str:
+        """The worse of both moments' kinds."""
+        return worst(self.kind, self.kind_of_mean)
 
     @property
     def composed(self) -> tuple[Any, Field] | None:

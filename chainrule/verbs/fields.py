@@ -149,6 +149,8 @@ def parameter_field(name: str, tensor: torch.Tensor) -> Field:
         second = (
             float(torch.linalg.vector_norm(values, dtype=torch.float64 if count < 1_000_000 else None)) ** 2 / count
         )
+    if values.dim() == 2 and 0 < (empty := _empty_rows(values)).sum() < len(empty):
+        second = np.where(empty, 0.0, float(second) / (1.0 - float(np.mean(empty))))[:, None]  # of a padding number
     average = float(np.mean(second))
     centred = abs(mean) <= 4 * np.sqrt(average / count)
     if not np.isfinite(average):
@@ -164,6 +166,12 @@ def parameter_field(name: str, tensor: torch.Tensor) -> Field:
     return redrawn(name, shape, 0.0 if centred and not constant else mean, second)
 
 
+def _empty_rows(values: torch.Tensor) -> np.ndarray:
+    """Which rows of a matrix are zero. A matrix with another kind of zeros has none that say anything."""
+    return (values == 0).all(dim=1).cpu().numpy() if values.numel() <= _MOST_READ else np.zeros(1, dtype=bool)
+
+
+_MOST_READ = 50_000_000
 _WIDE = 0.8  # standard deviation above which a vector's units are told apart
 
 

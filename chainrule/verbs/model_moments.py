@@ -141,7 +141,7 @@ def _rows(trace: Any, run: Propagation) -> Sequence[Row]:
                 second=mean_of(state.second) if state.known else None,
                 grad_second=mean_of(back.second) if back is not None and back.known else None,
                 band=band(state),
-                kind=state.kind if back is None else worst(state.kind, back.kind),
+                kind=state.kind_of_both if back is None else worst(state.kind_of_both, back.kind),
                 samples=state.correlation(*batched) if state.known and batched else None,
                 positions=state.correlation(*placed) if state.known and placed else None,
                 grad_band=None if back is None else band(back),

@@ -68,8 +68,9 @@ def contracted(
         second = np.maximum(second + whole - pair.resolved(diagonal, axes), 0.0)
     else:  # a sum of many may nearly cancel: as the pairs say, with the profile of the single elements
         profile = second / np.maximum(pair.resolved(diagonal, axes), 1e-300)
-        average = float(np.mean(profile))
-        second = np.maximum(whole, 0.0) * (profile / average if average > 0 else 1.0)
+        level, second = np.maximum(whole, 0.0), np.maximum(whole, 0.0) * profile
+        average = float(np.mean(second))
+        second = second * (float(np.mean(level)) / average) if average > 0 else level
 
     random = [f for f in fields if f.array is None]
     fresh = [f for f in fields if f.fresh]
@@ -103,10 +104,19 @@ def contracted(
         noise, rough = sum(f.noise for f in random), sum(f.rough for f in random)
         noise_lean = sum(f.noise_lean for f in random)
     shared = frozenset.intersection(*(f.sources for f in random)) if len(random) > 1 else frozenset()
-    kind = worst(
-        *(f.kind for f in fields),
-        *(["approximate"] if not copies and (shared or (len(random) > 1 and not fresh)) else []),
+    centred = bool(fresh) and len(others) == 1 and not any(np.any(f.mean) for f in fresh)
+    coupled = bool(shared) or (len(random) > 1 and not fresh and not _disjoint(random))
+    averaged_over = (
+        len(fields) > 1 and not fresh and any(axis_of[x].lags is not None and axis_of[x].size > 1 for x in summed)
     )
+    doubt = ["approximate"] if coupled or averaged_over else []
+    kind = worst(*(f.kind if centred else f.kind_of_both for f in fields), *doubt)
+    mean_kind = worst(
+        *(["exact"] if centred else [f.kind_of_mean for f in fields]), *(["approximate"] if coupled else [])
+    )
+    mixed = 0 if fresh and not [f for f in others if f.array is None] else 1 if centred else 2
+    if not fresh and len(random) == 1 and random[0].normal and len(fields) - len(random) == len(fields) - 1:
+        mixed = random[0].mixed
     normal = bool(fresh) or (len(random) == 1 and random[0].normal)
     kurtosis = 3.0
     if (
@@ -138,12 +148,19 @@ def contracted(
             sources=frozenset().union(*(f.sources for f in fields)),
             odd=odd_product(fields),
             kind=kind,
+            mean_kind=mean_kind,
+            mixed=mixed,
             why="independent weights: E[y y'] sums E[w w'] E[x x']" if fresh else "operands taken as independent",
         )
     )
     if random and not fresh and any(axis_of[x].size > 1 for x in summed):
         return summed_up(found, fields, labels, summed, [axis_of[x] for x in summed])
     return found
+
+
+def _disjoint(fields: Sequence[Field]) -> bool:
+    """Whether no two of them depend on a common source."""
+    return sum(len(f.sources) for f in fields) == len(frozenset().union(*(f.sources for f in fields)))
 
 
 def odd_product(fields: Sequence[Field]) -> frozenset[str]:
@@ -173,6 +190,7 @@ def _diagonal(value: Field, own: Sequence[Any]) -> Field:
         second=np.squeeze(second, gone),
         pairs=np.squeeze(table, gone),
         kind=worst(value.kind, "approximate"),
+        mean_kind="",
         fresh=False,
         array=None,
     )

@@ -114,7 +114,9 @@ def windowed(
                 own_sources={object(): 1.0},
                 sources=x.sources | w.sources,
                 odd=odd_product([x, w]),
-                kind=worst(x.kind, w.kind),
+                kind=worst(x.kind if level == 0.0 else x.kind_of_both, w.kind),
+                mean_kind="exact" if level == 0.0 else worst(x.kind_of_mean, w.kind),
+                mixed=0 if x.array is not None else 1 if level == 0.0 else 2,
                 why="independent weights: E[y y'] sums E[w w'] E[x x'] over the window inside of the input",
             )
         )
@@ -254,7 +256,8 @@ def _weight_gradient(g: Field, x: Field, w: Field, taps: Sequence[Sequence[np.nd
         fresh=False,
         normal=True,
         array=None,
-        kind=found.kind,
+        kind=worst(found.kind, "approximate"),
+        mean_kind="",
         scale=found.scale,
         lean=found.lean,
         own=found.own_spread,

@@ -16,11 +16,12 @@ import numpy as np
 
 from chainrule.ir import Node
 from chainrule.ir import pairs as pair
-from chainrule.ir.field import Field
+from chainrule.ir.field import Field, worst
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.tied import echo_share, spike_share
 
 _WEIGHTED = frozenset({"linear", "convolution", "conv", "conv_transpose"})
+_PRODUCTS = frozenset({"matmul", "einsum", "mul"})
 _WINDOWED = _WEIGHTED - {"linear"}
 _CONSERVING = frozenset(
     (
@@ -50,7 +51,7 @@ def carried(
         # what lies along the echo is in no other vector
         others = along - (excess / (1.0 - echo_share(x)) if excess and echo_share(x) < 0.99 else 0.0)
         a = others / (float(np.prod(x.shape)) * x.mean_square)
-        if a and not x.fresh and (name in _WEIGHTED or any(f.fresh for f in inputs)):
+        if a and not x.fresh and (name in _WEIGHTED or (name in _PRODUCTS and any(f.fresh for f in inputs))):
             part = _along(part, x, a, name in _WINDOWED)
         size = float(np.sqrt(part.mean_square * x.mean_square)) * float(np.prod(x.shape))
         drift = float(np.clip(along / size, -1.0, 1.0))
@@ -111,4 +112,5 @@ def _along(part: Field, x: Field, a: float, alone: bool) -> Field:
         before = 1.0
     else:
         before = max(1.0 - more / part.mean_square, 0.0)
-    return replace(part, pairs=part.pairs * before + a * a * along.pairs)
+    pairs = part.pairs * before + a * a * along.pairs
+    return replace(part, pairs=pairs, kind=worst(part.kind, "approximate"), mean_kind="")

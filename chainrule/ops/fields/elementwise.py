@@ -85,7 +85,9 @@ def added(
             strata=max(f.strata for f in parts),
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=frozenset.intersection(*(f.odd for f in parts if f.mean_square > 0)) if q > 0 else frozenset(),
-            kind=worst(*(f.kind for f in parts)),
+            kind=_kind_of_sum(parts, cross is not None),
+            mean_kind=worst(*(f.kind_of_mean for f in parts)),
+            mixed=_mixed_sum(parts),
             why="uncorrelated terms",
         )
     )
@@ -135,6 +137,30 @@ def _sources_of_sum(shares: Sequence[tuple[Field, float]], axes: Sequence[Axis])
     found[object()] = (products + rest) ** 0.5
     whole = sum(e * e for e in found.values()) ** 0.5
     return {key: e / whole for key, e in found.items() if e} if whole > 0 else {object(): 1.0}
+
+
+def uncorrelated(a: Field, b: Field) -> bool:
+    """Whether E[ab] = E[a]E[b]: no common source, or one changes its sign with a source that the other lacks."""
+    return not a.sources & b.sources or bool(a.odd - b.sources) or bool(b.odd - a.sources)
+
+
+def _kind_of_sum(parts: Sequence[Field], known: bool) -> str:
+    kinds = [f.kind for f in parts]
+    random = [f for f in parts if f.array is None]
+    if sum(bool(np.any(f.mean)) for f in parts) > 1:  # the product of the means
+        kinds += [f.kind_of_mean for f in parts]
+    if known or not all(uncorrelated(a, b) for k, a in enumerate(random) for b in random[k + 1 :]):
+        kinds.append("approximate")
+    return worst(*kinds)
+
+
+def _mixed_sum(parts: Sequence[Field]) -> int:
+    """How far a sum of normal values is normal."""
+    random = [f for f in parts if f.array is None]
+    if any(a.sources & b.sources for k, a in enumerate(random) for b in random[k + 1 :]):
+        return 2
+    found = max((f.mixed for f in random), default=0)
+    return 2 if found and any(np.any(f.mean) for f in parts) else found
 
 
 def _own_of_sum(parts: Sequence[Field], axes: Sequence[Axis], q: float) -> float:
@@ -194,6 +220,7 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
         own = max(0.0, pair_average((1 + a.excess) * (1 + b.excess), axes) - 1)
     elif random:
         own = random[0].own
+    doubt = ["approximate"] if len(random) == 2 and a.sources & b.sources else []
     found = within_budget(
         Field(
             dims,
@@ -214,7 +241,9 @@ def multiplied(fields: Sequence[Field], shape: Sequence[int]) -> Field:
             units=max(a.units, b.units),
             sources=frozenset().union(*(f.sources for f in parts)),
             odd=a.odd ^ b.odd,
-            kind=worst(*(f.kind for f in parts)),
+            kind=worst(*(f.kind for f in parts), *doubt),
+            mean_kind=worst(*(f.kind_of_mean for f in parts), *doubt),
+            mixed=max((f.mixed for f in random), default=0),
             why="independent factors" if len(random) == 2 else "a given factor",
             strata=max(a.strata, b.strata),
         )

@@ -100,6 +100,7 @@ def of_logarithm(f: Function, log: Field, u: Field) -> Field:
         scale={k: e * growth for k, e in u.scale.items()},
         lean=u.lean * growth,
         kind=worst(u.kind, "approximate"),
+        mean_kind="",
         law=None,
     )
 
@@ -156,6 +157,9 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
                 fresh=False,
                 odd=frozenset(),
                 own=None if moved.array is None else 0.0,
+                kind=moved.kind_of_both,
+                mean_kind=moved.kind_of_mean,
+                mixed=2 if moved.mixed else 0,
             )
         return moved
     c = correlations(u)
@@ -178,6 +182,10 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
     turned = 1.0 - base / level if level > 0 else 1.0  # the part of the products that depends on directions
     response = max(abs(found.growth), turned) ** 2
     law = "a normal law" if u.normal else "a law taken as normal"
+    kind = mean_kind = u.kind_of_both if u.normal and not u.mixed and exact else worst(u.kind, "approximate")
+    if u.normal and exact and u.mixed == 1 and not np.any(u.mean):
+        kind = u.kind if _homogeneous(f, u) else kind  # the square of a size that is not certain
+        mean_kind = u.kind_of_mean if _odd(f, u) else mean_kind
     return Field(
         u.dims,
         found.first,
@@ -198,7 +206,8 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
         law=(pairs, f, u),
         sources=u.sources,
         odd=u.odd if u.odd and _odd(f, u) else frozenset(),
-        kind=u.kind if u.normal and exact else worst(u.kind, "approximate"),
+        kind=kind,
+        mean_kind=mean_kind,
         why=f"quadrature under {law}",
     )
 
@@ -208,6 +217,13 @@ def _odd(f: Function, u: Field) -> bool:
     x = average_law(u)[1] * np.array([0.1, 0.4, 1.1, 1.9])
     with np.errstate(all="ignore"):
         return bool(np.allclose(f(x), -f(-x), rtol=1e-9, atol=0))
+
+
+def _homogeneous(f: Function, u: Field) -> bool:
+    """Whether f(a x) = a f(x) for a > 0."""
+    x = average_law(u)[1] * np.array([-1.7, -0.6, -0.1, 0.1, 0.6, 1.7])
+    with np.errstate(all="ignore"):
+        return bool(np.allclose(f(3.0 * x), 3.0 * np.asarray(f(x), dtype=float), rtol=1e-9, atol=0))
 
 
 _FAR = 8.0  # deviations: what lies farther has a share of 1e-15

@@ -99,7 +99,12 @@ def _said(found: Field, inputs: Sequence[Field]) -> Field:
     a, b = inputs
     if a.array is not None or b.array is not None or not a.sources & b.sources:
         return found
-    return replace(found, kind=worst(found.kind, "approximate"), why="factors of common sources, taken as independent")
+    return replace(
+        found,
+        kind=worst(found.kind, "approximate"),
+        mean_kind="",
+        why="factors of common sources, taken as independent",
+    )
 
 
 def _reciprocal(u: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ from chainrule.ops.fields.registry import rule, sizes
 _MOST_TOKENS = 4096
 
 
-def alike(index: Field, dims: Dims, rows: int) -> np.ndarray:
-    """How often two places of an index hold the same number, by class of pair."""
+def alike(index: Field, dims: Dims, rows: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """How often two places of an index hold the same number, by class of pair; ``weights``: of each number."""
     axes = [a for dim in dims for a in dim]
     if index.array is None or index.array.size > _MOST_TOKENS:
         table = np.full([a.classes for a in axes], 1.0 / max(rows, 1))
@@ -31,7 +31,7 @@ def alike(index: Field, dims: Dims, rows: int) -> np.ndarray:
     values = np.broadcast_to(index.array, [a.size for a in axes])
     found, back = np.unique(values, return_inverse=True)
     hot = np.zeros((values.size, found.size))
-    hot[np.arange(values.size), back.ravel()] = 1.0
+    hot[np.arange(values.size), back.ravel()] = 1.0 if weights is None else np.sqrt(weights[values.ravel().astype(int)])
     hot = hot.reshape(*values.shape, found.size)
     extra = Axis(found.size, 0)
     table = pair.outer(hot, hot, [*axes, extra])
@@ -75,10 +75,10 @@ def _take_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: 
     return [
         Field(
             dims,
-            np.zeros((1,) * len(axes)),
+            np.full((1,) * len(axes), g.mean_value * float(np.prod(index.shape)) / rows),
             np.maximum(second, 0.0),
             table,
-            kind=g.kind,
+            kind=g.kind_of_both,
             scale=g.scale,
             lean=g.lean,
             why="summed over equal numbers",
@@ -100,9 +100,10 @@ def _take(node: Node, inputs: Sequence[Field]) -> Any:
 
 def _exchangeable(x: Field, index: Field, axis: int) -> Field:
     """Rows that are alike: the same row twice, or two different ones."""
-    same = alike(index, index.dims, x.shape[axis])
     start = sum(len(d) for d in x.dims[:axis])
     count = len(x.dims[axis])
+    weights = _weights_of_rows(x, index, start, count)
+    same = alike(index, index.dims, x.shape[axis], weights)
     axes = x.axes[start : start + count]
     equal, every = x.pairs, x.pairs
     n = 1.0
@@ -120,6 +121,9 @@ def _exchangeable(x: Field, index: Field, axis: int) -> Field:
     dims = (*x.dims[:axis], *index.dims, *x.dims[axis + 1 :])
 
     def spread(array: np.ndarray) -> np.ndarray:
+        if weights is not None and array.shape[start] > 1 and index.array is not None:
+            there = np.broadcast_to(index.array, [a.size for a in index.axes]).astype(int)
+            return np.take(array, there, axis=start)
         array = np.mean(array, axis=tuple(range(start, start + count)), keepdims=True)
         return array.reshape(*array.shape[:start], *(1,) * same.ndim, *array.shape[start + count :])
 
@@ -142,6 +146,15 @@ def _exchangeable(x: Field, index: Field, axis: int) -> Field:
     return replace(found, echo=_echo(x, index) if axis == 0 else None)
 
 
+def _weights_of_rows(x: Field, index: Field, start: int, count: int) -> np.ndarray | None:
+    """The mean squares of a table's rows over their mean, where they differ, as an empty one does."""
+    if index.array is None or index.array.size > _MOST_TOKENS or count != 1 or x.second.shape[start] == 1:
+        return None
+    by_row = np.mean(x.second, axis=tuple(k for k in range(x.second.ndim) if k != start))
+    level = float(np.mean(by_row))
+    return by_row / level if level > 0 and not np.any(x.mean) else None
+
+
 def _echo(table: Field, index: Field) -> Echo | None:
     """Rows of a table remember which they are."""
     if not table.fresh or len(table.sources) != 1 or index.array is None or index.array.size > _MOST_TOKENS:
@@ -153,10 +166,16 @@ def _echo(table: Field, index: Field) -> Echo | None:
 def _padded_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
     """Rows of the padding number get nothing."""
     index = inputs[1]
-    share = 1.0
-    if index.array is not None:
-        share = float(np.mean(np.broadcast_to(index.array, [a.size for a in index.axes]) != node.params["padding"]))
-    return [replace(g, second=g.second * share, pairs=g.pairs * share), None]
+    if index.array is None or not g.known:
+        return [g, None]
+    kept = (np.broadcast_to(index.array, [a.size for a in index.axes]) != node.params["padding"]).astype(float)
+    if kept.all():
+        return [g, None]
+    mask = replace(
+        fixed(kept, [a.lags for a in index.axes]), dims=(*index.dims, *((),) * (len(g.dims) - len(index.dims)))
+    )
+    found = multiplied([g, mask], g.shape)
+    return [replace(found, units=g.units, alignment=g.alignment, own_alignment=g.own_alignment), None]
 
 
 @rule("padded_rows", backward=_padded_back)

@@ -18,7 +18,7 @@ from chainrule.ir.field import Field, regraded, unknown, within_budget, worst
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted
-from chainrule.ops.fields.elementwise import scaled
+from chainrule.ops.fields.elementwise import scaled, uncorrelated
 from chainrule.ops.fields.registry import rule, sizes
 
 _FINE = 64  # positions of a dimension that is put together of parts, whose pairs are kept one by one
@@ -48,6 +48,8 @@ def along(value: Field, dim: int, matrix: np.ndarray, one_each: bool = False, fi
             mean=mean,
             second=second,
             pairs=table,
+            kind=value.kind if one_each else value.kind_of_both,
+            mean_kind=value.kind_of_mean,
             array=None if value.array is None else _applied(value.array, start, matrix),
             own=value.own if value.array is None and one_each else (0.0 if value.array is not None else None),
             fresh=value.fresh and one_each,
@@ -297,6 +299,8 @@ def joined(inputs: Sequence[Field], axis: int, shape: Sequence[int]) -> Field:
             scale[key] = scale.get(key, 0.0) + share * e
         lean += share * whole.lean
     random = [f for f in wholes if f.array is None]
+    apart = all(uncorrelated(a, b) for i, a in enumerate(random) for b in random[i + 1 :])
+    doubt = [] if apart else ["approximate"]  # pairs across the parts
     own = None
     if not all(f.normal for f in random):
         own = sum(f.own_spread * (f.mean_square * f.shape[axis] / n / q) ** 2 if q > 0 else 0.0 for f in random)
@@ -318,6 +322,8 @@ def joined(inputs: Sequence[Field], axis: int, shape: Sequence[int]) -> Field:
             sources=frozenset().union(*(f.sources for f in wholes)),
             odd=frozenset.intersection(*(f.odd for f in wholes)),
             kind=worst(*(f.kind for f in wholes)),
+            mean_kind=worst(*(f.kind_of_mean for f in wholes), *doubt),
+            mixed=max((f.mixed for f in random), default=0),
             why="parts beside each other",
         )
     )

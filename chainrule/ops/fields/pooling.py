@@ -41,7 +41,7 @@ def _mapped(x: Field, matrices: Sequence[np.ndarray]) -> Field:
     rank = len(matrices)
     for d, m in enumerate(matrices):
         x = along(x, len(x.dims) - rank + d, m)
-    return replace(x, normal=True, scale=x.scale)
+    return replace(x, normal=True, mixed=x.mixed if x.normal else 2)
 
 
 def _avg_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
@@ -122,7 +122,7 @@ def _max_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: S
         dims[position] = (new,)
         g = replace(g, dims=tuple(dims), pairs=table, second=second, mean=np.zeros((1,) * len(g.axes)), array=None)
     _, _, count, rho, _ = _window_law(node, inputs[0])
-    found = within_budget(replace(g, normal=False, kind=worst(g.kind, "approximate")))
+    found = within_budget(replace(g, normal=False, kind=worst(g.kind, "approximate"), mean_kind=""))
     return [replace(found, focus=(found.pairs, count, rho))]
 
 
@@ -183,6 +183,7 @@ def _max_pool(node: Node, inputs: Sequence[Field]) -> Field:
             own=None,
             sources=x.sources,
             kind=worst(x.kind, "approximate"),
+            mean_kind="",
             why=f"the largest of {inner} equally correlated normal values",
         )
     )

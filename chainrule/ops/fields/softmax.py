@@ -300,6 +300,7 @@ def through_softmax(g: Field, p: Field, axis: int) -> Field:
         second=found.second * factor,
         scale=g.scale,
         kind=worst(found.kind, "approximate"),
+        mean_kind="",
     )
 
 
@@ -333,7 +334,7 @@ def _log_softmax(node: Node, inputs: Sequence[Field]) -> Field:
     centred, level = _free_variance(x, axis)
     constant = -expected_logsumexp(n, level)
     offset = iid((1,) * len(x.dims), float(constant), float(constant) ** 2)
-    return replace(added([centred, offset], (1.0, 1.0), x.shape), kind=worst(x.kind, "approximate"))
+    return replace(added([centred, offset], (1.0, 1.0), x.shape), kind=worst(x.kind, "approximate"), mean_kind="")
 
 
 def _free_variance(x: Field, axis: int) -> tuple[Field, float]:

@@ -113,6 +113,7 @@ def divided(x: Field, spread: np.ndarray, eps: float) -> Field:
         echo=None if x.echo is None else replace(x.echo, factor=x.echo.factor * float(np.mean(inverse))),
         scale={},
         kind=worst(x.kind, "approximate"),
+        mean_kind="",
         array=None,
     )
 
@@ -241,6 +242,7 @@ def back_through_norm(
             drift=0.0,
             echo_drift=kept,
             kind=worst(g.kind, x.kind, "approximate"),
+            mean_kind="",
         )
     )
 
