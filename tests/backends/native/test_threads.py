@@ -21,6 +21,7 @@ from torch import nn
 
 import chainrule as cr
 from chainrule.backends.native import jit, meetings, sharing, team
+from chainrule.backends.native import program as programs
 from chainrule.backends.native.threads import Threads
 from chainrule.errors import BackendError
 from chainrule.verbs.native import native_engine, shared
@@ -453,3 +454,20 @@ def test_threads_of_torch_are_not_ours() -> None:
             model, (torch.randn(8, 2), torch.randn(8, 1)), nn.MSELoss(), momentum(model.parameters()), epochs=1, threads=2,
             backend="torch",
         )  # fmt: skip
+
+
+def test_what_is_too_long_for_several_threads_runs_on_one() -> None:
+    torch.manual_seed(0)
+    model, data = (
+        nn.Sequential(nn.Linear(10, 33), nn.Tanh(), nn.Linear(33, 5)),
+        (torch.randn(17, 10), torch.randn(17, 5)),
+    )
+    traced = native_engine(model, data, nn.MSELoss(), momentum(model.parameters()), threads=1).traced  # type: ignore[union-attr]
+    assert traced.rule is not None
+    rates = traced.rule.rates
+    one, three = (programs.emit(traced.graph, traced.batch, rates, None, (), jit.host(), threads=k)[0] for k in (1, 3))
+    assert len(one) < len(three)
+    assert programs.build(traced.graph, traced.batch, rates, threads=3, longest=len(three)).threads == 3
+    assert programs.build(traced.graph, traced.batch, rates, threads=3, longest=len(one)).threads == 1
+    with pytest.raises(BackendError, match="long to compile"):
+        programs.build(traced.graph, traced.batch, rates, threads=3, longest=len(one) - 1)
