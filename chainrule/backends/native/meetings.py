@@ -14,7 +14,7 @@ _SPINS = 500  # looks at a counter before the processor is offered to others
 BEGIN = 8  # place of the word (in words) that says whether the first thread has come, away from that of the meetings
 
 
-def functions(threads: int, triple: str) -> list[str]:
+def functions(triple: str) -> list[str]:
     """LLVM text: ``meet`` returns once all threads are there; ``begun`` once the first is (1) or will not come (2).
 
     Meetings are counted, never taken back, so a thread that is still leaving one cannot miss it.
@@ -49,10 +49,10 @@ next:
 
     return [
         rest,
-        f"""define internal void @meet(ptr %team, ptr %turn) noinline {{
+        f"""define internal void @meet(ptr %team, i64 %crew, ptr %turn) noinline {{
 entry:
   %before = load i64, ptr %turn, align 8
-  %goal = add i64 %before, {threads}
+  %goal = add i64 %before, %crew
   store i64 %goal, ptr %turn, align 8
   %old = atomicrmw add ptr %team, i64 1 acq_rel
   %mine = add i64 %old, 1
@@ -74,6 +74,6 @@ entry:
 def entry(e: Emitter, run: Callable[[], None]) -> None:
     """The start of a call: the first thread says that it is there, the others wait for it."""
     word = e.let(f"getelementptr inbounds i64, ptr %team, i64 {BEGIN}")
-    first = e.let("icmp eq i64 %thread, 0")
+    first = e.let("icmp eq i64 %begin, 0")
     e.when(first, lambda: e.line(f"store atomic i64 1, ptr {word} release, align 8"))
     e.when(e.let(f"icmp eq i64 {e.let('call i64 @begun(ptr %team)')}, 1"), run)

@@ -47,6 +47,7 @@ class Program:
         batch: leaves of the batch in order. rates: leaves of the learning rates.
         draws: whether it needs a counter for random numbers. cached: whether it came from the cache.
         engine: what owns the machine code. key: of its entry in the cache. threads: that run a step together.
+        steady: whether always so many.
         improving: what runs ``code`` where it is quick code, to be replaced.
     """
 
@@ -60,6 +61,7 @@ class Program:
     engine: Any
     key: str
     threads: int = 1
+    steady: bool = True
     improving: Improving | None = None
 
     def run(self, arguments: np.ndarray, size: int) -> None:
@@ -102,6 +104,7 @@ def build(
     quick: bool = False,
     replicas: int = 1,
     threads: int = 1,
+    steady: bool = True,
 ) -> Program:
     """The program of a step graph, from the cache where it is there.
 
@@ -111,7 +114,7 @@ def build(
         external: nodes whose memory is torch's, in the order of their addresses at a call.
         longest: characters of LLVM text that may be compiled; it takes about a second per million.
         replicas: trainings side by side, see ``emit``; never with ``quick``.
-        threads: that run a step together; the numbers do not depend on it.
+        threads: that run a step together; the numbers do not depend on it. steady: whatever else the machine does.
         quick: compiled in a hurry where it is not in the cache; ``Program.run`` then sees to better code.
     Raises:
         BackendError: the text is longer.
@@ -128,6 +131,8 @@ def build(
             graph, batch, rates, fixed, external, target, replicas=replicas, threads=threads
         )
         if longest is not None and len(text) > longest:
+            if threads > 1:  # shares that are not all alike are written twice
+                return build(graph, batch, rates, fixed, external, target, longest, quick, replicas)
             raise BackendError(
                 f"{len(text):,} characters of code take long to compile", required=f"at most {longest:,}"
             )
@@ -147,8 +152,8 @@ def build(
                 code = jit.compiled(text, target)
                 jit.write(key, description, code)
     engine = jit.loaded(code, target)
-    run = entrance(engine, threads)
-    made = Program(graph, layout, run, used, tuple(rates), draws, cached, engine, key, threads)
+    run = entrance(engine, threads, steady)
+    made = Program(graph, layout, run, used, tuple(rates), draws, cached, engine, key, threads, steady)
     if not quick:
         return made
 
@@ -260,14 +265,15 @@ def emit(
     The function ``run`` takes the arena, the addresses of the data, the sample numbers, how many steps, the learning
     rates (float64, one row per step), where the losses go (float64; in their own dtype where there are external
     tensors), and the addresses of external tensors; ``call`` takes the address of these seven, and, where several
-    threads share a step, what they meet at (see ``sharing``) and the number of the thread.
+    threads share a step, what they meet at and how many they are (see ``sharing``), and which shares are the caller's:
+    the first, and the end.
 
     Args:
         only: which kernels are written: to measure them one by one.
         blocks: position of a kernel -> (rows, columns) of its blocks, in place of those that are estimated to be best.
         planned: what :func:`plan_of` returned, where it was asked before.
         replicas: trainings side by side; sample numbers, rates and losses have a last dimension for them.
-        threads: that run a step together, each calling ``call``.
+        threads: that a step is divided for; as many of them, or fewer, call ``call``.
     """
     plan, layout = planned or plan_of(graph, batch, fixed, external, target, replicas)
     order = graph.order
@@ -342,7 +348,8 @@ def emit(
         e.loop("%steps", step)
 
     pointers = ("arena", "data", "order", "steps", "rates", "losses", "tensors")
-    crew = ["ptr %team", "i64 %thread"] if threads > 1 else []  # what one thread has to itself, LLVM may know
+    # What one thread has to itself, LLVM may know.
+    crew = ["ptr %team", "i64 %crew", "i64 %begin", "i64 %end"] if threads > 1 else []
     taken = [_ARGUMENTS[n] if not crew or n != "arena" else "ptr %arena" for n in pointers]
     e.function("run", ", ".join([*taken, *crew]), body)
 
@@ -355,7 +362,7 @@ def emit(
         e.line(f"call void @run({', '.join([*given, *crew])})")
 
     if crew:
-        e.functions += meetings.functions(threads, target.triple)
+        e.functions += meetings.functions(target.triple)
         e.function("call", ", ".join(["ptr %arguments", *crew]), lambda: meetings.entry(e, call))
     else:
         e.function("call", "ptr %arguments", call)

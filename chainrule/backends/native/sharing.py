@@ -18,7 +18,7 @@ from chainrule.backends.native.draws import STEP_COUNTER
 from chainrule.backends.native.layout import kind_of, operand_loads, vector_axis
 from chainrule.backends.native.memory import View
 from chainrule.backends.native.plan import Kernel
-from chainrule.backends.native.values import BYTES, Affine, LoopVar
+from chainrule.backends.native.values import BYTES, Affine, LoopVar, Value
 from chainrule.backends.native.write import Part, Writer
 from chainrule.ir import Node
 
@@ -78,15 +78,15 @@ class Crew(Solo):
     """The parts of a step for several threads.
 
     Args:
-        writer: of the function that all threads are in, which has ``%team`` and ``%thread``.
+        writer: of the function that all threads are in, which has ``%team``, ``%crew``, and ``%begin`` and ``%end``.
+        shares: that a step is divided into; a thread does those from ``%begin`` to ``%end`` of each nest.
         order, batch: all nodes of the step, and its leaves with samples first.
     """
 
-    def __init__(self, writer: Writer, threads: int, order: Sequence[Node], batch: Iterable[Node]) -> None:
-        self.w, self.threads = writer, threads
+    def __init__(self, writer: Writer, shares: int, order: Sequence[Node], batch: Iterable[Node]) -> None:
+        self.w, self.shares = writer, shares
         self.classes = axis_classes(order)
         self.samples = {self.classes(leaf, 0) for leaf in batch if sizes(leaf)}
-        self.number = LoopVar("%thread", 0)
         self.reads: list[_Access] = []  # since the threads have met
         self.writes: list[_Access] = []
         self.held: set[Node] = set()  # what every thread has read since it was written
@@ -193,10 +193,10 @@ class Crew(Solo):
         """
         found = []
         for place, (axis, granule) in enumerate(axes.items()):
-            share = -(-shape[axis] // self.threads)
+            share = -(-shape[axis] // self.shares)
             share = -(-share // granule) * granule
             if share < shape[axis]:
-                even = shape[axis] / (share * self.threads)
+                even = shape[axis] / (share * self.shares)
                 rank = (even >= _EVEN, 0 if even >= _EVEN else even, -moved.get(axis, 0), -place)
                 found.append((rank, _Split(axis, share, shape[axis])))
         return max(found, key=lambda f: f[0])[1] if found else None
@@ -213,20 +213,28 @@ class Crew(Solo):
             self._meet()
         self.reads += reads
         self.writes += writes
-        w, thread = self.w, self.number.ssa
         if split is None:
-            self._when(f"icmp eq i64 {thread}, 0", body)
+            self._when("icmp eq i64 %begin, 0", body)
             return
+
+        def shared(number: LoopVar, _: list[Value]) -> list[Value]:
+            self._divided(split, number, body)
+            return []
+
+        self.w.e.loop("%end", shared, start="%begin")
+
+    def _divided(self, split: _Split, number: LoopVar, body: Callable[[], None]) -> None:
+        w = self.w
         taking = -(-split.size // split.share)
         rest = split.size - (taking - 1) * split.share
-        w.part = Part(split.axis, Affine(((self.number, split.share),)), split.share)
-        if rest == split.share and taking == self.threads:
+        w.part = Part(split.axis, Affine(((number, split.share),)), split.share)
+        if rest == split.share and taking == self.shares:
             body()
         else:
-            self._when(f"icmp ult i64 {thread}, {taking - (rest < split.share)}", body)
+            self._when(f"icmp ult i64 {number.ssa}, {taking - (rest < split.share)}", body)
         if rest < split.share:
             w.part = Part(split.axis, Affine((), (taking - 1) * split.share), rest)
-            self._when(f"icmp eq i64 {thread}, {taking - 1}", body)
+            self._when(f"icmp eq i64 {number.ssa}, {taking - 1}", body)
         w.part = None
 
     def _when(self, condition: str, body: Callable[[], None]) -> None:
@@ -234,7 +242,7 @@ class Crew(Solo):
         e.when(e.let(condition), body)
 
     def _meet(self) -> None:
-        self.w.e.line(f"call void @meet(ptr %team, ptr {self.turn})")
+        self.w.e.line(f"call void @meet(ptr %team, i64 %crew, ptr {self.turn})")
         self.reads, self.writes = [], []
 
     # ---- what is where -------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ class Improving:
         try:
             code = jit.compiled(text, self.target)
             engine = jit.loaded(code, self.target)
-            better = entrance(engine, self.program.threads)
+            better = entrance(engine, self.program.threads, self.program.steady)
             if not self._same(better):
                 raise BackendError(
                     "optimized machine code computes something else than plain machine code of the same program",

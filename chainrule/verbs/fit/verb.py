@@ -83,7 +83,7 @@ def fit(
         accelerator: an ``accelerate.Accelerator`` (DDP, FSDP2, mixed precision, gradient accumulation). Without one,
             a program under ``torchrun`` gets a plain one. Every process trains on its share of the batches.
         threads: that share a native step; the numbers do not depend on it, to the last bit. None: as many as the step
-            is worth, at most ``torch.get_num_threads()``; one for each of several ``seeds``.
+            is worth, at most ``torch.get_num_threads()``, and one while that is faster; with ``seeds``, one each.
 
     Returns:
         FitResult: ``h.loss``, ``h.step_loss``, ``h.validation``, ``h.backend``, ``h.reason``, ``h.plot()``. Ctrl-C

@@ -68,7 +68,7 @@ class Compiled:
         rates = traced.rule.rates if traced.rule is not None else ()
         how: dict[str, Any] = {"replicas": self.replicas}
         if self.replicas == 1:
-            how = {"quick": True, "threads": self.threads.of(traced.graph)}
+            how = {"quick": True, "threads": self.threads.of(traced.graph), "steady": self.threads.exact}
         return build(traced.graph, traced.batch, rates, fixed, longest=longest, **how), traced
 
 

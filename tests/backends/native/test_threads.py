@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import multiprocessing
 import os
 import re
@@ -19,7 +20,8 @@ from hypothesis import given, settings
 from torch import nn
 
 import chainrule as cr
-from chainrule.backends.native import jit, sharing, team
+from chainrule.backends.native import jit, meetings, sharing, team
+from chainrule.backends.native import program as programs
 from chainrule.backends.native.threads import Threads
 from chainrule.errors import BackendError
 from chainrule.verbs.native import native_engine, shared
@@ -206,20 +208,20 @@ def test_threads_meet_wherever_they_have_to(name: str, backwards: bool, monkeypa
     """Between two meetings each thread sleeps until those before it are through: what does not wait reads too early."""
     model, data, loss, make = case_of(name, torch.float32)
     one = trained(model, data, loss, make, 1, steps=3)
-    compiled, meetings = jit.compiled, 0
+    compiled, met = jit.compiled, 0
 
     def delayed(text: str, target: jit.Target, quick: bool = False) -> bytes:
-        nonlocal meetings
-        number = "%turned" if backwards else "%thread"
+        nonlocal met
+        number = "%turned" if backwards else "%begin"
         after = f"\\g<0>\n  call void @late(i64 {number})"
         text, count = re.subn(r"  call void @meet\([^\n]*", after, text)
-        meetings = max(meetings, count)
-        text = re.sub(r"(define void @run\([^\n]*\nentry:)", r"\1\n  %turned = sub i64 2, %thread", text)
+        met = max(met, count)
+        text = re.sub(r"(define void @run\([^\n]*\nentry:)", r"\1\n  %turned = sub i64 2, %begin", text)
         return compiled(text + LATE, target, quick)
 
     monkeypatch.setattr(jit, "compiled", delayed)
     assert_equal(one, trained(model, data, loss, make, 3, steps=3))
-    assert meetings > 1
+    assert met > 1
 
 
 def test_a_meeting_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +233,7 @@ def test_a_meeting_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     def hurried(text: str, target: jit.Target, quick: bool = False) -> bytes:
         *calls, _ = re.findall(r"  call void @meet\([^\n]*\n", text)
         for call in calls:
-            text = text.replace(call, "  call void @late(i64 %thread)\n", 1)
+            text = text.replace(call, "  call void @late(i64 %begin)\n", 1)
         return compiled(text + LATE, target, quick)
 
     monkeypatch.setattr(jit, "compiled", hurried)
@@ -278,7 +280,7 @@ def test_an_exception_on_the_way_leaves_no_thread_behind(monkeypatch: pytest.Mon
         with pytest.raises(BackendError, match="no thread could be started"):
             trained(model, data, loss, make, 3)
     done = threading.Event()
-    found[0].jobs.put((lambda *_: done.set(), 0, 0, 0))  # comes to it only if the first call has returned
+    found[0].jobs.put((done.set, ()))  # comes to it only if the first call has returned
     assert done.wait(20)
     assert_equal(right, trained(model, data, loss, make, 3))
     assert waiting() == before
@@ -338,6 +340,65 @@ def test_threads_rest_once_a_run_is_over() -> None:
     assert (now.user + now.system) - (used.user + used.system) < 0.5 * (monotonic() - begin)
 
 
+class Machine:
+    """A clock, and compiled code that takes some time by it: ``seconds`` of a step by the number of threads."""
+
+    def __init__(self, seconds: dict[int, float]) -> None:
+        self.seconds, self.now, self.ran = seconds, 0.0, []
+
+    def enter(self, address: int, place: int, crew: int, first: int, end: int) -> None:
+        if first == 0:
+            ctypes.c_int64.from_address(place + 8 * meetings.BEGIN).value = 1
+            self.now += self.seconds[crew] * ctypes.c_int64.from_address(address + 24).value
+            self.ran.append((crew, first, end))
+
+
+def test_one_thread_goes_on_alone_where_others_are_kept_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine({2: 1e-3, 1: 1.8e-3})
+    monkeypatch.setattr(team, "perf_counter", lambda: machine.now)
+    numbers = (ctypes.c_int64 * 7)(*[0, 0, 0, 10])
+    free, steady = (team.Team(machine.enter, 2, None, fixed) for fixed in (False, True))
+
+    def share_of_two(run: team.Team, calls: int) -> float:
+        machine.ran.clear()
+        for _ in range(calls):
+            run(ctypes.addressof(numbers))
+        assert all((first, end) == (0, 2 // crew) or (first, end) == (0, 2) for crew, first, end in machine.ran)
+        return sum(crew == 2 for crew, _, _ in machine.ran) / calls
+
+    assert share_of_two(free, 2000) > 0.95
+    machine.seconds = {2: 4e-3, 1: 1.8e-3}
+    share_of_two(free, 100)
+    assert share_of_two(free, 2000) < 0.05
+    machine.seconds = {2: 1e-3, 1: 1.8e-3}
+    share_of_two(free, 100)
+    assert share_of_two(free, 2000) > 0.95
+    machine.seconds = {2: 4e-3, 1: 1.8e-3}
+    assert share_of_two(steady, 500) == 1.0
+
+
+def test_one_thread_does_all_shares_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data, loss, make = case_of("images", torch.float32)
+    right = trained(model, data, loss, make, 1)
+    run = team.Team.run
+    for fewer in (1, 2):
+        monkeypatch.setattr(team.Team, "run", lambda self, address, threads, k=fewer: run(self, address, threads - k))
+        assert_equal(right, trained(model, data, loss, make, 3))
+
+
+def test_no_further_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> team.Worker:
+        raise BackendError("no thread could be started")
+
+    monkeypatch.setattr(team, "_worker", none)
+    machine = Machine({1: 1e-3})
+    numbers = (ctypes.c_int64 * 7)(*[0, 0, 0, 10])
+    team.Team(machine.enter, 4, None, False)(ctypes.addressof(numbers))
+    assert machine.ran == [(1, 0, 4)]
+    with pytest.raises(BackendError, match="no thread"):
+        team.Team(machine.enter, 4, None)(ctypes.addressof(numbers))
+
+
 # ---- how many ----------------------------------------------------------------------------------------------
 def test_a_short_step_stays_on_one_thread() -> None:
     torch.manual_seed(0)
@@ -393,3 +454,20 @@ def test_threads_of_torch_are_not_ours() -> None:
             model, (torch.randn(8, 2), torch.randn(8, 1)), nn.MSELoss(), momentum(model.parameters()), epochs=1, threads=2,
             backend="torch",
         )  # fmt: skip
+
+
+def test_what_is_too_long_for_several_threads_runs_on_one() -> None:
+    torch.manual_seed(0)
+    model, data = (
+        nn.Sequential(nn.Linear(10, 33), nn.Tanh(), nn.Linear(33, 5)),
+        (torch.randn(17, 10), torch.randn(17, 5)),
+    )
+    traced = native_engine(model, data, nn.MSELoss(), momentum(model.parameters()), threads=1).traced  # type: ignore[union-attr]
+    assert traced.rule is not None
+    rates = traced.rule.rates
+    one, three = (programs.emit(traced.graph, traced.batch, rates, None, (), jit.host(), threads=k)[0] for k in (1, 3))
+    assert len(one) < len(three)
+    assert programs.build(traced.graph, traced.batch, rates, threads=3, longest=len(three)).threads == 3
+    assert programs.build(traced.graph, traced.batch, rates, threads=3, longest=len(one)).threads == 1
+    with pytest.raises(BackendError, match="long to compile"):
+        programs.build(traced.graph, traced.batch, rates, threads=3, longest=len(one) - 1)
