@@ -437,3 +437,28 @@ def test_partial_fit_goes_on_from_a_pickle() -> None:
         other = pickle.loads(pickle.dumps(one))
         one.partial_fit(X, y), other.partial_fit(X, y)
         assert all(np.array_equal(a, b) for a, b in zip(one.coefs_, other.coefs_, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 40}, {"backend": "torch"}], ids=str)
+def test_a_training_that_diverges_is_an_error_as_in_scikit_learn(options: dict[str, Any]) -> None:
+    X, y = make_regression(150, 8, random_state=1)
+    model = ours.MLPRegressor(solver="sgd", learning_rate_init=10.0, max_iter=12, random_state=0, **options)
+    with pytest.raises(ValueError, match="non-finite parameter weights"):
+        model.fit(1e3 * X, y / y.std())
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_an_infinite_loss_goes_on_as_in_scikit_learn() -> None:
+    X, y = make_regression(60, 4, random_state=1)
+    y[7] = 1e200
+    options: dict[str, Any] = {"max_iter": 5, "random_state": 0}
+    one, other = theirs.MLPRegressor(**options).fit(X, y), ours.MLPRegressor(**options).fit(X, y)
+    assert one.n_iter_ == other.n_iter_ == 5 and other.loss_ == one.loss_ == np.inf
+    for a, b in zip(one.coefs_, other.coefs_, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 5])
+def test_a_module_with_another_number_of_outputs_than_classes(outputs: int) -> None:
+    with pytest.raises(ModelError, match=r"must give \(150, 3\)"):
+        ours.NetClassifier(nn.Linear(4, outputs), random_state=0).fit(*IRIS)

@@ -20,6 +20,9 @@ from chainrule.sklearn.network import activation_module, forward, own_activation
 from chainrule.sklearn.solvers import Plan, Training, drawn_weights, lbfgs
 
 STOCHASTIC = ("sgd", "adam", "adamw")
+_NOT_FINITE = (
+    "Solver produced non-finite parameter weights. The input data may contain large values and need to be preprocessed."
+)
 
 
 class Perceptron(BaseEstimator):
@@ -173,10 +176,7 @@ class Perceptron(BaseEstimator):
 
     def _set(self, coefs: Any, intercepts: Any, dtype: Any) -> None:
         if not all(np.isfinite(w).all() for w in (*coefs, *intercepts)):
-            raise ValueError(
-                "Solver produced non-finite parameter weights. The input data may contain large values and need to "
-                "be preprocessed."
-            )
+            raise ValueError(_NOT_FINITE)
         self.coefs_ = [c.astype(dtype, copy=False) for c in coefs]
         self.intercepts_ = [i.astype(dtype, copy=False) for i in intercepts]
 
@@ -243,8 +243,8 @@ class Perceptron(BaseEstimator):
                 self.n_iter_ += 1
                 self.t_ += samples
                 self.loss_curve_.append(self.loss_)
-                if not np.isfinite(self.loss_):
-                    break
+                if np.isnan(self.loss_):  # the weights are not numbers, or will not be after the next step
+                    raise ValueError(_NOT_FINITE)
                 if self.verbose:
                     print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
                 if held is not None:

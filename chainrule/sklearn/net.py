@@ -354,6 +354,11 @@ class NetClassifier(ClassifierMixin, Net):
         return len(self.classes_)
 
     def _default_loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if output.dim() != 2 or output.shape[1] != len(self.classes_):
+            raise ValueError(
+                f"the module gives {tuple(output.shape)} for {len(target)} samples of {len(self.classes_)} classes; "
+                f"it must give ({len(target)}, {len(self.classes_)}): one number per class, before the softmax"
+            )
         return F.cross_entropy(output, target, reduction="none")
 
     def _target(self, y: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

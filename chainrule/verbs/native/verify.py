@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -95,7 +96,8 @@ def compare(
     largest = max((g.abs().max().item() for g in grads.values() if g is not None and g.numel()), default=0.0)
     dtype = next((str(p.dtype).removeprefix("torch.") for p in parameters.values()), "float32")
     tolerance = _TOLERANCE.get(dtype, 1e-3)
-    if not abs(loss - right) <= tolerance * max(abs(right), 1e-6) and right == right:
+    same = loss == right or not math.isfinite(right) or abs(loss - right) <= tolerance * max(abs(right), 1e-6)
+    if not same:
         raise _other(f"loss {loss!r}, torch {right!r}")
     for name, value in parameters.items():
         theirs = after[name]

@@ -37,10 +37,10 @@ def trained(engine: Any, data: tuple[torch.Tensor, ...], calls: int) -> list[np.
 
 
 def test_better_code_takes_over_without_a_trace_in_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiers, "_COST", 0.0)
     engine, data = engine_of(37)
     program: Program = engine.first
     assert program.improving is not None and program.improving.better is None
+    monkeypatch.setattr(program.improving, "_pays", 0.0)
     first = trained(engine, data, 3)
     tiers.BACKGROUND.wait()
     assert program.improving.better is not None and program.improving.error is None
@@ -61,7 +61,6 @@ def test_a_long_call_is_cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_better_code_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiers, "_COST", 0.0)
     engine, data = engine_of(39)
     compiled = jit.compiled
 
@@ -69,6 +68,7 @@ def test_better_code_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         return compiled(text if quick else text.replace("fadd", "fsub"), target, quick)
 
     monkeypatch.setattr(jit, "compiled", wrong)
+    monkeypatch.setattr(engine.first.improving, "_pays", 0.0)
     trained(engine, data, 2)
     tiers.BACKGROUND.wait()
     with pytest.raises(BackendError, match="computes something else"):
