@@ -182,6 +182,7 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
     turned = 1.0 - base / level if level > 0 else 1.0  # the part of the products that depends on directions
     response = max(abs(found.growth), turned) ** 2
     law = "a normal law" if u.normal else "a law taken as normal"
+    exact = exact and not _at_a_break(u, breaks)
     kind = mean_kind = u.kind_of_both if u.normal and not u.mixed and exact else worst(u.kind, "approximate")
     if u.normal and exact and u.mixed == 1 and not np.any(u.mean):
         kind = u.kind if _homogeneous(f, u) else kind  # the square of a size that is not certain
@@ -217,6 +218,12 @@ def _odd(f: Function, u: Field) -> bool:
     x = average_law(u)[1] * np.array([0.1, 0.4, 1.1, 1.9])
     with np.errstate(all="ignore"):
         return bool(np.allclose(f(x), -f(-x), rtol=1e-9, atol=0))
+
+
+def _at_a_break(u: Field, breaks: Sequence[float]) -> bool:
+    """Whether some elements are a number for certain at which the function, or its slope, jumps."""
+    certain = np.broadcast_to(u.mean, np.broadcast_shapes(u.mean.shape, u.variance.shape))[u.variance == 0]
+    return any(np.any(certain == b) for b in breaks)
 
 
 def _homogeneous(f: Function, u: Field) -> bool:
