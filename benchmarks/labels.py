@@ -170,7 +170,7 @@ def wrong(seed: int, draws: int = 500) -> tuple[list[Wrong], int, int]:
             column = table[:, j, power - 1]
             measured, error = float(column.mean()), float(column.std()) / np.sqrt(draws)
             heavy = error > 0.1 * float(np.abs(column).mean())  # too few draws to say
-            if not heavy and abs(measured - predicted) > 5 * error + 1e-9 * max(abs(predicted), 0.1):
+            if not heavy and abs(measured - predicted) > 5 * error + 1e-6 * max(abs(predicted), 1e-3):
                 found.append(Wrong(seed, way, node.op.name, power, predicted, measured, error, field.why))
     return found, exact, every
 
