@@ -247,7 +247,8 @@ def _of_several(region: Region, slope: Node | None = None, times: tuple[float, f
     laws = np.stack([m.ravel() for m in means])
     unique, back = np.unique(laws, axis=1, return_inverse=True)
     if unique.shape[1] > 16:
-        unique, back = _grouped(laws, 1024 if count == 2 and np.any(laws[count:].max(axis=1) == 0) else 1)
+        given = count == 2 and np.any(laws[count:].max(axis=1) == 0)
+        unique, back = _grouped(laws, (1024 if any(f.strata for f in full) else 320) if given else 1)
     first, second = np.empty(unique.shape[1]), np.empty(unique.shape[1])
     for k, law in enumerate(unique.T):
         pairs_of = list(zip(law[:count], np.sqrt(law[count:]), strict=True))

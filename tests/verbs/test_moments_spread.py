@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.special import digamma, polygamma
 from torch import nn
 
 import chainrule as cr
 from chainrule.ir import pairs as pair
 from chainrule.ir.field import Field
+from chainrule.ir.logarithms import log_shortfall, log_variance
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.spread import independent_terms
 from chainrule.verbs.field_samples import sample
@@ -213,3 +215,34 @@ def test_positions_that_the_loss_ignores_have_no_cotangent():
         if node.op.name == "linear" and g is not None:
             own = pair.resolved(g.pairs, g.axes)
             assert np.all(np.take(g.second, -1, axis=1) == 0) and np.all(np.take(own, -1, axis=1) == 0)
+
+
+def test_logarithms_of_mean_squares_of_few_values():
+    for relative in (1e-4, 0.02, 0.3, 1.0, 2.0):
+        k = 1.0 / relative
+        assert np.isclose(log_variance(relative), polygamma(1, k), rtol=1e-5)
+        assert np.isclose(log_shortfall(relative), np.log(k) - digamma(k), rtol=1e-5)
+    assert log_variance(0.0) == log_shortfall(0.0) == 0.0
+
+
+def test_bands_of_a_stream_hold_most_cotangents():
+    """A stream and its branches vary together, and so do the sizes that norms divide by, layer after layer."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n, self.a, self.b = nn.LayerNorm(48), nn.Linear(48, 96), nn.Linear(96, 48)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.b(torch.tanh(self.a(self.n(x))))
+
+    def make():
+        model = nn.Sequential(nn.Linear(8, 48), *(Block() for _ in range(6)), nn.LayerNorm(48), nn.Linear(48, 10))
+        return model, (torch.randn(2, 8), torch.randint(0, 10, (2,)))
+
+    run, measured, _ = both(*seeded(make))
+    stream = [n for n in measured.backward if n.op.name == "add"]
+    assert len(stream) == 6
+    assert 0.84 <= np.mean([inside(run.cotangent(n), measured.backward[n]) for n in stream]) <= 0.98
+    everything = [inside(run.cotangent(n), squares) for n, squares in measured.backward.items()]
+    assert 0.82 <= np.mean(everything) <= 0.98

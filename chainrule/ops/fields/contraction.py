@@ -241,7 +241,14 @@ def with_alignment(
     uneven = np.sqrt(x.unevenness * (1.0 + x.local))
     more = 1.0 + (lift - 1.0) / (inputs * uneven)
     alignment = (lift / more - 1.0) / (inputs + 1)
-    return replace(back, mean=back.mean, second=back.second * more, pairs=back.pairs * more, alignment=alignment)
+    return replace(
+        back,
+        second=back.second * more,
+        pairs=back.pairs * more,
+        alignment=alignment,
+        kind=worst(back.kind, "approximate"),
+        mean_kind="",
+    )
 
 
 def _einsum_backward(

@@ -23,6 +23,7 @@ def drawn(node: Node) -> Field:
         second,
         kurtosis=kurtosis,
         normal=method == "normal_",
+        degree=0.0,
         why=f"drawn by {method}",
         sources=frozenset({f"draw {node.params.get('stream')}"}),
     )

@@ -29,6 +29,7 @@ _CONSERVING = frozenset(
         "adaptive_avg_pool max_pool mul matmul einsum add sub concat"
     ).split()
 )
+LINEAR = (_WEIGHTED | _CONSERVING) - {"max_pool"}  # in each operand
 
 
 def carried(

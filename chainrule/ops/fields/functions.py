@@ -64,24 +64,25 @@ def integrated(f: Function, u: Field, breaks: Sequence[float]) -> Integrals:
     points, _, weights = nodes(means, stds, breaks)
     with np.errstate(all="ignore"):
         values = np.broadcast_to(f(points), points.shape)
-    first = np.sum(weights * values, axis=1)[back].reshape(shape)
-    second = np.sum(weights * values * values, axis=1)[back].reshape(shape)
+        first = np.sum(weights * values, axis=1)[back].reshape(shape)
+        second = np.sum(weights * values * values, axis=1)[back].reshape(shape)
     m, s = average_law(u)
     points, z, weights = nodes(np.array([m]), np.array([s]), breaks)
     points, z, weights = points[0], z[0], weights[0]
     with np.errstate(all="ignore"):
         values = np.broadcast_to(f(points), points.shape)
         slopes = derivative(f, points, s)
-    q = float(np.sum(weights * values**2))
-    growth = float(np.sum(weights * values * slopes * points)) / q if q > 0 else 0.0
-    return Integrals(
-        first,
-        second,
-        float(np.sum(weights * values**4)),
-        Series.of(values, z, weights, slopes * s),
-        Series.of(values**2, z, weights),
-        growth,
-    )
+        q = float(np.sum(weights * values**2))
+        growth = float(np.sum(weights * values * slopes * points)) / q if q > 0 else 0.0
+        growth = growth if np.isfinite(growth) else 0.0  # it has no value somewhere, which the caller sees
+        return Integrals(
+            first,
+            second,
+            float(np.sum(weights * values**4)),
+            Series.of(values, z, weights, slopes * s),
+            Series.of(values**2, z, weights),
+            growth,
+        )
 
 
 def of_logarithm(f: Function, log: Field, u: Field) -> Field:
@@ -182,6 +183,8 @@ def applied(f: Function, u: Field, breaks: Sequence[float], exact: bool = True) 
     turned = 1.0 - base / level if level > 0 else 1.0  # the part of the products that depends on directions
     response = max(abs(found.growth), turned) ** 2
     law = "a normal law" if u.normal else "a law taken as normal"
+    exact = exact and not _at_a_break(u, breaks)
+    exact = exact and len(laws_of(u)[0]) < _MOST_LAWS  # of more, similar ones are taken together
     kind = mean_kind = u.kind_of_both if u.normal and not u.mixed and exact else worst(u.kind, "approximate")
     if u.normal and exact and u.mixed == 1 and not np.any(u.mean):
         kind = u.kind if _homogeneous(f, u) else kind  # the square of a size that is not certain
@@ -217,6 +220,12 @@ def _odd(f: Function, u: Field) -> bool:
     x = average_law(u)[1] * np.array([0.1, 0.4, 1.1, 1.9])
     with np.errstate(all="ignore"):
         return bool(np.allclose(f(x), -f(-x), rtol=1e-9, atol=0))
+
+
+def _at_a_break(u: Field, breaks: Sequence[float]) -> bool:
+    """Whether some elements are a number for certain at which the function, or its slope, jumps."""
+    certain = np.broadcast_to(u.mean, np.broadcast_shapes(u.mean.shape, u.variance.shape))[u.variance == 0]
+    return any(np.any(certain == b) for b in breaks)
 
 
 def _homogeneous(f: Function, u: Field) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from chainrule.ir.field import Field, fixed, unknown, worst
 from chainrule.ops.fields.align import broadcasted
 from chainrule.ops.fields.contraction import contracted, with_alignment
 from chainrule.ops.fields.elementwise import added, multiplied, scaled
-from chainrule.ops.fields.functions import applied, weighted
+from chainrule.ops.fields.functions import applied, passed, weighted
 from chainrule.ops.fields.registry import rule, sizes
 from chainrule.ops.fields.tied import scored
 
@@ -167,7 +167,8 @@ def _certain(chosen: Field) -> Field:
 
 def _otherwise(chosen: Field) -> Field:
     assert chosen.array is not None
-    return replace(fixed(1.0 - np.broadcast_to(chosen.array, [a.size for a in chosen.axes]).reshape(chosen.shape)))
+    other = 1.0 - np.broadcast_to(chosen.array, [a.size for a in chosen.axes])
+    return replace(fixed(other, [a.lags for a in chosen.axes]), dims=chosen.dims)
 
 
 @rule("where", backward=_where_backward)
@@ -188,6 +189,44 @@ def _where(node: Node, inputs: Sequence[Field]) -> Field:
         return replace(found, visible=seen, law=None)
     parts = [multiplied([chosen, a], shape), multiplied([_otherwise(chosen), b], shape)]
     return added(parts, (1.0, 1.0), shape)
+
+
+# ---- a learned slope ----------------------------------------------------------------------------------------
+def _falling(u: np.ndarray) -> np.ndarray:
+    return np.minimum(u, 0.0)
+
+
+def _with_slope(slope: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda u: np.where(np.asarray(u) > 0, u, slope * np.asarray(u))
+
+
+def _prelu_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: Sequence[bool]) -> list[Field | None]:
+    x, a = inputs
+    shape = sizes(node.shape)
+    found: list[Field | None] = [None, None]
+    if wanted[0]:
+        found[0] = passed(g, _with_slope(float(np.sqrt(a.mean_square))), x, [0.0], shape)
+    if wanted[1]:
+        found[1] = fitted(multiplied([g, applied(_falling, x, [0.0])], shape), sizes(node.inputs[1].shape))
+    return found
+
+
+@rule("prelu", backward=_prelu_back)
+def _prelu(node: Node, inputs: Sequence[Field]) -> Field:
+    """Slopes that differ are taken at their mean square, which is what the mean square of the value needs."""
+    x, a = inputs
+    if not a.known:
+        return unknown(sizes(node.shape), "its slopes are unknown", x.sources)
+    found = applied(_with_slope(float(np.sqrt(a.mean_square))), x, [0.0])
+    if a.array is not None and a.array.min() == a.array.max() >= 0:
+        return replace(found, sources=x.sources | a.sources)
+    return replace(
+        found,
+        sources=x.sources | a.sources,
+        kind=worst(found.kind, a.kind, "approximate"),
+        mean_kind="",
+        why="slopes at their mean square",
+    )
 
 
 # ---- linear layers -----------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from chainrule.ir.field import Dims, Echo, Field, fixed, unknown, within_budget,
 from chainrule.ir.pairs import Axis
 from chainrule.ops.fields.align import aligned
 from chainrule.ops.fields.elementwise import multiplied
-from chainrule.ops.fields.movement import picked
+from chainrule.ops.fields.movement import along, picked
 from chainrule.ops.fields.registry import rule, sizes
 
 _MOST_TOKENS = 4096
+_MOST_POSITIONS = 512
 
 
 def alike(index: Field, dims: Dims, rows: int, weights: np.ndarray | None = None) -> np.ndarray:
@@ -45,6 +46,10 @@ def _take_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted: 
         return [None, None]
     if not g.known:
         return [unknown(x.shape, g.why), None]
+    if not x.fresh and index.array is not None and len(index.dims) == 1 and x.shape[axis] <= _MOST_POSITIONS:
+        back = np.zeros((x.shape[axis], index.shape[0]))  # positions, as of a padding
+        back[np.broadcast_to(index.array, index.shape).astype(int), np.arange(index.shape[0])] = 1.0
+        return [replace(along(g, axis, back), units=g.units, noise=g.noise), None]
     places = list(range(axis, axis + len(index.dims)))
     rows = x.shape[axis]
     shown = replace(

@@ -198,7 +198,8 @@ def _group_back(node: Node, g: Field, y: Field, inputs: Sequence[Field], wanted:
     if wanted[0]:
         w = _shaped(weight, len(x.dims), 1)
         inner = _times_weight(g, w, x.shape)
-        along = share_along(_grouped(g, groups), normal, (2, 3))
+        product = _grouped(weighted(g, regrouped(normal, x.shape), x.shape), groups)
+        along = share_along(_grouped(g, groups), normal, (2, 3), product)
         back = back_through_norm(
             _grouped(inner, groups), normal, parts, spread, (2, 3), eps, True, effective_count(parts, (2, 3)), along
         )

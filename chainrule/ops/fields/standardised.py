@@ -247,14 +247,16 @@ def back_through_norm(
     )
 
 
-def share_along(g: Field, normal: Field, dims: Sequence[int]) -> float:
+def share_along(g: Field, normal: Field, dims: Sequence[int], product: Field | None = None) -> float:
     """The share of a cotangent's square that lies along the normalised value: E[(g.x)^2] / (E[g.g] E[x.x]).
 
     One over the number of elements where their products are unrelated; more where they agree, as after a pool.
+    ``product``: theirs, where it is known better than from both.
     """
     count = float(np.prod([normal.shape[d] for d in dims]))
     kept = [d for d in range(len(normal.dims)) if d not in dims]
-    part = contracted([weighted(g, normal, normal.shape)], [list(range(len(normal.dims)))], kept, "sum")
+    product = weighted(g, normal, normal.shape) if product is None else product
+    part = contracted([product], [list(range(len(normal.dims)))], kept, "sum")
     level = g.mean_square * normal.mean_square * count**2
     return float(np.clip(part.mean_square / level, 1.0 / count, 1.0)) if level > 0 and part.known else 1.0 / count
 
