@@ -22,7 +22,7 @@ from chainrule.ir import Node, TensorType, apply, rebuild, toposort, variable
 from chainrule.ir.field import Field, fixed, plain, unknown, worst
 from chainrule.ops.fields.contraction import order_of_dimensions
 from chainrule.ops.fields.draws import drawn
-from chainrule.ops.fields.drift import LINEAR, carried
+from chainrule.ops.fields.drift import carried, depending
 from chainrule.ops.fields.elementwise import added
 from chainrule.ops.fields.layers import fitted
 from chainrule.ops.fields.loops import written_out
@@ -314,9 +314,7 @@ def _back(
     if rule is not None and rule.backward is not None:
         try:
             parts = rule.backward(node, g, states[node], inputs, wanted)
-            if node.op.name not in LINEAR:  # they depend on the values themselves
-                sources = frozenset().union(*(f.sources for f in (g, *inputs)))
-                parts = [p if p is None else replace(p, sources=p.sources | sources) for p in parts]
+            parts = depending(node, g, inputs, parts)
             return list(zip(node.inputs, carried(node, g, states[node], inputs, parts), strict=True))
         except (IndexError, ValueError) as error:
             why = _does_not_hold(node, error)

@@ -243,6 +243,6 @@ def test_bands_of_a_stream_hold_most_cotangents():
     run, measured, _ = both(*seeded(make))
     stream = [n for n in measured.backward if n.op.name == "add"]
     assert len(stream) == 6
-    assert 0.84 <= np.mean([inside(run.cotangent(n), measured.backward[n]) for n in stream]) <= 0.98
+    assert 0.87 <= np.mean([inside(run.cotangent(n), measured.backward[n]) for n in stream]) <= 0.98
     everything = [inside(run.cotangent(n), squares) for n, squares in measured.backward.items()]
-    assert 0.82 <= np.mean(everything) <= 0.98
+    assert 0.845 <= np.mean(everything) <= 0.98

@@ -29,7 +29,15 @@ _CONSERVING = frozenset(
         "adaptive_avg_pool max_pool mul matmul einsum add sub concat"
     ).split()
 )
-LINEAR = (_WEIGHTED | _CONSERVING) - {"max_pool"}  # in each operand
+_LINEAR = (_WEIGHTED | _CONSERVING) - {"max_pool"}  # in each operand
+
+
+def depending(node: Node, g: Field, inputs: Sequence[Field], parts: Sequence[Field | None]) -> list[Field | None]:
+    """The cotangents of an op's inputs with the sources that they have where the op reads the values themselves."""
+    if node.op.name in _LINEAR:
+        return list(parts)
+    sources = frozenset().union(*(f.sources for f in (g, *inputs)))
+    return [p if p is None else replace(p, sources=p.sources | sources) for p in parts]
 
 
 def carried(

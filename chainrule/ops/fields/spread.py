@@ -37,7 +37,8 @@ def summed_up(
         if not f.units:
             return found
         own = found.own_spread
-        terms = min(own * f.units / 2.0, 1.0)
+        one = prod(found.shape) <= f.units  # a single vector is left, which sees all of the noise
+        terms = 1.0 if one else min(own * f.units / 2.0, 1.0)
         return replace(
             found,
             own=0.0 if f.steady else own,
