@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import nn
 
 import chainrule as cr
 from benchmarks.architectures import ARCHITECTURES
@@ -49,7 +50,15 @@ def spread(rows: Sequence[Any], what: str) -> float | None:
 
 def _weighted(kind: str) -> bool:
     """Whether modules of this kind are blocks or layers, rather than what stands between them."""
-    return kind not in ("ReLU", "GELU", "MaxPool2d", "AvgPool2d", "Flatten", "Dropout", "AdaptiveAvgPool2d", "Identity")
+    activation = hasattr(nn.modules.activation, kind) and kind != "MultiheadAttention"
+    return not activation and kind not in (
+        "MaxPool2d",
+        "AvgPool2d",
+        "Flatten",
+        "Dropout",
+        "AdaptiveAvgPool2d",
+        "Identity",
+    )
 
 
 def shown(value: float | None) -> str:

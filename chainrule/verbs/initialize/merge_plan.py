@@ -106,6 +106,7 @@ class Merges:
         """
         if self.ground.traced.loss is None:
             return
+        self._projections()
         residual = [
             m for m in self.ground.shape.merges if m.kind == "residual" and m.root is not None and self._alone(m)
         ]
@@ -129,6 +130,39 @@ class Merges:
                 share = ADDED_BY_BRANCHES / self.ground.shape.streams[merge.node][1]
                 why = f"ends a branch: adds {share:.3g} of the stream's gradient, less of its values"
                 self.ground.correct(merge.branch, made * ratio, why)
+
+    def _projections(self) -> None:
+        """Skips with a weight and a norm of their own: what values lose by it, the gradient gains.
+
+        A norm takes the mean away, so that one factor changes E[x^2] and another the gradient. Their quotient is
+        Var(x) / E[x^2] of the stream whatever the weights: the scale that misses both by the same factor is the best.
+        """
+        flow, shape = self.ground.flow, self.ground.shape
+        merges = [m for m in shape.merges if m.kind == "projection" and m.root is not None and self._is_normed(m)]
+        leaves = [n for n in self.ground.traced.parameters.values() if n in shape.index]
+        for merge in merges if leaves else ():
+            flowing = flow.cotangents(self.ground.traced.loss, leaves)  # type: ignore[arg-type]
+            root, out = merge.root, merge.node
+            users = [u for u in shape.users[out] if u in shape.alive]
+            if len(users) == 1 and users[0].op.family == "elementwise" and len(users[0].inputs) == 1:
+                out = users[0]  # an activation after the sum
+            if root not in flowing or out not in flowing:
+                continue
+            back = [flowing[n].mean_square * math.prod(flowing[n].shape) for n in (root, out)]
+            values = [flow.second(n) for n in (root, out)]
+            made, branch = flow.second(merge.skip), flow.second(merge.branch)
+            if not all(back) or not all(values) or not made or not branch:
+                continue
+            grown, gained = values[1] / values[0], back[0] / back[1]  # type: ignore[operator]
+            factor = 1 / math.sqrt(grown * gained)
+            if max(factor, 1 / factor) < CLOSE:
+                continue
+            why = f"values x {grown * factor:.3g}, gradient x {gained * factor:.3g} over this norm"
+            self.ground.correct(merge.skip, made * factor, why)
+            self.ground.correct(merge.branch, branch * factor, f"ends a branch beside a norm: {why}")
+
+    def _is_normed(self, merge: Merge) -> bool:
+        return any(self.ground.chosen[leaf].role.kind == "scale" for _, leaf in self.ground.shape.producers(merge.skip))
 
     def _alone(self, merge: Merge) -> bool:
         """Whether the value at which skip and branch part is read by them alone."""
