@@ -117,13 +117,15 @@ class Merges:
         least: dict[tuple[Node, ...], tuple[float, Merge]] = {}
         for merge in residual:
             into, out = (flowing[n].mean_square if n in flowing else None for n in (merge.root, merge.node))
-            share = ADDED_BY_BRANCHES / self.ground.shape.streams[merge.node][1]
+            beside = [m for m in self.ground.shape.merges if m.kind == "residual" and m.root is merge.root]
+            share = len(beside) * ADDED_BY_BRANCHES / self.ground.shape.streams[merge.node][1]
             if not into or not out or into / out - 1 <= share * CLOSE:
                 continue
-            ends = tuple(leaf for _, leaf in self.ground.shape.producers(merge.branch))
             ratio = share / (into / out - 1)
-            if ends not in least or ratio < least[ends][0]:
-                least[ends] = ratio, merge
+            for other in beside:
+                ends = tuple(leaf for _, leaf in self.ground.shape.producers(other.branch))
+                if ends not in least or ratio < least[ends][0]:
+                    least[ends] = ratio, other
         for ratio, merge in least.values():  # once for a branch that is used several times
             made = self.ground.flow.second(merge.branch)
             if made:

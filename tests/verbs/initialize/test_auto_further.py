@@ -112,3 +112,24 @@ def test_a_projection_with_a_norm_misses_both_passes_alike() -> None:
     values = rows["3"].second / rows["2"].second
     energy = [rows[n].grad_second * rows[n].elements for n in ("2", "3")]
     assert 0.6 < values * energy[0] / energy[1] < 1.7, (values, energy)
+
+
+def test_branches_beside_each_other_share_a_stream() -> None:
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(32)
+            self.a, self.b = (nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.norm(x)
+            return x + self.a(h) + self.b(h)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), *(Parallel() for _ in range(6)), nn.Linear(32, 4))
+    r = cr.initialize_(net, vectors(256), nn.CrossEntropyLoss())
+    assert "ends a branch" in r["2.a.2.weight"].why and "ends a branch" in r["2.b.2.weight"].why
+    assert 0.8 < r["2.a.2.weight"].std / r["2.b.2.weight"].std < 1.25
+    for what in ("second", "grad_second"):
+        blocks = [getattr(row, what) for row in r.after if row.module.startswith("Parallel")]
+        assert max(blocks) / min(blocks) < 2.0, (what, blocks)  # 14 where the second was taken for a peer
