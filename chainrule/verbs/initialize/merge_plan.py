@@ -6,7 +6,7 @@ import math
 
 from chainrule.ir import Node
 from chainrule.verbs.initialize.ground import CLOSE, Chosen, Ground
-from chainrule.verbs.initialize.laws import Normal
+from chainrule.verbs.initialize.laws import Normal, scaled
 from chainrule.verbs.initialize.structure import Merge
 
 ADDED_BY_BRANCHES = 0.5  # what all branches of a stream together add to its mean square, over what it begins with
@@ -38,9 +38,27 @@ class Merges:
         share = ADDED_BY_BRANCHES / count
         self.starts[merge.node] = begun
         target = share * begun
+        if self.ground.flow.second(merge.branch) is None:
+            return self._unpredicted(merge, target, f"{number + 1} of {count}: adds {share:.3g} of the stream")
         self.ground.correct(
             merge.branch, target, f"ends a branch, {number + 1} of {count}: adds {share:.3g} of the stream"
         )
+
+    def _unpredicted(self, merge: Merge, target: float, which: str) -> None:
+        """A branch whose values cannot be predicted is taken to be as large as what its last weight makes."""
+        ground = self.ground
+        within = [n for n in ground.shape.weighted if ground.shape.is_ancestor(n, merge.branch) or n is merge.branch]
+        if merge.root is not None:
+            within = [n for n in within if ground.shape.is_ancestor(merge.root, n)]
+        last = max(within, key=ground.shape.index.__getitem__, default=None)
+        made = ground.flow.second(last) if last is not None else None
+        if last is not None and made:
+            for leaf, use in ground.shape.weighted[last]:
+                chosen = ground.chosen[leaf]
+                if use.kind == "weight" and chosen.law is not None and not chosen.fixed:
+                    why = f"ends a branch that cannot be predicted, {which}"
+                    ground.give(chosen, scaled(chosen.law, math.sqrt(target / made)), why)
+        ground.flow.assume(merge.branch, target)
 
     def _begun(self, merge: Merge) -> float | None:
         """The mean square with which the stream began since it was last normalised."""

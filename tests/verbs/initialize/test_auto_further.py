@@ -133,3 +133,28 @@ def test_branches_beside_each_other_share_a_stream() -> None:
     for what in ("second", "grad_second"):
         blocks = [getattr(row, what) for row in r.after if row.module.startswith("Parallel")]
         assert max(blocks) / min(blocks) < 2.0, (what, blocks)  # 14 where the second was taken for a peer
+
+
+def test_a_branch_that_cannot_be_predicted_does_not_hide_what_follows() -> None:
+    class Experts(nn.Module):
+        """The two best of four, chosen by a router."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.router = nn.LayerNorm(32), nn.Linear(32, 4)
+            self.up, self.down = nn.Parameter(torch.randn(4, 32, 64)), nn.Parameter(torch.randn(4, 64, 32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.norm(x)
+            p = self.router(h).softmax(-1)
+            best, which = p.topk(2, -1)
+            p = torch.zeros_like(p).scatter(-1, which, best / best.sum(-1, keepdim=True))
+            y = torch.einsum("bef,efd->bed", torch.einsum("bd,edf->bef", h, self.up).relu(), self.down)
+            return x + (p.unsqueeze(-1) * y).sum(-2)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), *(Experts() for _ in range(5)), nn.Linear(32, 4))
+    r = cr.initialize_(net, vectors(256), nn.CrossEntropyLoss())
+    for what in ("second", "grad_second"):
+        blocks = [getattr(row, what) for row in r.after if row.module.startswith("Experts")]
+        assert max(blocks) / min(blocks) < 1.7, (what, blocks)
