@@ -17,6 +17,7 @@ class Merges:
 
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
+        self.damped: set[Node] = set()
         self.starts: dict[Node, float] = {}  # residual addition -> mean square that its stream began with
 
     def meet(self, merge: Merge) -> None:
@@ -38,11 +39,35 @@ class Merges:
         share = ADDED_BY_BRANCHES / count
         self.starts[merge.node] = begun
         target = share * begun
+        whole = self._damped(merge, skip)
+        if whole is not None:
+            self.damped.add(merge.node)
+            self.ground.correct(merge.branch, whole, "ends a branch of a damped stream: makes up for what it loses")
+            return None
         if self.ground.flow.second(merge.branch) is None:
             return self._unpredicted(merge, target, f"{number + 1} of {count}: adds {share:.3g} of the stream")
         self.ground.correct(
             merge.branch, target, f"ends a branch, {number + 1} of {count}: adds {share:.3g} of the stream"
         )
+
+    def _damped(self, merge: Merge, skip: float) -> float | None:
+        """What a branch must add where numbers damp the stream, as in a x + b f(x) or (x + f(x)) / sqrt(2).
+
+        With it both passes keep their size: (skip + branch) factor^2 = root, and the gradient's factors are the same.
+        """
+        shape, flow = self.ground.shape, self.ground.flow
+        root = flow.second(merge.root) if merge.kind == "residual" and merge.root is not None else None
+        if not root:
+            return None
+        at, factor = merge.node, 1.0
+        while len(users := [u for u in shape.users[at] if u in shape.alive]) == 1 and shape.passed(users[0]) is at:
+            numbers = [float(i.number) for i in users[0].inputs if i.number is not None]
+            if users[0].op.name in ("mul", "div") and numbers:
+                factor *= numbers[0] if users[0].op.name == "mul" else 1 / numbers[0]
+            at = users[0]
+        if not factor or (factor**2 * skip > 0.9 * root):
+            return None
+        return root / factor**2 - skip
 
     def _unpredicted(self, merge: Merge, target: float, which: str) -> None:
         """A branch whose values cannot be predicted is taken to be as large as what its last weight makes."""
@@ -126,7 +151,9 @@ class Merges:
             return
         self._projections()
         residual = [
-            m for m in self.ground.shape.merges if m.kind == "residual" and m.root is not None and self._alone(m)
+            m
+            for m in self.ground.shape.merges
+            if m.kind == "residual" and m.root is not None and m.node not in self.damped and self._alone(m)
         ]
         leaves = [n for n in self.ground.traced.parameters.values() if n in self.ground.shape.index]
         if not residual or not leaves:

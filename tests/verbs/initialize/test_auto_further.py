@@ -158,3 +158,24 @@ def test_a_branch_that_cannot_be_predicted_does_not_hide_what_follows() -> None:
     for what in ("second", "grad_second"):
         blocks = [getattr(row, what) for row in r.after if row.module.startswith("Experts")]
         assert max(blocks) / min(blocks) < 1.7, (what, blocks)
+
+
+@pytest.mark.parametrize("form", ["each", "after"])
+def test_a_damped_stream_keeps_its_size(form: str) -> None:
+    class Damped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            f = self.b(self.a(x).relu())
+            return 0.7 * x + 0.7 * f if form == "each" else (x + f) / 2**0.5
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 64), *(Damped() for _ in range(10)), nn.Linear(64, 4))
+    r = cr.initialize_(net, vectors(256), nn.CrossEntropyLoss())
+    assert form == "after" or "damped" in r["3.b.weight"].why  # its branch has the size as it is
+    for rows, low, high in ((r.before, 8.0, math.inf), (r.after, 1.0, 2.5)):  # 0.5 per block lost, before
+        for what in ("second", "grad_second"):
+            blocks = [getattr(row, what) for row in rows if row.module.startswith("Damped")]
+            assert low < max(blocks) / min(blocks) < high, (what, blocks)
