@@ -234,6 +234,7 @@ def _stretched(value: Field, shape: Sequence[int]) -> Field:
 _MOST_LEAVES = 4
 _TERMS = {2: 12, 3: 6, 4: 4}  # of a series along each leaf, by their number
 _POINTS = {3: 20, 4: 12}
+_GROUPS = {2: 1024, 3: 64, 4: 16}  # of given numbers among the leaves
 
 
 def _of_several(region: Region, slope: Node | None = None, times: tuple[float, float] | None = None) -> Field:
@@ -247,8 +248,9 @@ def _of_several(region: Region, slope: Node | None = None, times: tuple[float, f
     laws = np.stack([m.ravel() for m in means])
     unique, back = np.unique(laws, axis=1, return_inverse=True)
     if unique.shape[1] > 16:
-        given = count == 2 and np.any(laws[count:].max(axis=1) == 0)
-        unique, back = _grouped(laws, (1024 if any(f.strata for f in full) else 320) if given else 1)
+        given = bool(np.any(laws[count:].max(axis=1) == 0))  # numbers, each of them a law of its own
+        most = 1024 if count == 2 and any(f.strata for f in full) else _GROUPS[count]
+        unique, back = _grouped(laws, most if given else 1)
     first, second = np.empty(unique.shape[1]), np.empty(unique.shape[1])
     for k, law in enumerate(unique.T):
         pairs_of = list(zip(law[:count], np.sqrt(law[count:]), strict=True))
@@ -294,7 +296,7 @@ def _of_several(region: Region, slope: Node | None = None, times: tuple[float, f
 
 def _grouped(laws: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """(means of groups of similar laws, each law's group)."""
-    order = np.lexsort(laws[::-1])
+    order = np.lexsort(laws[np.argsort(laws.var(axis=1), kind="stable")])  # by what differs most
     groups = np.array_split(order, min(most, laws.shape[1]))
     back = np.empty(laws.shape[1], dtype=int)
     for k, g in enumerate(groups):

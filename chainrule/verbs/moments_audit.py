@@ -16,10 +16,13 @@ import torch
 from chainrule.ir import Node, TensorType, toposort
 from chainrule.ir.field import Field
 from chainrule.verbs.moments import Departure
+from chainrule.verbs.moments_attention import saturated
 
 _SHRINKS, _GROWS = 1 / 50, 1e3  # of the mean square of values, from the first layer on
 _FADES, _BLOWS = 1e-3, 1e3  # of the sum of squares of a gradient, from the last layer back
+_LARGE = 30.0  # mean square of values below which growth does no harm by itself
 _LOGITS = 9.0  # variance of scores: a standard deviation of 3
+_LARGE_DATA = 100.0  # mean square of data that were not standardised
 _PER_BLOCK = 10.0  # what one residual branch may add, in units of the stream's start
 _REACH = 4.5  # standard deviations that an element reaches
 
@@ -35,7 +38,8 @@ class _Place:
 def audited(trace: Any, run: Any) -> tuple[Departure, ...]:
     """Findings, those of the passes first."""
     places = list(_chain(trace, run))
-    found = [*_overflow(trace, run), *_passes(places), *_residual(trace, run, places), *_scores(trace, run)]
+    found = [*_overflow(trace, run), *saturated(trace, run, _names(trace, run)), *_passes(places)]
+    found += [*_residual(trace, run, places), *_scores(trace, run)]
     return tuple([*found, *_layers(trace, run), *_duplicates(trace)])
 
 
@@ -94,7 +98,8 @@ def _passes(places: Sequence[_Place]) -> Iterator[Departure]:
     start = places[0].value.mean_square
     for k, place in enumerate(places):
         ratio = place.value.mean_square / start if start > 0 else 1.0
-        if start > 0 and not _SHRINKS <= ratio <= _GROWS:
+        grown = ratio > _GROWS and place.value.mean_square > _LARGE  # a norm may lift a small embedding to 1
+        if start > 0 and (ratio < _SHRINKS or grown):
             kind = "vanishing" if ratio < 1 else "exploding"
             each = ratio ** (1 / max(k, 1))
             yield Departure(
@@ -210,6 +215,18 @@ def _scores(trace: Any, run: Any) -> Iterator[Departure]:
         scores = run.forward.get(n.inputs[0])
         if not isinstance(scores, Field) or not scores.known or scores.mean_square <= _LOGITS:
             continue
+        data = _large_data(trace, run)
+        if data is not None and scores.mean_square <= _LOGITS * data[1]:
+            yield Departure(
+                "input_scale",
+                "warning",
+                data[0],
+                "forward",
+                f"E[x^2] = {data[1]:.3g}, and scores of E[z^2] = {scores.mean_square:.3g}: the layers pass it on",
+                "E[f^2] = n Var(w) E[x^2]",
+                "data of mean 0 and variance 1: (x - x.mean()) / x.std()",
+            )
+            continue
         names, node = _names(trace, run), n.inputs[0]
         while node.op.name in ("reshape", "slice", "cast", "contiguous", "pad") and node not in names:
             node = node.inputs[0]
@@ -225,6 +242,16 @@ def _scores(trace: Any, run: Any) -> Iterator[Departure]:
             "E[z^2] = d Var(w) E[x^2]" + (f", w = {own}" if own else ""),
             "a smaller last layer: Var(w) at most 1 / (d E[x^2])",
         )
+
+
+def _large_data(trace: Any, run: Any) -> tuple[str, float] | None:
+    """(name, mean square) of the largest data, where they were not standardised."""
+    found = []
+    for name, leaf in trace.batch_inputs.items():
+        value = run.value(leaf) if leaf.type.is_float else None
+        if value is not None and value.known and value.mean_square > _LARGE_DATA:
+            found.append((name, value.mean_square))
+    return max(found, key=lambda entry: entry[1], default=None)
 
 
 _LARGEST = {"float16": 65504.0}
@@ -344,11 +371,13 @@ def _cause(node: Node, trace: Any, leaf: Node, gain: float) -> tuple[str, str] |
 
 def _from(node: Node, source: Node) -> bool:
     """Whether a slice is taken of a value, through reshapes and permutations."""
-    for _ in range(6):
+    for _ in range(12):
         (node,) = node.inputs[:1]
         if node is source:
             return True
-        if node.op.name not in ("reshape", "einsum", "squeeze", "expand_dims", "contiguous") or len(node.inputs) != 1:
+        shifted = node.op.name == "add" and node.inputs[1].is_leaf  # by a bias
+        moved = node.op.name in ("reshape", "einsum", "squeeze", "expand_dims", "contiguous") and len(node.inputs) == 1
+        if not shifted and not moved:
             return False
     return False
 

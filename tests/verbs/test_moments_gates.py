@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -101,3 +102,22 @@ def test_attention_over_more_than_1024_positions_is_predicted_and_approximate():
         q, k, v = (run.cotangent(i) for i in node.inputs[:3])
         for predicted, i in zip((q, k, v), node.inputs[:3], strict=True):
             assert abs(predicted.log_mean - np.log(measured.backward[i]).mean()) < 0.5, (causal, predicted.why)
+
+
+def test_a_gate_between_a_layer_and_given_data():
+    class Highway(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.h, self.t = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+            for layer in (self.h, self.t):
+                nn.init.normal_(layer.weight, std=64**-0.5)
+
+        def forward(self, x):
+            t = torch.sigmoid(self.t(x))
+            return t * torch.relu(self.h(x)) + (1 - t) * x
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 64)
+    drawn = torch.stack([Highway()(x).square().mean().detach() for _ in range(8)])
+    # Data taken at their mean, 0, would leave out half of it.
+    assert cr.moments(Highway(), x)[""].second == pytest.approx(float(drawn.mean()), rel=0.05)

@@ -182,7 +182,7 @@ def expected_logsumexp(count: int, variance: float) -> float:
     log_t, log_l, _ = _laplace(_three_digits(variance))
     low = np.linspace(log_t[0] - np.log(count) - 4, log_t[0], 40, endpoint=False)
     every = np.concatenate([low, log_t])
-    powers = np.exp(np.concatenate([np.zeros(40) - np.exp(low) * np.exp(variance / 2), log_l]) * count)
+    powers = np.exp(np.concatenate([np.zeros(40) - np.exp(low) * np.exp(min(variance / 2, 600.0)), log_l]) * count)
     return float(np.trapezoid(np.exp(-np.exp(every)) - powers, every))
 
 

@@ -127,7 +127,7 @@ class Chains:
         return bool(np.allclose(phi(3.0 * x), 3.0 * phi(x), rtol=1e-6, atol=0))
 
     def _can_mirror(self, chain: tuple[Link, ...]) -> bool:
-        """Whether every layer of the chain has an even number of units, and pairs of opposite sign say something."""
+        """Whether every layer of the chain has a pair of units, and pairs of opposite sign say something."""
         begin = chain[0].node
         if begin not in self._mirrors:
             self._mirrors[begin] = self._mirrorable(chain)
@@ -141,7 +141,7 @@ class Chains:
                 layout is None
                 or layout.groups > 1
                 or layout.batch
-                or layout.sizes(self.ground.chosen[leaf].shape)[0] % 2
+                or layout.sizes(self.ground.chosen[leaf].shape)[0] < 2
             ):
                 return False
             if not averages(mirrored(link.phi), SMALL).finite:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from chainrule.errors import UnsupportedOpError
+from chainrule.ir import Node
 from chainrule.verbs.case import Case
+from chainrule.verbs.initialize.derived import Derived, derived, isometric
 from chainrule.verbs.initialize.example import Example, data_fields, tensor_field, traced
 from chainrule.verbs.initialize.graph_roles import joined, norms, uses
 from chainrule.verbs.initialize.held import is_sharded
@@ -139,13 +141,33 @@ def _planned(
             given[leaf] = tensor_field(own.tensor, own.name)
     statistics = {leaf: tensor_field(o.tensor, o.name) for o in owned
                   if (leaf := example.leaf_of.get(id(o.tensor))) is not None and _stays(o)}  # fmt: skip
-    planner = Planner(example.trace, roles, given, laws, statistics, critical=scheme == "critical")
-    found = {**planner.choices(), **unseen}
+    computed = derived(example.trace)
+    special = _behind(owned, computed, {o.name: example.leaf_of.get(id(o.tensor)) for o in owned})
+    for own in owned:
+        leaf = example.leaf_of.get(id(own.tensor))
+        if own.name in special and leaf is not None and leaf not in given and leaf not in laws:
+            given[leaf] = tensor_field(own.tensor, own.name)
+    planner = Planner(example.trace, roles, given, laws, statistics, scheme == "critical", computed)
+    found = {**planner.choices(), **unseen, **special}
     for own in owned:
         if own.name not in choices and own.name not in found and own.role.kind == "other":
             found[own.name] = Choice(None, "its use is not known: left as it is")
     wanted = {name: c for name, c in found.items() if name not in choices and schemes[name] == scheme}
     return wanted, planner.predictions
+
+
+def _behind(owned: list[Own], computed: list[Derived], leaf_of: Mapping[str, Node | None]) -> dict[str, Choice]:
+    """The start of the parameters behind computed weights."""
+    free = {leaf for weight in computed for leaf in weight.free}
+    behind = {leaf for weight in computed for leaf in weight.behind}
+    found = {}
+    for own in owned:
+        leaf = leaf_of[own.name]
+        if leaf in free:
+            found[own.name] = Choice(isometric(own.shape), "divided by its own size: all singular values the largest")
+        elif leaf in behind:
+            found[own.name] = Choice(None, "the weight is a function of it: left as it is")
+    return found
 
 
 def _stays(own: Own) -> bool:

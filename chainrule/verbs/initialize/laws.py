@@ -142,7 +142,8 @@ class Orthogonal:
 
     Attributes:
         gain: the factor of the root mean square. sides: "" plain; "out": [A; -A], for a layer whose outputs come in
-            pairs u, -u; "in": [A, -A], for one whose inputs do; "both".
+            pairs u, -u; "in": [A, -A], for one whose inputs do; "both". Of an odd number of units the last has no
+            partner: it is drawn by itself, and what reads it starts at zero.
     """
 
     gain: float
@@ -170,10 +171,15 @@ class Orthogonal:
         )
         count = math.prod(self.shape[d] for d in self.layout.batch) * self.layout.groups
         matrices = orthonormal(count, out, inner, key_of(seed, name)) * (self.gain * math.sqrt(max(out / inner, 1.0)))
+        units, read = self.layout.sizes(self.shape)
         if self.sides in ("out", "both"):
-            matrices = torch.cat([matrices, -matrices], 1)
+            parts = [matrices, -matrices]
+            if units % 2:
+                parts.append(orthonormal(count, 1, inner, key_of(seed, f"{name}\0odd")) * self.gain)
+            matrices = torch.cat(parts, 1)
         if self.sides in ("in", "both"):
-            matrices = torch.cat([matrices, -matrices], 2)
+            parts = [matrices, -matrices, matrices.new_zeros(*matrices.shape[:2], read % 2)]
+            matrices = torch.cat(parts, 2)
         return held.of(self.layout.placed(matrices.to(torch.float32), self.shape))
 
 

@@ -10,14 +10,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from chainrule.frontends.torch import Trace
 from chainrule.ir import Node, TensorType
 from chainrule.ir.field import Field
+from chainrule.ops.fields.registry import sizes
+from chainrule.verbs.fields import redrawn
 from chainrule.verbs.initialize.chain_plan import Chains
+from chainrule.verbs.initialize.derived import Derived
 from chainrule.verbs.initialize.graph_roles import Use, norms
 from chainrule.verbs.initialize.ground import Chosen, Ground
 from chainrule.verbs.initialize.laws import Constant, Normal, Stacked, scaled
@@ -36,7 +39,7 @@ class Planner:
     Args:
         traced: the program. roles: parameter -> role. given: leaf -> moments of what is not chosen here (data,
             buffers, frozen parameters). overrides: leaf -> law that the user asked for. statistics: leaf -> moments
-            of what may stay as it is.
+            of what may stay as it is. computed: weights that are functions of parameters.
         critical: chains of any length at their critical point, with the biases that it needs.
     """
 
@@ -48,6 +51,7 @@ class Planner:
         overrides: Mapping[Node, Choice],
         statistics: Mapping[Node, Field],
         critical: bool = False,
+        computed: Sequence[Derived] = (),
     ) -> None:
         self.statistics = statistics
         chosen: dict[Node, Chosen] = {}
@@ -65,6 +69,9 @@ class Planner:
         for weight, direction, _ in norms(traced):
             flow.directions.setdefault(direction, []).append(weight)
         self.ground = Ground(traced, shape_of, flow, chosen)
+        for k, weight in enumerate(computed):
+            state = redrawn(f"computed {k}", sizes(weight.node.shape), 0.0, weight.second)
+            flow.know(weight.node, state)
         for leaf, choice in overrides.items():
             if leaf in chosen:
                 self.ground.give(chosen[leaf], choice.law, choice.why)

@@ -73,6 +73,11 @@ class Propagation:
         self.forget(node)
         self.states[image] = self.forced[image] = state
 
+    def know(self, node: Node, state: Field) -> None:
+        """A value whose field is known, whatever it is made from."""
+        self.forget(node)
+        self.states[self.image[node]] = self.forced[self.image[node]] = state
+
     def assume(self, node: Node, second: float) -> None:
         """A value that cannot be predicted, taken to have this mean square."""
         self.force(node, second, f"assumed {len(self.forced)}")

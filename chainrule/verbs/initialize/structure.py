@@ -154,25 +154,25 @@ class Structure:
     @cached_property
     def merges(self) -> tuple[Merge, ...]:
         """Every addition of two values that depend on the data, in order."""
-        found = []
+        found: dict[Node, Merge] = {}
         for node in self.order:
             if node.op in _ADDS and len(node.inputs) == 2 and all(i in self.alive for i in node.inputs):
                 a, b = node.inputs
                 if a is b:
                     continue
-                merge = self._merge(node, a, b)
+                merge = self._merge(node, a, b, found)
                 if merge is not None:
-                    found.append(merge)
-        return tuple(found)
+                    found[node] = merge
+        return tuple(found.values())
 
     @cached_property
     def merge_at(self) -> dict[Node, Merge]:
         """addition -> merge."""
         return {m.node: m for m in self.merges}
 
-    def _merge(self, node: Node, a: Node, b: Node) -> Merge | None:
+    def _merge(self, node: Node, a: Node, b: Node, before: Mapping[Node, Merge]) -> Merge | None:
         for skip, branch in ((a, b), (b, a)):
-            for root in self.back(skip):
+            for root in self._stream(skip, before):
                 if root in self.alive and self.is_ancestor(root, branch) and self._weights(root, branch):
                     return Merge(node, "residual", skip, branch, root)
         shared = self._ancestors[a] & self._ancestors[b]
@@ -185,6 +185,16 @@ class Structure:
                 skip, branch = (a, b) if counts[0] == 1 else (b, a)
                 return Merge(node, "projection", skip, branch, root)
         return Merge(node, "peers", a, b, root)
+
+    def _stream(self, node: Node, before: Mapping[Node, Merge]) -> Iterator[Node]:
+        """The value and what it was before residual branches were added: branches beside each other share a root."""
+        at: Node | None = node
+        while at is not None:
+            last = at
+            for last in self.back(at):
+                yield last
+            merge = before.get(last)
+            at = merge.skip if merge is not None and merge.kind == "residual" else None
 
     def _weights(self, root: Node, end: Node) -> int:
         """How many weights there are between an ancestor and a value."""
