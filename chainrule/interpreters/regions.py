@@ -234,7 +234,7 @@ def _stretched(value: Field, shape: Sequence[int]) -> Field:
 _MOST_LEAVES = 4
 _TERMS = {2: 12, 3: 6, 4: 4}  # of a series along each leaf, by their number
 _POINTS = {3: 20, 4: 12}
-_GROUPS = {2: 1024, 3: 64, 4: 16}  # of given numbers among the leaves
+_GROUPS = {2: 320, 3: 64, 4: 16}  # of given numbers among the leaves
 
 
 def _of_several(region: Region, slope: Node | None = None, times: tuple[float, float] | None = None) -> Field:
