@@ -13,6 +13,7 @@ from typing import Any
 from chainrule.ir import Node, TensorType
 from chainrule.ir.field import Field
 from chainrule.verbs.moments import Departure
+from chainrule.verbs.scaling import factor_of
 
 _LOGITS = 9.0  # mean square of logits: a standard deviation of 3
 _MASKED = 1e8  # a mean square that only a mask has
@@ -60,9 +61,9 @@ def _written(node: Node, trace: Any, run: Any) -> tuple[float, Node] | None:
                 return None  # a product with a weight: scores of classes, not of keys
             value = run.value(at)
             return (factor**2 * value.mean_square, at.inputs[0]) if value is not None and value.known else None
-        numbers = [float(i.number) for i in at.inputs if i.number is not None]
-        if at.op.name in ("mul", "div") and numbers:
-            factor = factor * numbers[0] if at.op.name == "mul" else factor / numbers[0]
+        scale = factor_of(at)
+        if scale is not None:
+            factor *= scale
         elif at.op.name not in ("add", "sub", "where") and len(at.inputs) != 1:
             return None
         onward = [i for i in at.inputs if i.inputs and i.number is None and i.type.is_float and i.type.rank > 1]

@@ -6,6 +6,7 @@ import math
 
 from chainrule.ir import Node
 from chainrule.verbs.initialize.ground import CLOSE, Ground
+from chainrule.verbs.scaling import factor_of
 
 HEAD = 0.1  # mean square of what a model with a loss puts out
 
@@ -52,10 +53,8 @@ class Logits:
             if not onward:
                 return None
             (user, *_) = onward
-            if user.op.name in ("mul", "div"):
-                numbers = [i.number for i in user.inputs if i.number is not None]
-                if numbers:
-                    factor = factor * float(numbers[0]) if user.op.name == "mul" else factor / float(numbers[0])
+            scale = factor_of(user)
+            factor *= 1.0 if scale is None else scale
             at = user
         return None
 

@@ -8,6 +8,7 @@ from chainrule.ir import Node
 from chainrule.verbs.initialize.ground import CLOSE, Chosen, Ground
 from chainrule.verbs.initialize.laws import Normal, scaled
 from chainrule.verbs.initialize.structure import Merge
+from chainrule.verbs.scaling import factor_of
 
 ADDED_BY_BRANCHES = 0.5  # what all branches of a stream together add to its mean square, over what it begins with
 
@@ -61,9 +62,8 @@ class Merges:
             return None
         at, factor = merge.node, 1.0
         while len(users := [u for u in shape.users[at] if u in shape.alive]) == 1 and shape.passed(users[0]) is at:
-            numbers = [float(i.number) for i in users[0].inputs if i.number is not None]
-            if users[0].op.name in ("mul", "div") and numbers:
-                factor *= numbers[0] if users[0].op.name == "mul" else 1 / numbers[0]
+            scale = factor_of(users[0])
+            factor *= 1.0 if scale is None else scale
             at = users[0]
         if not factor or (factor**2 * skip > 0.9 * root):
             return None
